@@ -1,0 +1,40 @@
+"""The object adapter: policies, active objects, mailboxes, skeletons and invocations."""
+
+from objserver.adapter.adapter import Engine, ObjectAdapter
+from objserver.adapter.daemon import DaemonObject
+from objserver.adapter.exposure import expose, idempotent, oneway, readonly
+from objserver.adapter.invocation import Caller, Invocation
+from objserver.adapter.policies import (
+    ActivationPolicy,
+    Concurrent,
+    PerClient,
+    PerRequest,
+    Persistent,
+    ReadersWriter,
+    Reentrant,
+    Serial,
+    Shared,
+    ThreadingPolicy,
+)
+
+__all__ = [
+    "ActivationPolicy",
+    "Caller",
+    "Concurrent",
+    "DaemonObject",
+    "Engine",
+    "Invocation",
+    "ObjectAdapter",
+    "PerClient",
+    "PerRequest",
+    "Persistent",
+    "ReadersWriter",
+    "Reentrant",
+    "Serial",
+    "Shared",
+    "ThreadingPolicy",
+    "expose",
+    "idempotent",
+    "oneway",
+    "readonly",
+]

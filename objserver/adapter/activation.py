@@ -1,0 +1,97 @@
+"""An activation: one servant incarnating one object, with its mailbox and what the store knows of it.
+
+    empty -> active -> ended        the servant is made by the first invocation, inside the mailbox, so that
+      ^        |                    later ones wait for it without holding a thread; ending goes through the
+      +--------+                    mailbox too, and calls that came meanwhile go to the next incarnation
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from objserver.adapter.mailbox import Mailbox
+from objserver.adapter.policies import ActivationPolicy, Persistent, ThreadingPolicy
+from objserver.adapter.skeleton import Skeleton
+
+__all__ = ["EMPTY", "Activation", "Registration"]
+
+EMPTY: Any = type("Empty", (), {"__repr__": lambda self: "<no servant>"})()
+"""In place of a servant: a servant may be falsy, or even None-like, so nothing but identity is asked."""
+
+
+class Registration:
+    """What was registered under one name."""
+
+    def __init__(
+        self,
+        name: str,
+        make: Callable[[str], Any],
+        activation: ActivationPolicy,
+        threading: ThreadingPolicy,
+        *,
+        skeleton: Skeleton | None,
+        instance: Any = EMPTY,
+    ) -> None:
+        self.name = name
+        self.make = make
+        self.activation = activation
+        self.threading = threading
+        self.skeleton = skeleton
+        """None for a locator: each servant has the skeleton of its own class."""
+        self.instance = instance
+        self.keyed = skeleton is None or isinstance(activation, Persistent)
+        self.persistent = isinstance(activation, Persistent)
+        self.removed = False
+        self.active = 0
+
+    def __repr__(self) -> str:
+        return f"<Registration {self.name!r} {self.activation} {self.threading} active={self.active}>"
+
+
+class Activation:
+    """See the module's essay.  Everything below is guarded by `lock`, except what only the holder of the
+    mailbox touches (`servant`, `skeleton`, `version`, `saved`)."""
+
+    __slots__ = (
+        "end_after_streams",
+        "ended",
+        "ending",
+        "epoch",
+        "key",
+        "last_used",
+        "lock",
+        "mailbox",
+        "object_id",
+        "registration",
+        "saved",
+        "servant",
+        "skeleton",
+        "slot",
+        "streams",
+        "version",
+    )
+
+    def __init__(
+        self, slot: Any, object_id: str, key: str, registration: Registration, mailbox: Mailbox, now: float
+    ) -> None:
+        self.slot = slot
+        self.object_id = object_id
+        self.key = key
+        self.registration = registration
+        self.mailbox = mailbox
+        self.lock = threading.Lock()
+        self.servant: Any = EMPTY
+        self.skeleton = registration.skeleton
+        self.epoch = 0
+        self.version = 0
+        self.saved: bytes | None = None
+        self.streams = 0
+        self.last_used = now
+        self.end_after_streams = False
+        self.ending = False
+        self.ended = False
+
+    def __repr__(self) -> str:
+        return f"<Activation {self.object_id!r} {self.mailbox!r} version={self.version}>"

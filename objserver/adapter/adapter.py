@@ -1,0 +1,687 @@
+"""The object adapter: from an invocation to the servant that answers it.
+
+It owns the table of what is registered and the map of active objects.  A request passes through it as
+
+    admit    find the object's activation, give the invocation to its mailbox
+    run      make the servant if there is none, call it, encode the result
+    settle   save changed state through the committer, send the reply, leave the mailbox
+
+`admit` never runs foreign code (a Shared locator excepted) and decides the order; `run` may take as long as
+the servant likes.  They are apart so that the engine can let another thread lead while a servant runs, without
+losing the order in which requests came.  The adapter has no thread and no socket: the engine it is given runs
+what it submits, callers send what it encodes, the clock is an argument.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import threading as threads
+from collections.abc import Callable, Coroutine, Iterator
+from functools import partial
+from types import CoroutineType
+from typing import Any, Protocol
+
+from objserver import errors, pyro5
+from objserver.adapter import state
+from objserver.adapter.activation import EMPTY, Activation, Registration
+from objserver.adapter.invocation import Invocation
+from objserver.adapter.mailbox import Mailbox
+from objserver.adapter.policies import (
+    ActivationPolicy,
+    Concurrent,
+    PerClient,
+    PerRequest,
+    Persistent,
+    Serial,
+    Shared,
+    ThreadingPolicy,
+    check_combination,
+)
+from objserver.adapter.skeleton import Skeleton
+from objserver.adapter.streams import StreamTable
+from objserver.clock import Clock
+from objserver.codecs import Codecs
+from objserver.invocation import Facts, in_progress
+from objserver.references import DAEMON_ID, Reference
+from objserver.settings import ServerSettings
+from objserver.storage import Change, Committer, Store
+
+__all__ = ["Engine", "ObjectAdapter"]
+
+log = logging.getLogger("objserver.adapter")
+
+
+class Engine(Protocol):
+    """What runs the adapter's work."""
+
+    def submit(self, work: Callable[[], None]) -> None: ...
+    def run_coroutine(
+        self, coroutine: Coroutine[Any, Any, Any], done: Callable[[Any, BaseException | None], None]
+    ) -> None: ...
+
+
+class _Nobody:
+    """The caller of the adapter's own errands."""
+
+    def encode_result(self, value: Any, facts: Facts) -> bytes:
+        return b""
+
+    def encode_stream(self, stream_id: str, facts: Facts) -> bytes:
+        return b""
+
+    def encode_error(self, error: BaseException, facts: Facts) -> bytes:
+        log.error("ending %s: %s", facts.object_id, error, exc_info=error)
+        return b""
+
+    def send(self, reply: bytes) -> None:
+        pass
+
+
+_NOBODY = _Nobody()
+_LAZY_VIEWS = (type({}.keys()), type({}.values()), type({}.items()))
+
+
+class ObjectAdapter:
+    """See the module's essay.  All public methods may be called from any thread."""
+
+    def __init__(
+        self,
+        *,
+        codecs: Codecs,
+        engine: Engine,
+        settings: ServerSettings,
+        clock: Clock,
+        store: Store | None = None,
+        committer: Committer | None = None,
+    ) -> None:
+        self.codecs = codecs
+        self.settings = settings
+        self.streams = StreamTable(settings)
+        self._engine = engine
+        self._clock = clock
+        self._store = store
+        self._committer = committer
+        self._lock = threads.Lock()
+        self._registrations: dict[str, Registration] = {}
+        self._active: dict[Any, Activation] = {}
+        self._ids: dict[int, str] = {}
+        self.invocations = 0
+        self.activations = 0
+        self.passivations = 0
+
+    # -- what is served ------------------------------------------------------------------------------
+
+    def register(
+        self,
+        thing: Any,
+        name: str,
+        activation: ActivationPolicy | None,
+        threading: ThreadingPolicy | None,
+    ) -> Registration:
+        """Serve a class, an instance or a locator (a function from key to servant) under `name`."""
+        is_class = isinstance(thing, type)
+        is_locator = not is_class and (inspect.isroutine(thing) or isinstance(thing, partial))
+        skeleton = None if is_locator else Skeleton.of(thing if is_class else type(thing))
+        if skeleton is not None and skeleton.empty:
+            raise errors.RegistrationError(
+                f"{skeleton.cls.__name__} exposes nothing; decorate it, or some of its methods, with @expose"
+            )
+        make: Callable[[str], Any] = thing if is_locator else (lambda key: thing())
+        if skeleton is not None and is_class:
+            mode, creator = getattr(thing, "_pyroInstancing", ("session", None))
+            if creator is not None:
+                make = lambda key: creator(thing)  # noqa: E731
+            if activation is None:
+                activation = _pyro5_policy(mode) if skeleton.written_for_pyro5 else Shared()
+        activation = activation or Shared()
+        if threading is None:
+            # Pyro5 calls servants from many threads at once; what was written for it may count on that.
+            for_pyro5 = skeleton is not None and skeleton.written_for_pyro5
+            free = for_pyro5 and isinstance(activation, (Shared, PerClient))
+            threading = Concurrent() if free else Serial()
+        instance = EMPTY if is_class or is_locator else thing
+        check_combination(
+            activation, threading, instance=instance is not EMPTY, store=self._store is not None
+        )
+        if not isinstance(name, str) or not name or any(c.isspace() or c == "@" for c in name):
+            raise errors.RegistrationError(f"{name!r} cannot be an object's name: no blanks and no '@', please")
+        registration = Registration(name, make, activation, threading, skeleton=skeleton, instance=instance)
+        with self._lock:
+            if name in self._registrations:
+                raise errors.RegistrationError(f"the name {name!r} is taken; unregister it first")
+            self._registrations[name] = registration
+            if instance is not EMPTY:
+                self._ids[id(instance)] = name
+        return registration
+
+    def unregister(self, name: str) -> None:
+        """Stop serving `name`; its servants end after the calls that have begun."""
+        with self._lock:
+            registration = self._registrations.pop(name, None)
+            if registration is None:
+                raise errors.ObjectNotFound(f"nothing is registered as {name!r}")
+            registration.removed = True
+            if registration.instance is not EMPTY:
+                self._ids.pop(id(registration.instance), None)
+            ending = [a for a in self._active.values() if a.registration is registration]
+        for activation in ending:
+            self.end(activation)
+
+    def registered(self) -> list[str]:
+        """Names of everything registered, Pyro.Daemon included."""
+        return list(self._registrations)
+
+    def find(self, object_id: str) -> tuple[Registration, str]:
+        """The registration an object id belongs to, and the key inside it."""
+        registration = self._registrations.get(object_id)
+        if registration is not None:
+            return registration, ""
+        at = object_id.rfind("/")
+        while at > 0:
+            registration = self._registrations.get(object_id[:at])
+            if registration is not None and registration.keyed:
+                return registration, object_id[at + 1 :]
+            at = object_id.rfind("/", 0, at)
+        raise errors.ObjectNotFound(f"unknown object {object_id!r}: nothing of that name is served here")
+
+    def metadata(self, object_id: str) -> dict[str, set[str]]:
+        """What a proxy must know of an object: exposed `methods`, `oneway` methods and `attrs`."""
+        registration, key = self.find(object_id)
+        skeleton = registration.skeleton
+        if skeleton is None:
+            skeleton = self._skeleton_of(registration.make(key), object_id)
+        return skeleton.metadata
+
+    def reference_id(self, servant: object) -> str | None:
+        """The id of the object that `servant` incarnates here, if it does."""
+        return self._ids.get(id(servant))
+
+    # -- one invocation ------------------------------------------------------------------------------
+
+    def admit(self, invocation: Invocation) -> bool:
+        """Put an invocation in its place.  True: the caller must `run` it now."""
+        facts = invocation.facts
+        self.invocations += 1
+        try:
+            if facts.object_id == DAEMON_ID and facts.method == "get_next_stream_item":
+                activation = self._route_to_stream(invocation)
+                return self._offer(activation, invocation)
+            while True:
+                activation = self._active.get(facts.object_id) or self._activation_for(facts)
+                facts.name = activation.registration.name
+                if activation.skeleton is not None:
+                    self._resolve(invocation, activation.skeleton)
+                if self._offer(activation, invocation):
+                    return True
+                if invocation.activation is activation:
+                    return False
+        except Exception as problem:
+            self._reply(invocation, None, problem)
+            return False
+
+    def _offer(self, activation: Activation, invocation: Invocation) -> bool:
+        with activation.lock:
+            if activation.ended:
+                invocation.activation = _ENDED
+                return False
+            invocation.activation = activation
+            return activation.mailbox.offer(invocation)
+
+    def run(self, invocation: Invocation | None) -> None:
+        """Run an admitted invocation, and then those that its end lets this thread run."""
+        while invocation is not None:
+            token = in_progress.set(invocation.facts)
+            value = error = None
+            try:
+                value = self._perform(invocation)
+            except BaseException as problem:
+                error = problem
+            finally:
+                in_progress.reset(token)
+            if type(value) is CoroutineType:
+                self._engine.run_coroutine(value, partial(self._coroutine_done, invocation))
+                return
+            invocation = self._settle(invocation, value, error)
+
+    def _perform(self, invocation: Invocation) -> Any:
+        activation = invocation.activation
+        if invocation.ends:
+            return self._passivate(activation)
+        if activation.servant is EMPTY:
+            self._activate(activation)
+        servant = activation.servant
+        if invocation.work is not None:
+            return invocation.work(servant)
+        if not invocation.members:
+            assert activation.skeleton is not None
+            self._resolve(invocation, activation.skeleton)
+        facts = invocation.facts
+        if facts.peer_context is not None:
+            pyro5.enter_call_context(facts.peer_context)
+        if not invocation.batch:
+            member, args, kwargs = invocation.members[0]
+            value = member.call(servant, *args, **kwargs)
+        elif any(member.asynchronous for member, _, _ in invocation.members):
+            return self._batch_async(servant, invocation)
+        else:
+            value = []
+            for member, args, kwargs in invocation.members:
+                try:
+                    value.append(member.call(servant, *args, **kwargs))
+                except Exception as problem:
+                    value.append(pyro5.ExceptionWrapper(self._with_traceback(problem)))
+                    break
+        if facts.peer_context is not None:
+            facts.response_annotations.update(pyro5.call_context.response_annotations)
+        return value
+
+    async def _batch_async(self, servant: Any, invocation: Invocation) -> list[Any]:
+        values: list[Any] = []
+        for member, args, kwargs in invocation.members:
+            try:
+                value = member.call(servant, *args, **kwargs)
+                values.append(await value if member.asynchronous else value)
+            except Exception as problem:
+                values.append(pyro5.ExceptionWrapper(self._with_traceback(problem)))
+                break
+        return values
+
+    def _with_traceback(self, problem: BaseException) -> BaseException:
+        if self.settings.tracebacks:
+            import traceback
+
+            problem._pyroTraceback = traceback.format_exception(problem)  # type: ignore[attr-defined]
+        return problem
+
+    def _resolve(self, invocation: Invocation, skeleton: Skeleton) -> None:
+        members = []
+        readonly = True
+        for method, args, kwargs in invocation.calls:
+            member, args = skeleton.find(method, args)
+            members.append((member, args, kwargs))
+            readonly = readonly and member.readonly
+        invocation.members = members
+        invocation.readonly = readonly
+
+    def _coroutine_done(self, invocation: Invocation, value: Any, error: BaseException | None) -> None:
+        following = self._settle(invocation, value, error)
+        if following is not None:
+            self._engine.submit(partial(self.run, following))
+
+    def _settle(
+        self, invocation: Invocation, value: Any, error: BaseException | None
+    ) -> Invocation | None:
+        """Encode, save, send, leave.  Returns the invocation that this thread should run next."""
+        activation = invocation.activation
+        reply = self._encode(invocation, value, error)
+        if activation.registration.persistent and not invocation.readonly and activation.servant is not EMPTY:
+            try:
+                data = state.capture(activation.servant, self.codecs)
+            except errors.StateError as problem:
+                # The servant is no longer what the store can hold: it goes, and the object stays as it was.
+                self._discard(activation)
+                reply = self._encode(invocation, None, problem)
+            else:
+                if data != activation.saved:
+                    self._save(invocation, data, reply)
+                    return None
+        if not invocation.oneway:
+            invocation.caller.send(reply)
+        return self._leave(invocation)
+
+    def _save(self, invocation: Invocation, data: bytes, reply: bytes) -> None:
+        activation = invocation.activation
+        change = Change(
+            type=activation.registration.name,
+            key=activation.key,
+            epoch=activation.epoch,
+            version=activation.version,
+            codec=state.CODEC,
+            state_version=state.state_version(activation.servant),
+            state=data,
+        )
+
+        def done(problem: BaseException | None) -> None:
+            nonlocal reply
+            if problem is None:
+                activation.version += 1
+                activation.saved = data
+            else:
+                self._discard(activation)
+                reply = self._encode(invocation, None, problem)
+            if not invocation.oneway:
+                invocation.caller.send(reply)
+            following = self._leave(invocation)
+            if following is not None:
+                self._engine.submit(partial(self.run, following))
+
+        assert self._committer is not None
+        try:
+            self._committer.submit(change, done)
+        except errors.ObjServerError as problem:
+            done(problem)
+
+    def _encode(self, invocation: Invocation, value: Any, error: BaseException | None) -> bytes:
+        caller, facts = invocation.caller, invocation.facts
+        if error is None:
+            if invocation.oneway:
+                return b""
+            try:
+                if isinstance(value, Iterator) and not invocation.batch and invocation.work is None:
+                    return caller.encode_stream(self._open_stream(invocation, value), facts)
+                if type(value) in _LAZY_VIEWS:
+                    raise errors.SerializeError("a dict view is not sent; return list(...) of it")
+                return caller.encode_result(value, facts)
+            except Exception as problem:
+                error = problem
+        if invocation.oneway:
+            log.warning("oneway %s.%s failed", facts.object_id, facts.method, exc_info=error)
+            return b""
+        return caller.encode_error(error, facts)
+
+    def _reply(self, invocation: Invocation, value: Any, error: BaseException | None) -> None:
+        reply = self._encode(invocation, value, error)
+        if not invocation.oneway:
+            invocation.caller.send(reply)
+
+    def _leave(self, invocation: Invocation) -> Invocation | None:
+        activation = invocation.activation
+        if invocation.ends:
+            self._close_servant(activation)
+        with activation.lock:
+            if invocation.ends:
+                activation.ending = activation.end_after_streams = False
+            starting = activation.mailbox.leave(invocation)
+            if not starting:
+                activation.last_used = self._clock.monotonic()
+                if activation.mailbox.idle and self._is_over(activation):
+                    activation.ended = True
+        if activation.ended:
+            self._forget(activation)
+            self._close_servant(activation)
+        if not starting:
+            return None
+        for other in starting[1:]:
+            self._engine.submit(partial(self.run, other))
+        return starting[0]
+
+    # -- activation ----------------------------------------------------------------------------------
+
+    def _activation_for(self, facts: Facts) -> Activation:
+        """Find or make the activation that a new invocation of an object belongs to."""
+        registration, key = self.find(facts.object_id)
+        policy = registration.activation
+        slot: Any = facts.object_id
+        servant = registration.instance
+        if isinstance(policy, PerRequest):
+            slot = object()
+        elif isinstance(policy, PerClient):
+            slot = (facts.object_id, facts.session)
+        elif registration.skeleton is None and isinstance(policy, Shared):
+            servant = registration.make(key)
+            self._skeleton_of(servant, facts.object_id)
+            slot = (registration.name, id(servant))
+        with self._lock:
+            found = self._active.get(slot)
+            if found is not None:
+                return found
+            if isinstance(policy, PerClient) and registration.active >= policy.capacity:
+                raise errors.ServerBusy(
+                    f"{registration.name} already serves {registration.active} client sessions (its capacity)"
+                )
+            mailbox = Mailbox(registration.threading, self.settings.mailbox_size_max)
+            made = Activation(slot, facts.object_id, key, registration, mailbox, self._clock.monotonic())
+            if servant is not EMPTY:
+                made.servant = servant
+                made.skeleton = self._skeleton_of(servant, facts.object_id)
+                mailbox.open = True
+            self._active[slot] = made
+            registration.active += 1
+            crowded = isinstance(policy, Persistent) and registration.active > policy.capacity
+        if crowded:
+            self._evict(registration)
+        return made
+
+    def _skeleton_of(self, servant: object, object_id: str) -> Skeleton:
+        skeleton = Skeleton.of(type(servant))
+        if skeleton.empty:
+            raise errors.ActivationError(
+                f"{object_id!r} is a {type(servant).__name__}, which exposes nothing; decorate it with @expose"
+            )
+        return skeleton
+
+    def _activate(self, activation: Activation) -> None:
+        """Make the servant.  Runs inside the mailbox, which lets nobody else in before."""
+        registration = activation.registration
+        if registration.removed:
+            raise errors.ObjectNotFound(f"{registration.name!r} has been unregistered")
+        try:
+            servant = registration.make(activation.key)
+            skeleton = activation.skeleton or self._skeleton_of(servant, activation.object_id)
+            if registration.persistent:
+                self._restore(activation, servant)
+            hook = getattr(servant, "on_activate", None)
+            if hook is not None:
+                hook()
+        except errors.ObjServerError:
+            raise
+        except Exception as problem:
+            raise errors.ActivationError(
+                f"no servant for {activation.object_id!r}: {type(problem).__name__}: {problem}"
+            ) from problem
+        self.activations += 1
+        activation.servant = servant
+        activation.skeleton = skeleton
+        self._ids[id(servant)] = activation.object_id
+        with activation.lock:
+            activation.mailbox.open = True
+            starting = activation.mailbox.startable() if activation.mailbox.waiting else []
+        for other in starting:
+            self._engine.submit(partial(self.run, other))
+
+    def _restore(self, activation: Activation, servant: Any) -> None:
+        assert self._store is not None
+        record = self._store.load(activation.registration.name, activation.key)
+        if record is None:
+            activation.epoch = activation.version = 0
+            activation.saved = None
+            return
+        activation.epoch, activation.version = record.epoch, record.version
+        activation.saved = record.state
+        if record.state is not None:
+            if record.codec != state.CODEC:
+                raise errors.StoreError(
+                    f"the state of {activation.object_id!r} is in encoding {record.codec}, unknown here"
+                )
+            state.restore(servant, record.state, record.state_version, self.codecs)
+
+    def _discard(self, activation: Activation) -> None:
+        """Drop a servant whose memory may differ from the store; the next call loads the object again."""
+        self._close_servant(activation)
+        with activation.lock:
+            activation.mailbox.open = False
+
+    # -- ending --------------------------------------------------------------------------------------
+
+    def end(self, activation: Activation) -> None:
+        """Passivate (Persistent) or end a servant, in its turn."""
+        with activation.lock:
+            if activation.ending or activation.ended:
+                return
+            if activation.streams:
+                activation.end_after_streams = True
+                return
+            activation.ending = True
+        facts = Facts(activation.object_id, activation.registration.name, "on_passivate")
+        invocation = Invocation(facts, (), _NOBODY)
+        invocation.ends = True
+        if self._offer(activation, invocation):
+            self._engine.submit(partial(self.run, invocation))
+
+    def _passivate(self, activation: Activation) -> None:
+        if activation.servant is EMPTY or activation.registration.instance is not EMPTY:
+            return
+        self.passivations += 1
+        hook = getattr(activation.servant, "on_passivate", None)
+        if hook is not None:
+            hook()
+
+    def _is_over(self, activation: Activation) -> bool:
+        """Whether an idle activation has nothing to stay for.  Called with its lock held."""
+        registration = activation.registration
+        if activation.streams:
+            return False
+        if activation.servant is EMPTY:
+            return True
+        return isinstance(registration.activation, PerRequest) or (
+            registration.skeleton is None and isinstance(registration.activation, Shared)
+        )
+
+    def _forget(self, activation: Activation) -> None:
+        with self._lock:
+            if self._active.get(activation.slot) is activation:
+                del self._active[activation.slot]
+                activation.registration.active -= 1
+
+    def _close_servant(self, activation: Activation) -> None:
+        servant, activation.servant = activation.servant, EMPTY
+        registration = activation.registration
+        if servant is EMPTY or registration.instance is not EMPTY:
+            return
+        self._ids.pop(id(servant), None)
+        if registration.skeleton is None and isinstance(registration.activation, Shared):
+            return  # the locator keeps its servants
+        skeleton = activation.skeleton
+        close = getattr(servant, "close", None)
+        if close is not None and (skeleton is None or "close" not in skeleton.methods):
+            try:
+                close()
+            except Exception:
+                log.exception("close() of a servant of %s failed", activation.object_id)
+
+    def _evict(self, registration: Registration) -> None:
+        """Passivate the least recently used; a few at once, so that sorting is rare."""
+        policy = registration.activation
+        assert isinstance(policy, Persistent)
+        with self._lock:
+            idle = [
+                a for a in self._active.values()
+                if a.registration is registration and a.mailbox.idle and not a.streams and not a.ending
+                and a.servant is not EMPTY
+            ]  # fmt: skip
+        idle.sort(key=lambda a: a.last_used)
+        surplus = registration.active - policy.capacity
+        for activation in idle[: surplus + policy.capacity // 16]:
+            self.end(activation)
+
+    def end_session(self, session: str) -> None:
+        """A client session is over: its PerClient servants end, its streams linger."""
+        self.streams_orphaned(session)
+        with self._lock:
+            ending = [a for a in self._active.values() if type(a.slot) is tuple and a.slot[1] == session]
+        for activation in ending:
+            self.end(activation)
+
+    def streams_orphaned(self, session: str) -> None:
+        """A client's connection is gone: its streams linger."""
+        for stream in self.streams.orphan(session, self._clock.monotonic()):
+            self._stream_ended(stream.activation)
+
+    def housekeeping(self, now: float) -> None:
+        """Passivate what has been idle too long, close what outlived its time.  Call about once a second."""
+        for stream in self.streams.expire(now):
+            self._stream_ended(stream.activation)
+        with self._lock:
+            active = list(self._active.values())
+        for activation in active:
+            timeout = getattr(activation.registration.activation, "idle_timeout_s", None)
+            if timeout is not None and now - activation.last_used >= timeout and activation.mailbox.idle:
+                self.end(activation)
+
+    def end_all(self) -> None:
+        """Every servant ends, in its turn; `active` tells when they have."""
+        with self._lock:
+            active = list(self._active.values())
+        for activation in active:
+            activation.streams = 0  # nobody can draw from them any more
+            self.end(activation)
+
+    @property
+    def active(self) -> int:
+        """Number of activations."""
+        return len(self._active)
+
+    @property
+    def busy(self) -> int:
+        """Number of activations that run or await invocations."""
+        with self._lock:
+            return sum(not a.mailbox.idle for a in self._active.values())
+
+    # -- streams -------------------------------------------------------------------------------------
+
+    def _open_stream(self, invocation: Invocation, iterator: Iterator[Any]) -> str:
+        activation = invocation.activation
+        stream_id = self.streams.open(
+            iterator, activation, invocation.facts.session, self._clock.monotonic()
+        )
+        with activation.lock:
+            activation.streams += 1
+        return stream_id
+
+    def _route_to_stream(self, invocation: Invocation) -> Activation:
+        """The next item is drawn inside the mailbox of the object whose generator it is."""
+        args = invocation.calls[0][1]
+        stream_id = args[0] if args else None
+        stream = self.streams.claim(stream_id, invocation.facts.session)
+        invocation.work = partial(self._draw, stream_id, stream.iterator)
+        return stream.activation
+
+    def _draw(self, stream_id: Any, iterator: Iterator[Any], servant: Any) -> Any:
+        try:
+            return next(iterator)
+        except BaseException:
+            self.close_stream(stream_id)
+            raise
+
+    def close_stream(self, stream_id: str) -> None:
+        """The client is done with a stream."""
+        stream = self.streams.close(stream_id)
+        if stream is not None:
+            self._stream_ended(stream.activation)
+
+    def _stream_ended(self, activation: Activation) -> None:
+        with activation.lock:
+            activation.streams = max(0, activation.streams - 1)
+            last = not activation.streams
+        if last and (
+            activation.end_after_streams or isinstance(activation.registration.activation, PerRequest)
+        ):
+            self.end(activation)
+
+    def reference(self, object_id: str, location: Any) -> Reference:
+        """The reference of an object at `location`; ObjectNotFound if nothing here serves it."""
+        self.find(object_id)
+        return Reference("PYRO", object_id, location)
+
+    def statistics(self) -> dict[str, Any]:
+        """Counts, and the bounds they run against."""
+        return {
+            "registered": len(self._registrations),
+            "invocations": self.invocations,
+            "activations": self.activations,
+            "passivations": self.passivations,
+            "active_objects": len(self._active),
+            "busy_objects": self.busy,
+            "streams": len(self.streams),
+            "streams_max": self.settings.streams_max,
+            "mailbox_size_max": self.settings.mailbox_size_max,
+        }
+
+
+def _pyro5_policy(mode: str) -> ActivationPolicy:
+    """What Pyro5's @behavior(instance_mode=...) means here."""
+    return {"single": Shared(), "session": PerClient(), "percall": PerRequest()}[mode]
+
+
+_ENDED: Any = object()

@@ -1,0 +1,60 @@
+"""The object `Pyro.Daemon`, through which a client asks a server about itself.
+
+Its members are those of Pyro5's daemon object, which stock proxies and tools call, and
+`release_session`, with which our proxies end a session before its idle timeout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from objserver.adapter.exposure import expose, oneway, readonly
+from objserver.invocation import current
+
+if TYPE_CHECKING:
+    from objserver.adapter.adapter import ObjectAdapter
+
+__all__ = ["DaemonObject"]
+
+
+@expose
+class DaemonObject:
+    """The servant of `Pyro.Daemon`."""
+
+    def __init__(self, adapter: ObjectAdapter, describe: Callable[[], str]) -> None:
+        self._adapter = adapter
+        self._describe = describe
+
+    @readonly
+    def registered(self) -> list[str]:
+        """Names of all registered objects."""
+        return self._adapter.registered()
+
+    @readonly
+    def ping(self) -> None:
+        """Does nothing."""
+
+    @readonly
+    def info(self) -> str:
+        """A sentence about the server."""
+        return self._describe()
+
+    @readonly
+    def get_metadata(self, object_id: str) -> dict[str, set[str]]:
+        """Exposed `methods`, `oneway` methods and `attrs` of an object."""
+        return self._adapter.metadata(object_id)
+
+    def get_next_stream_item(self, stream_id: str) -> Any:
+        """Listed for stock clients; the adapter routes the call to the object the stream belongs to."""
+        raise AssertionError("routed by the adapter")
+
+    @oneway
+    def close_stream(self, stream_id: str) -> None:
+        """Forget an item stream."""
+        self._adapter.close_stream(stream_id)
+
+    @oneway
+    def release_session(self) -> None:
+        """End the session of the caller: its PerClient servants are closed."""
+        self._adapter.end_session(current.session)

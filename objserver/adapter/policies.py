@@ -1,0 +1,150 @@
+"""Activation and threading policies: frozen values chosen when something is registered.
+
+An activation policy says which servant incarnates an object and for how long; a threading policy says
+how the invocations of one servant are ordered.  Not every pair has a meaning: `check_combination` refuses
+the others with the reason, at registration and not at the first call.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from typing import TYPE_CHECKING, ClassVar
+
+from objserver import errors
+
+if TYPE_CHECKING:
+    from objserver.adapter.invocation import Invocation
+
+__all__ = [
+    "ActivationPolicy",
+    "Concurrent",
+    "PerClient",
+    "PerRequest",
+    "Persistent",
+    "ReadersWriter",
+    "Reentrant",
+    "Serial",
+    "Shared",
+    "ThreadingPolicy",
+    "check_combination",
+]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PerRequest:
+    """A new servant for every invocation, ended after the reply."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PerClient:
+    """One servant for each client session.
+
+    A session of our peers is a proxy (or a name given to several); that of a stock Pyro5 client is its
+    connection.  It ends when the proxy is released, the stock connection closes, or nothing was called for
+    `idle_timeout_s` seconds.  Beyond `capacity` sessions new ones are refused with ServerBusy, because
+    dropping the state of a client that still counts on it would be worse.
+    """
+
+    idle_timeout_s: float = 600.0
+    capacity: int = 10_000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Persistent:
+    """One servant per key, its state kept in the server's store.
+
+    The object exists for ever; its servant is passivated after `idle_timeout_s` seconds without a call,
+    and least recently used first when more than `capacity` are active.
+    """
+
+    idle_timeout_s: float = 300.0
+    capacity: int = 10_000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shared:
+    """One servant for everybody, while registered."""
+
+
+ActivationPolicy = PerRequest | PerClient | Persistent | Shared
+
+
+@dataclasses.dataclass(frozen=True)
+class Serial:
+    """One invocation at a time, in the order of arrival."""
+
+    exclusive: ClassVar[bool] = True
+
+    def admits(self, running: Collection[Invocation], invocation: Invocation) -> bool:
+        """Whether `invocation` may start beside those that are `running`."""
+        return not running
+
+    def overtakes(self, running: Collection[Invocation], invocation: Invocation) -> bool:
+        """Whether `invocation` may start although others wait in front of it."""
+        return False
+
+
+@dataclasses.dataclass(frozen=True)
+class Reentrant(Serial):
+    """As Serial, but a call that belongs to the call chain now inside the object may enter."""
+
+    exclusive: ClassVar[bool] = False
+
+    def admits(self, running: Collection[Invocation], invocation: Invocation) -> bool:
+        return not running or self.overtakes(running, invocation)
+
+    def overtakes(self, running: Collection[Invocation], invocation: Invocation) -> bool:
+        chain = invocation.facts.chain
+        return bool(chain) and any(inside.facts.id in chain for inside in running)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadersWriter(Serial):
+    """`@readonly` members together, others alone; a waiting writer is not overtaken by readers."""
+
+    def admits(self, running: Collection[Invocation], invocation: Invocation) -> bool:
+        return not running or (invocation.readonly and all(inside.readonly for inside in running))
+
+
+@dataclasses.dataclass(frozen=True)
+class Concurrent(Serial):
+    """Up to `limit` invocations at once; the author of the servant takes care."""
+
+    limit: int = 64
+
+    exclusive: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.limit < 1:
+            raise ValueError(f"Concurrent(limit={self.limit}): at least one invocation must be allowed")
+
+    def admits(self, running: Collection[Invocation], invocation: Invocation) -> bool:
+        return len(running) < self.limit
+
+
+ThreadingPolicy = Serial | Reentrant | ReadersWriter | Concurrent
+
+
+def check_combination(
+    activation: ActivationPolicy, threading: ThreadingPolicy, *, instance: bool, store: bool
+) -> None:
+    """RegistrationError with the reason if these cannot go together."""
+    kind, order = type(activation).__name__, type(threading).__name__
+    if instance and not isinstance(activation, Shared):
+        raise errors.RegistrationError(
+            f"an instance cannot be {kind}: it is one servant, so it is Shared; register its class instead"
+        )
+    if isinstance(activation, Persistent) and not store:
+        raise errors.RegistrationError(
+            "Persistent objects need a store: ObjectServer(..., store='sqlite:///objects.db')"
+        )
+    if isinstance(activation, Persistent) and isinstance(threading, Concurrent):
+        raise errors.RegistrationError(
+            "Persistent with Concurrent could save a state in the middle of another call; "
+            "use Serial, Reentrant or ReadersWriter"
+        )
+    if isinstance(activation, PerRequest) and order in ("Reentrant", "ReadersWriter"):
+        raise errors.RegistrationError(
+            f"PerRequest with {order} means nothing: no servant ever sees two invocations; leave it Serial"
+        )

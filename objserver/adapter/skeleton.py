@@ -1,0 +1,109 @@
+"""Skeletons: the table from member name to call, computed once for each class.
+
+A name that came over the wire is looked up in this table and nowhere else; it never reaches `getattr`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from objserver import errors
+from objserver.adapter.exposure import _functions, is_private, written_for_pyro5
+
+__all__ = ["Member", "Skeleton"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Member:
+    """One exposed method, or the getter or setter of an exposed property."""
+
+    name: str
+    call: Callable[..., Any]
+    oneway: bool = False
+    readonly: bool = False
+    idempotent: bool = False
+    asynchronous: bool = False
+
+
+class Skeleton:
+    """What a class offers: `methods`, `getters` and `setters` by name."""
+
+    def __init__(self, cls: type) -> None:
+        self.cls = cls
+        self.methods: dict[str, Member] = {}
+        self.getters: dict[str, Member] = {}
+        self.setters: dict[str, Member] = {}
+        exposed: list[Callable[..., Any]] = []
+        for name in dir(cls):
+            if is_private(name):
+                continue
+            raw = inspect.getattr_static(cls, name)
+            functions = [f for f in _functions(raw) if getattr(f, "_pyroExposed", False)]
+            if not functions:
+                continue
+            exposed += functions
+            if isinstance(raw, property):
+                # One mark is enough for both directions, as in Pyro5.
+                if raw.fget is not None:
+                    self.getters[name] = Member(name, raw.fget, readonly=True)
+                if raw.fset is not None:
+                    self.setters[name] = Member(name, raw.fset)
+            else:
+                self.methods[name] = self._method(name, raw, functions[0])
+        self.written_for_pyro5 = written_for_pyro5(exposed) or hasattr(cls, "_pyroInstancing")
+        self.empty = not exposed
+        self.metadata = {
+            "methods": set(self.methods),
+            "oneway": {name for name, member in self.methods.items() if member.oneway},
+            "attrs": set(self.getters) | set(self.setters),
+        }
+
+    @staticmethod
+    def _method(name: str, raw: Any, function: Callable[..., Any]) -> Member:
+        call: Callable[..., Any] = function
+        if isinstance(raw, staticmethod):
+
+            def call(_servant: object, *args: Any, **kwargs: Any) -> Any:
+                return function(*args, **kwargs)
+
+        elif isinstance(raw, classmethod):
+
+            def call(servant: object, *args: Any, **kwargs: Any) -> Any:
+                return function(type(servant), *args, **kwargs)
+
+        return Member(
+            name,
+            call,
+            oneway=getattr(function, "_pyroOneway", False),
+            readonly=getattr(function, "_objserver_readonly", False),
+            idempotent=getattr(function, "_objserver_idempotent", False),
+            asynchronous=inspect.iscoroutinefunction(function),
+        )
+
+    @staticmethod
+    @functools.lru_cache(maxsize=1024)
+    def of(cls: type) -> Skeleton:
+        """The skeleton of `cls`; computed once."""
+        return Skeleton(cls)
+
+    def find(self, method: str, args: Any) -> tuple[Member, Any]:
+        """The member that a request means, and the arguments left for it.
+
+        Attribute access travels as Pyro5's pseudo-methods `__getattr__` and `__setattr__`.
+        """
+        member = self.methods.get(method)
+        if member is not None:
+            return member, args
+        if method in ("__getattr__", "__setattr__") and args and isinstance(args[0], str):
+            table, verb = (
+                (self.getters, "get") if method == "__getattr__" else (self.setters, "set")
+            )
+            member = table.get(args[0])
+            if member is not None:
+                return member, args[1:]
+            raise errors.MemberNotFound(f"{self.cls.__name__} has no exposed attribute {args[0]!r} to {verb}")
+        raise errors.MemberNotFound(f"{self.cls.__name__} has no exposed method {method!r}")

@@ -1,0 +1,212 @@
+"""One connection of a client: connect, greet, then one request and its reply at a time.
+
+The socket blocks, and the time allowed for an answer is given to the kernel (SO_RCVTIMEO), so a call costs two
+system calls and no polling.  After anything but a clean reply the connection is closed: otherwise the late
+answer of this call would be taken for the answer of the next.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from objserver import errors
+from objserver.codecs import Codec, Codecs
+from objserver.references import Location
+from objserver.settings import Limits
+from objserver.wire import Extension, Flag, Frame, FrameParser, FrameType, encode_frame
+from objserver.wire import extension as wire_extension
+
+__all__ = ["ClientConnection", "Metadata"]
+
+READ_SIZE = 256 * 1024
+_TIMEVAL = struct.Struct("ll")
+
+
+class Metadata:
+    """What the server says of an object: names of its `methods`, `oneway` methods and attributes `attrs`."""
+
+    __slots__ = ("attrs", "methods", "oneway")
+
+    def __init__(self, data: Any) -> None:
+        try:
+            self.methods = frozenset(data["methods"])
+            self.oneway = frozenset(data["oneway"])
+            self.attrs = frozenset(data["attrs"])
+        except (TypeError, KeyError):
+            raise errors.ProtocolError("the server sent no usable description of the object") from None
+
+
+class ClientConnection:
+    """A connected and greeted socket.  `native` says whether the other side is one of our peers."""
+
+    def __init__(
+        self,
+        location: Location,
+        object_id: str,
+        *,
+        codecs: Codecs,
+        serializer: str | None,
+        handshake: Any,
+        session: str,
+        timeout_s: float | None,
+        limits: Limits,
+    ) -> None:
+        self.location = location
+        self.last_used = time.monotonic()
+        self._parser = FrameParser(limits)
+        self._sequence = 0
+        self._timeout_s: float | None = None
+        self._sock = _connect(location, timeout_s)
+        try:
+            self._set_timeout(timeout_s)
+            codec = codecs.by_name[serializer or "serpent"]
+            greeting = {
+                "handshake": handshake,
+                "object": object_id,
+                wire_extension.KEY: Extension(session=session).to_data(),
+            }
+            if serializer is not None:
+                del greeting[wire_extension.KEY]  # who chose a stock serializer wants a stock conversation
+            frame = encode_frame(FrameType.CONNECT, codec.serializer_id, 0, 0, codec.encode(greeting))
+            reply = self._exchange(frame)
+            answer = codecs.get(reply.serializer_id).decode(reply.payload) if reply.payload else None
+            if reply.type != FrameType.CONNECT_OK:
+                raise errors.ConnectFailed(f"{location} refused the connection: {answer}")
+            if not isinstance(answer, dict):
+                raise errors.ProtocolError(f"{location} answered the handshake with {type(answer).__name__}")
+            self.handshake = answer.get("handshake")
+            self.metadata = Metadata(answer.get("meta"))
+            peer = Extension.from_handshake(answer)
+            self.native = peer is not None
+            self.frame_size_max = peer.frame_size_max if peer else 0
+            self.codec: Codec = codecs.native if peer else codec
+        except errors.OutcomeUnknown as problem:
+            self.close()
+            raise errors.ConnectFailed(f"no connection to {location}: {problem}") from None
+        except BaseException:
+            self.close()
+            raise
+
+    def call(
+        self,
+        payload: bytes,
+        flags: int,
+        annotations: Mapping[str, bytes] | None,
+        correlation: bytes,
+        timeout_s: float | None,
+    ) -> Frame | None:
+        """Send one request; return its reply, or None for a oneway.
+
+        ConnectFailed: certainly not sent whole.  ConnectionLost, CallTimeout: the outcome is unknown.
+        After any of them the connection is closed.
+        """
+        if self.frame_size_max and len(payload) > self.frame_size_max:
+            raise errors.MessageTooLarge(
+                f"the arguments take {len(payload)} bytes; {self.location} accepts {self.frame_size_max} "
+                "(its setting frame_size_max)"
+            )
+        self._sequence = sequence = (self._sequence + 1) & 0xFFFF
+        frame = encode_frame(
+            FrameType.INVOKE, self.codec.serializer_id, flags, sequence, payload, annotations, correlation
+        )
+        if timeout_s != self._timeout_s:
+            self._set_timeout(timeout_s)
+        try:
+            if flags & Flag.ONEWAY:
+                self._send(frame)
+                return None
+            reply = self._exchange(frame)
+            if reply.sequence != sequence:
+                raise errors.ProtocolError(
+                    f"reply {reply.sequence} came instead of {sequence}: the connection is out of step"
+                )
+            if reply.serializer_id != self.codec.serializer_id:
+                raise errors.SerializeError(f"the reply came in serializer {reply.serializer_id}")
+            return reply
+        except BaseException:
+            # An interrupted call (Ctrl-C included) leaves its reply in the stream.
+            self.close()
+            raise
+
+    def is_stale(self) -> bool:
+        """Whether the server has closed the connection, or said something nobody asked for."""
+        try:
+            return self._sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) is not None
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError:
+            return True
+
+    def close(self) -> None:
+        """Close the socket.  Safe to call twice."""
+        self._sock.close()
+
+    # ------------------------------------------------------------------------------------------------
+
+    def _send(self, data: bytes) -> None:
+        try:
+            self._sock.sendall(data)
+        except (BlockingIOError, TimeoutError):
+            raise errors.CallTimeout(f"{self.location} took no request in {self._timeout_s} s") from None
+        except OSError as problem:
+            raise errors.ConnectionLost(f"the connection to {self.location} broke: {problem}") from None
+
+    def _exchange(self, data: bytes) -> Frame:
+        self._send(data)
+        parser = self._parser
+        receive = self._sock.recv
+        deadline = None if self._timeout_s is None else time.monotonic() + self._timeout_s
+        while True:
+            try:
+                received = receive(READ_SIZE)
+            except BlockingIOError:
+                raise errors.CallTimeout(
+                    f"no reply from {self.location} in {self._timeout_s} s; the call may still be running there"
+                ) from None
+            except OSError as problem:
+                raise errors.ConnectionLost(
+                    f"the connection to {self.location} broke before the reply came: {problem}"
+                ) from None
+            if not received:
+                raise errors.ConnectionLost(
+                    f"{self.location} closed the connection before the reply came"
+                )
+            frames = parser.receive_data(received)
+            if frames:
+                if len(frames) > 1:
+                    raise errors.ProtocolError(f"{self.location} sent {len(frames)} replies to one request")
+                return frames[0]
+            if deadline is not None and time.monotonic() >= deadline:
+                raise errors.CallTimeout(f"the reply of {self.location} did not end in {self._timeout_s} s")
+
+    def _set_timeout(self, timeout_s: float | None) -> None:
+        self._timeout_s = timeout_s
+        seconds = 0.0 if timeout_s is None else max(timeout_s, 1e-6)
+        value = _TIMEVAL.pack(int(seconds), int(seconds % 1 * 1e6))
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+
+
+def _connect(location: Location, timeout_s: float | None) -> socket.socket:
+    try:
+        if location.path:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                sock.settimeout(timeout_s)
+                sock.connect(location.path)
+            except BaseException:
+                sock.close()
+                raise
+        else:
+            sock = socket.create_connection((location.host, location.port), timeout_s)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    except OSError as problem:
+        raise errors.ConnectFailed(f"cannot connect to {location}: {problem.strerror or problem}") from None
+    sock.settimeout(None)
+    return sock
+
+

@@ -1,0 +1,44 @@
+"""The codecs room: every serializer, behind one shape, found by the id that a message carries.
+
+Two objserver processes talk `native`; a stock Pyro5 peer talks one of its four.  All of them refuse, before
+they decode, what would cost more than `Limits` allow, and none of them ever executes what it reads.
+"""
+
+from __future__ import annotations
+
+from objserver import errors
+from objserver.codecs.base import Codec, Substitute
+from objserver.codecs.native import NativeCodec
+from objserver.codecs.stock import JsonCodec, MarshalCodec, MsgpackCodec, SerpentCodec
+from objserver.settings import Limits
+
+__all__ = ["Codec", "Codecs", "NativeCodec", "SerpentCodec", "Substitute"]
+
+
+class Codecs:
+    """The codecs of one process; marshal only where it is switched on."""
+
+    def __init__(
+        self, limits: Limits, *, substitute: Substitute | None = None, marshal: bool = False
+    ) -> None:
+        self.native = NativeCodec(limits, substitute)
+        self.serpent = SerpentCodec(limits, substitute)
+        codecs: list[Codec] = [
+            self.native,
+            self.serpent,
+            JsonCodec(limits, substitute),
+            MsgpackCodec(limits, substitute),
+        ]
+        if marshal:
+            codecs.append(MarshalCodec(limits, substitute))
+        self.by_id: dict[int, Codec] = {codec.serializer_id: codec for codec in codecs}
+        self.by_name: dict[str, Codec] = {codec.name: codec for codec in codecs}
+
+    def get(self, serializer_id: int) -> Codec:
+        """The codec of that id, or SerializeError."""
+        codec = self.by_id.get(serializer_id)
+        if codec is not None:
+            return codec
+        if serializer_id == MarshalCodec.serializer_id:
+            raise errors.SerializeError("the marshal serializer is switched off here; use another serializer")
+        raise errors.SerializeError(f"serializer {serializer_id} is unknown; known are {sorted(self.by_id)}")

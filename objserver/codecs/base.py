@@ -1,0 +1,71 @@
+"""What a codec is: the one shape in which every serializer is seen by the rest.
+
+A codec turns a call or a value into bytes and back.  It never lets a foreign exception out: whatever its
+library raises on a value it cannot write or on bytes it cannot read, the caller sees a `SerializeError`
+(or `MessageTooLarge`, when a limit decides), because the connection stays usable after either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from objserver import errors
+from objserver.references import Reference
+
+__all__ = ["Call", "Codec", "Payload", "Substitute", "call_of", "cannot", "proxy_reference"]
+
+Call = tuple[str, str, Sequence[Any], dict[str, Any]]
+Payload = bytes | memoryview
+Substitute = Callable[[object], Reference | None]
+"""Says which objects travel as references: registered servants do, everything else gives None."""
+
+
+class Codec(Protocol):
+    """A serializer, under the id and the name that Pyro's protocol gives it."""
+
+    serializer_id: int
+    name: str
+
+    def encode_call(
+        self, object_id: str, method: str, args: Sequence[Any], kwargs: Mapping[str, Any] | None
+    ) -> bytes: ...
+    def decode_call(self, payload: Payload) -> Call: ...
+    def encode(self, value: Any) -> bytes: ...
+    def decode(self, payload: Payload) -> Any: ...
+
+
+def call_of(parts: Any) -> Call:
+    """Check that what a peer sent is a call; the peer may have sent anything."""
+    try:
+        object_id, method, args, kwargs = parts
+    except (TypeError, ValueError):
+        raise errors.SerializeError("a call is (object, method, args, kwargs); this is not one") from None
+    if kwargs is None:
+        kwargs = {}
+    if type(object_id) is not str or type(method) is not str:
+        raise errors.SerializeError("the object id and the method name of a call are strings")
+    if not isinstance(args, (list, tuple)) or type(kwargs) is not dict:
+        raise errors.SerializeError("the arguments of a call are a list and a dict")
+    for key in kwargs:
+        if type(key) is not str:
+            raise errors.SerializeError("the names of keyword arguments are strings")
+    return object_id, method, args, kwargs
+
+
+def cannot(action: str, name: str, problem: BaseException) -> errors.ProtocolError:
+    """The one error for all failures of a serializer library; our own sentences pass unchanged."""
+    if isinstance(problem, errors.ProtocolError):
+        return problem
+    what = str(problem) or type(problem).__name__
+    if isinstance(problem, RecursionError):
+        what = "it is nested too deeply, or contains itself"
+    return errors.SerializeError(f"cannot {action} the value with {name}: {what}")
+
+
+def proxy_reference(value: object) -> Reference | None:
+    """The reference of one of our proxies; read without waking the proxy's remote attributes."""
+    if getattr(type(value), "_objserver_is_proxy", False):
+        reference = object.__getattribute__(value, "_objserver_reference")
+        return reference if isinstance(reference, Reference) else None
+    return None

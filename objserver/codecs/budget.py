@@ -1,0 +1,209 @@
+"""What decoding would cost, told before it is done.
+
+A decoder believes its input: a few bytes make it recurse or allocate without end.  These checks run over
+the undecoded bytes at C speed (translate, regular expressions that never backtrack, replace) and estimate
+two things from above: the levels of nesting and the memory of the result.  A payload with fewer bytes
+than the allowed levels can break neither limit, so callers skip the check for it: most calls are that
+small.  The estimates are for Python 3.11 on 64 bits; they need the right magnitude, not the last byte.
+"""
+
+from __future__ import annotations
+
+import re
+
+from objserver import errors
+from objserver.settings import Limits
+
+__all__ = ["check_json", "check_msgpack", "check_serpent", "too_deep", "too_large"]
+
+CONTAINER = 88  # an empty dict or list with its slot in the parent
+SCALAR = 40  # a number with its slot
+SLOT = 8  # None, bools and small ints are shared: only the slot counts
+ITEM = 100  # a key's place in a dict, with the growth of its table
+NODE = 1024  # a syntax node of Python's parser and of the ast module, together
+
+_HEADS = bytes([*range(0x80, 0xA0), *range(0xC7, 0xCA), *range(0xD4, 0xD9), *range(0xDC, 0xE0)])
+_NOT_HEADS = bytes(set(range(256)) - set(_HEADS))
+# First byte of a msgpack value -> how many bytes follow it (fixed), or how long its length field is.
+_FIXED = {0xCA: 4, 0xCB: 8, 0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8}
+_BLOB = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
+_FIXEXT = {0xD4: 1, 0xD5: 2, 0xD6: 4, 0xD7: 8, 0xD8: 16}
+_EXT = {0xC7: 1, 0xC8: 2, 0xC9: 4}
+_MANY = {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)}
+
+# The end of a string is optional, so that an unfinished one is swallowed whole: a pattern that could fail
+# there would start again at each quote, in quadratic time.
+_JSON_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+_PYTHON_STRING = re.compile(
+    rb"#[^\n\r]*+"
+    rb"|[bBuUrR]{0,2}(?:'''[^'\\]*+(?:(?:\\.|'(?!''))[^'\\]*+)*+(?:''')?"
+    rb'|"""[^"\\]*+(?:(?:\\.|"(?!""))[^"\\]*+)*+(?:""")?'
+    rb"|'[^'\\\n\r]*+(?:\\.[^'\\\n\r]*+)*+'?"
+    rb'|"[^"\\\n\r]*+(?:\\.[^"\\\n\r]*+)*+"?)',
+    re.DOTALL,
+)
+_ALL = bytes(range(256))
+_TO_PARENS = bytes.maketrans(b"[]{}", b"()()")
+_NOT_BRACKETS = bytes(set(_ALL) - set(b"()[]{}"))
+_NAMES = re.compile(rb"True|False|None")
+_NOT_DATA = re.compile(
+    rb"[^-+,:()\[\]{}'0-9.eEjJ]"  # a name or an operator: no literal has one
+    rb"|[^,:(\[{][(\[{]"  # a call or a subscript
+    rb"|(?:[-+][^-+,:()\[\]{}]*+){5}"  # a sum; a complex number has at most four signs
+)
+
+
+def too_deep(limits: Limits) -> errors.MessageTooLarge:
+    return _exceeds("nesting_max", f"the value is nested deeper than nesting_max={limits.nesting_max} levels")
+
+
+def too_large(limits: Limits) -> errors.MessageTooLarge:
+    return _exceeds(
+        "decoded_size_max", f"decoding would take more than decoded_size_max={limits.decoded_size_max} bytes"
+    )
+
+
+def _exceeds(limit: str, sentence: str) -> errors.MessageTooLarge:
+    error = errors.MessageTooLarge(sentence)
+    error.limit = limit
+    return error
+
+
+def check_msgpack(payload: bytes | memoryview, limits: Limits, nested: frozenset[int] = frozenset()) -> None:
+    """Refuse MessagePack beyond the limits; `nested` are the Ext tags whose data is MessagePack again."""
+    data = bytes(payload)
+    # Every container costs at least its head byte.  Where even that bound is within the limits, done.
+    heads = len(data.translate(None, _NOT_HEADS))
+    if heads <= limits.nesting_max and len(data) * 48 <= limits.decoded_size_max:
+        return
+    try:
+        _walk(data, limits, nested)
+    except IndexError:
+        raise errors.SerializeError("the MessagePack data ends too early") from None
+
+
+def _walk(data: bytes, limits: Limits, nested: frozenset[int]) -> None:
+    """Skip through the value, item by item, keeping only what is open: (items left, where an Ext ends)."""
+    position, cost, size = 0, 0, len(data)
+    left, end = 1, -1
+    opened: list[tuple[int, int]] = []
+    while True:
+        while left == 0:
+            # Bytes after the value of an Ext would be ignored by the decoder but read by us.
+            if end >= 0 and position != end:
+                raise errors.SerializeError("the MessagePack data has an Ext of the wrong length")
+            if not opened:
+                return
+            left, end = opened.pop()
+        left -= 1
+        byte = data[position]
+        position += 1
+        many = 0
+        inside = -1
+        if byte < 0x80 or byte in (0xC0, 0xC2, 0xC3):
+            cost += SLOT
+        elif byte >= 0xE0:
+            cost += SCALAR
+        elif byte < 0x90:
+            many = (byte & 15) * 2
+            cost += CONTAINER + many // 2 * ITEM
+        elif byte < 0xA0:
+            many = byte & 15
+            cost += CONTAINER
+        elif byte < 0xC0:
+            position += byte & 31
+            cost += SCALAR + 31
+        elif byte in _FIXED:
+            position += _FIXED[byte]
+            cost += SCALAR
+        elif byte in _BLOB:
+            width = _BLOB[byte]
+            length = int.from_bytes(data[position : position + width], "big")
+            position += width + length
+            cost += SCALAR + 24 + length
+        elif byte in _MANY:
+            width, factor = _MANY[byte]
+            count = int.from_bytes(data[position : position + width], "big")
+            position += width
+            many = count * factor
+            cost += CONTAINER + (count * ITEM if factor == 2 else 0)
+            if many > size - position:
+                raise errors.SerializeError("the MessagePack data ends too early")
+        elif byte in _FIXEXT or byte in _EXT:
+            if byte in _FIXEXT:
+                length = _FIXEXT[byte]
+            else:
+                length = int.from_bytes(data[position : position + _EXT[byte]], "big")
+                position += _EXT[byte]
+            tag = data[position]
+            position += 1
+            cost += CONTAINER + length
+            if tag in nested:
+                many, inside = 1, position + length
+            else:
+                position += length
+        else:
+            raise errors.SerializeError(f"byte {byte:#x} starts no MessagePack value")
+        if position > size or inside > size:
+            raise errors.SerializeError("the MessagePack data ends too early")
+        if cost > limits.decoded_size_max:
+            raise too_large(limits)
+        if byte not in _HEADS:
+            continue
+        # Long runs of one kind of number are what large payloads consist of; they are skipped at once.
+        doubles = many > 64 and data[position] == 0xCB
+        if doubles and data[position : position + 9 * many : 9] == b"\xcb" * many:
+            position += 9 * many
+            cost += SCALAR * many
+            many = 0
+        elif many > 64 and data[position : position + many].isascii():
+            position += many
+            cost += SLOT * many
+            many = 0
+        if many or inside >= 0:
+            opened.append((left, end))
+            left, end = many, inside
+            if len(opened) > limits.nesting_max:
+                raise too_deep(limits)
+
+
+def _check_brackets(text: bytes, limits: Limits) -> None:
+    """Peel the innermost pairs off; what is left after the allowed number of peelings is too deep."""
+    brackets = text.translate(_TO_PARENS, _NOT_BRACKETS)
+    for _ in range(limits.nesting_max):
+        if not brackets:
+            return
+        shorter = brackets.replace(b"()", b"")
+        if len(shorter) == len(brackets):
+            break
+        brackets = shorter
+    # Unbalanced text within the limit is left to the parser, which says where it is wrong.
+    if b"()" in brackets or len(brackets) > limits.nesting_max:
+        raise too_deep(limits)
+
+
+def check_json(payload: bytes | memoryview, limits: Limits) -> None:
+    """Refuse JSON beyond the limits."""
+    data = bytes(payload)
+    text = _JSON_STRING.sub(b"", data)
+    containers = text.count(b"[") + text.count(b"{")
+    cost = containers * CONTAINER + text.count(b",") * SCALAR + text.count(b":") * ITEM + len(data)
+    if cost > limits.decoded_size_max:
+        raise too_large(limits)
+    _check_brackets(text, limits)
+
+
+def check_serpent(payload: bytes | memoryview, limits: Limits) -> None:
+    """Refuse serpent beyond the limits, and Python source that is more than literals.
+
+    `ast.literal_eval` refuses the latter too, but only after the parser built trees of it, for which
+    memory and depth follow no simple rule.
+    """
+    text, strings = _PYTHON_STRING.subn(lambda found: b"" if found[0][:1] == b"#" else b"'", bytes(payload))
+    text = text.translate(None, b" \t\r\n\f")
+    nodes = max(strings, len(text.translate(None, b"0123456789.eEjJTrueFalsNon'")))
+    if nodes * NODE > limits.decoded_size_max:
+        raise too_large(limits)
+    _check_brackets(text, limits)
+    if _NOT_DATA.search(_NAMES.sub(b"0", text)):
+        raise errors.SerializeError("serpent data holds something that is not a literal")

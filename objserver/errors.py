@@ -1,0 +1,154 @@
+"""Every error of objserver, and what a caller may conclude from each.
+
+    ObjServerError
+    ├── RegistrationError          a class, name or mix of policies that cannot be served (also ValueError)
+    ├── NamingError                a name that nobody knows, or a name server that nobody finds
+    ├── ObjectError                the server answered: this call was refused before the servant saw it
+    │   ├── ObjectNotFound         no such object here (also LookupError)
+    │   ├── MemberNotFound         no such exposed member (also AttributeError)
+    │   ├── ServerBusy             a bounded queue or a capacity is full; later may work
+    │   ├── Deadlock               the call would wait for itself
+    │   └── ActivationError        no servant could be made, or its stored state could not be read
+    ├── StoreError                 the store failed; the call had no lasting effect unless a subclass says otherwise
+    │   └── StateError             the servant's state cannot be stored as data (also TypeError)
+    ├── CommunicationError         the network
+    │   ├── ConnectFailed          no connection: the call was not sent (also ConnectionError)
+    │   ├── ProtocolError          the peer broke the protocol
+    │   │   ├── MessageTooLarge    a limit on size, count or depth
+    │   │   └── SerializeError     a value that cannot be encoded or decoded
+    │   └── OutcomeUnknown         the call was sent and no answer came: it may have happened
+    │       ├── ConnectionLost     ... because the connection broke (also ConnectionError)
+    │       └── CallTimeout        ... in the time allowed (also TimeoutError)
+    └── RemoteError                the servant raised something whose class the caller does not have
+
+Each subclasses the Pyro5 or builtin exception that a user would already catch, so that an `except`
+clause written for Pyro5 goes on working.  Evidence is in attributes, never only in the sentence.
+"""
+
+from __future__ import annotations
+
+import builtins
+
+from objserver import pyro5
+
+__all__ = [
+    "ActivationError",
+    "CallTimeout",
+    "CommunicationError",
+    "ConnectFailed",
+    "ConnectionLost",
+    "Deadlock",
+    "MemberNotFound",
+    "MessageTooLarge",
+    "NamingError",
+    "ObjServerError",
+    "ObjectError",
+    "ObjectNotFound",
+    "OutcomeUnknown",
+    "ProtocolError",
+    "RegistrationError",
+    "RemoteError",
+    "SerializeError",
+    "ServerBusy",
+    "StateError",
+    "StoreError",
+]
+
+
+class ObjServerError(pyro5.PyroError):
+    """Base of all errors that objserver raises on its own account."""
+
+
+class RegistrationError(ObjServerError, pyro5.DaemonError, ValueError):
+    """What was registered cannot be served as asked; the sentence says why and what would be."""
+
+
+class NamingError(ObjServerError, pyro5.NamingError):
+    """A logical name could not be turned into a reference."""
+
+
+class ObjectError(ObjServerError, pyro5.DaemonError):
+    """The server refused the call before any servant saw it; it had no effect."""
+
+
+class ObjectNotFound(ObjectError, LookupError):
+    """No object of that id is served at that address."""
+
+
+class MemberNotFound(ObjectError, AttributeError):
+    """The object has no exposed member of that name."""
+
+
+class ServerBusy(ObjectError):
+    """A bounded queue or a capacity is full.  Nothing happened; the same call may work later."""
+
+
+class Deadlock(ObjectError):
+    """The call would have waited for an invocation of its own call chain."""
+
+
+class ActivationError(ObjectError):
+    """No servant could be made for the object."""
+
+
+class StoreError(ObjServerError):
+    """The store could not read or keep an object's state."""
+
+
+class StateError(StoreError, TypeError):
+    """The state of a servant is not plain data, so it cannot be stored."""
+
+
+class CommunicationError(ObjServerError, pyro5.CommunicationError):
+    """Something between the two processes went wrong."""
+
+
+class ConnectFailed(CommunicationError, ConnectionError):
+    """No usable connection could be made, so the call was certainly not executed."""
+
+
+class ProtocolError(CommunicationError, pyro5.ProtocolError):
+    """The peer sent something that is not the protocol, or is not allowed at this point of it."""
+
+
+class MessageTooLarge(ProtocolError, pyro5.MessageTooLargeError):
+    """A message exceeds a limit.  `limit` is the name of the setting that decides."""
+
+    limit: str = ""
+
+
+class SerializeError(ProtocolError, pyro5.SerializeError):
+    """A value could not be encoded or decoded.  The connection stays usable."""
+
+
+class OutcomeUnknown(CommunicationError):
+    """The request was sent but no reply came: it may or may not have been executed."""
+
+
+class ConnectionLost(OutcomeUnknown, pyro5.ConnectionClosedError, ConnectionError):
+    """The connection broke after the request was sent."""
+
+
+class CallTimeout(OutcomeUnknown, pyro5.TimeoutError, builtins.TimeoutError):
+    """No reply came in the time allowed."""
+
+
+class RemoteError(ObjServerError):
+    """The servant raised an exception whose class does not exist here.
+
+    `type_name` is the dotted name of that class, `remote_args` its arguments, `attributes` the rest of
+    what it carried.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        type_name: str = "",
+        remote_args: tuple[object, ...] = (),
+        attributes: dict[str, object] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.type_name = type_name
+        self.remote_args = remote_args
+        self.attributes = attributes or {}

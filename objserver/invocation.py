@@ -1,0 +1,157 @@
+"""The invocation in progress: the facts around one call, for the servant and for the calls it makes.
+
+`current` is what a servant asks.  It is carried by a context variable, so that it is right in threads, in
+coroutines and in whatever a servant builds from them.  It stands below both `client` and `server`:
+a proxy used inside a servant continues the call chain and the correlation id without the two rooms knowing
+each other, and tells the engine, through `about_to_block`, that its thread is going to wait.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from typing import Any
+
+__all__ = ["Current", "Facts", "current", "in_progress"]
+
+_NOTHING: Mapping[str, bytes] = {}
+
+
+def _not_blocking() -> None:
+    """For code outside of any server."""
+
+
+class Facts:
+    """What is known about one invocation.  Made by the server for every call, so kept small."""
+
+    __slots__ = (
+        "_correlation",
+        "_id",
+        "about_to_block",
+        "annotations",
+        "chain",
+        "client_address",
+        "method",
+        "name",
+        "object_id",
+        "peer_context",
+        "response_annotations",
+        "session",
+    )
+
+    def __init__(
+        self,
+        object_id: str = "",
+        name: str = "",
+        method: str = "",
+        *,
+        annotations: Mapping[str, bytes] = _NOTHING,
+        correlation: bytes = b"",
+        chain: tuple[str, ...] = (),
+        client_address: object = None,
+        session: str = "",
+        about_to_block: Callable[[], None] = _not_blocking,
+    ) -> None:
+        self.object_id = object_id
+        self.name = name
+        self.method = method
+        self.annotations = annotations
+        self.response_annotations: dict[str, bytes] = {}
+        self._correlation = correlation
+        self._id = ""
+        self.chain = chain
+        self.client_address = client_address
+        self.session = session
+        self.about_to_block = about_to_block
+        self.peer_context: Mapping[str, Any] | None = None
+        """For servants written for Pyro5: what its `current_context` shows during a stock client's call."""
+
+    @property
+    def id(self) -> str:
+        """Names this invocation in the call chains of the calls it makes; made when first asked for."""
+        if not self._id:
+            self._id = uuid.uuid4().hex
+        return self._id
+
+    @property
+    def correlation_id(self) -> uuid.UUID:
+        """The one that came with the call, else a new one."""
+        if not self._correlation:
+            self._correlation = uuid.uuid4().bytes
+        return uuid.UUID(bytes=self._correlation)
+
+
+in_progress: ContextVar[Facts | None] = ContextVar("objserver_invocation", default=None)
+
+
+class Current:
+    """The invocation that the running code belongs to.
+
+    Outside of a servant every attribute raises LookupError; `bool(current)` tells which it is.
+    """
+
+    def __bool__(self) -> bool:
+        return in_progress.get() is not None
+
+    def __repr__(self) -> str:
+        facts = in_progress.get()
+        return f"<current {facts.object_id}.{facts.method}>" if facts else "<current: no invocation>"
+
+    def _facts(self) -> Facts:
+        facts = in_progress.get()
+        if facts is None:
+            raise LookupError("no invocation is in progress here; `current` is for code inside a servant")
+        return facts
+
+    @property
+    def object_id(self) -> str:
+        """Id of the object being called: `Name` or `Name/key`."""
+        return self._facts().object_id
+
+    @property
+    def key(self) -> str:
+        """What follows `Name/` in the object id, decoded; empty without a key."""
+        from urllib.parse import unquote
+
+        facts = self._facts()
+        return unquote(facts.object_id[len(facts.name) + 1 :])
+
+    @property
+    def method(self) -> str:
+        """Name of the member being called."""
+        return self._facts().method
+
+    @property
+    def annotations(self) -> Mapping[str, bytes]:
+        """The annotations that came with the request."""
+        return self._facts().annotations
+
+    @property
+    def response_annotations(self) -> dict[str, bytes]:
+        """Put bytes here under four-letter names; they travel with the reply."""
+        return self._facts().response_annotations
+
+    @property
+    def correlation_id(self) -> uuid.UUID:
+        """Names the whole conversation this call belongs to; calls made from here carry it on."""
+        return self._facts().correlation_id
+
+    @property
+    def call_chain(self) -> tuple[str, ...]:
+        """Ids of the invocations that led here, outermost first, this one last."""
+        facts = self._facts()
+        return (*facts.chain, facts.id)
+
+    @property
+    def client_address(self) -> Any:
+        """Socket address of the caller, None for a Unix socket."""
+        return self._facts().client_address
+
+    @property
+    def session(self) -> str:
+        """The client session, for what a servant wants to keep per client."""
+        return self._facts().session
+
+
+current = Current()

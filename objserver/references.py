@@ -1,0 +1,118 @@
+"""References: immutable values that name an object, and the object ids inside them.
+
+The text form is Pyro's URI:  PYRO:<object id>@<location>,  PYRONAME:<name>[@<name server>]  and
+PYROMETA:<tag>,<tag>...[@<name server>].  A location is `host:port`, `[ipv6]:port` or `./u:path` (a Unix
+socket).  An object id is `Name` or `Name/key`; `object_id()` percent-encodes the few characters of a key
+that would end the id inside a URI.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import urllib.parse
+from collections.abc import Callable
+from typing import Any
+
+from objserver import errors
+
+__all__ = ["DAEMON_ID", "NAMESERVER_ID", "NAMESERVER_PORT", "Location", "Reference", "object_id"]
+
+DAEMON_ID = "Pyro.Daemon"
+NAMESERVER_ID = "Pyro.NameServer"
+NAMESERVER_PORT = 9090
+
+_URI = re.compile(r"(?P<protocol>PYRO[A-Z]*):(?P<object>\S+?)(@(?P<location>.+))?", re.IGNORECASE)
+_TCP = re.compile(r"(\[(?P<v6>[0-9a-fA-F:.%]+)\]|(?P<host>[^:\[\]]*))(:(?P<port>\d+))?")
+
+
+def object_id(name: str, key: object = None) -> str:
+    """The id of the object `key` of `name`, safe inside a URI.
+
+    >>> object_id("Account", "alice smith@home")
+    'Account/alice%20smith%40home'
+    """
+    return name if key is None else f"{name}/{urllib.parse.quote(str(key), safe='/:,;=+~!$()*')}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Location:
+    """Where a server listens: a TCP host and port, or the path of a Unix socket."""
+
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    @classmethod
+    def parse(cls, text: str, default_port: int | None = None) -> Location:
+        """Read `host:port`, `[v6]:port` or `./u:path`; ValueError says what is wrong."""
+        if text.startswith("./u:"):
+            if not text[4:]:
+                raise ValueError(f"{text!r} names no socket path; write ./u:/path/to/socket")
+            return cls(path=text[4:])
+        match = _TCP.fullmatch(text)
+        if match is None:
+            raise ValueError(f"{text!r} is not host:port, [ipv6]:port or ./u:path")
+        port = match["port"] or default_port
+        if port is None:
+            raise ValueError(f"{text!r} lacks a port")
+        if int(port) > 65535:
+            raise ValueError(f"port {port} in {text!r} is above 65535")
+        return cls(match["v6"] or match["host"] or "localhost", int(port))
+
+    def __str__(self) -> str:
+        if self.path:
+            return f"./u:{self.path}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """Names one object.  `str()` gives its URI, `Reference.parse()` reads one."""
+
+    protocol: str
+    object_id: str
+    location: Location | None = None
+
+    @classmethod
+    def parse(cls, uri: str | Reference) -> Reference:
+        """Read a PYRO:, PYRONAME: or PYROMETA: URI; NamingError says what is wrong with it."""
+        if isinstance(uri, Reference):
+            return uri
+        match = _URI.fullmatch(uri) if isinstance(uri, str) else None
+        if match is None:
+            raise errors.NamingError(f"{uri!r} is not a URI like PYRO:object@host:port or PYRONAME:name")
+        protocol = match["protocol"].upper()
+        if protocol not in ("PYRO", "PYRONAME", "PYROMETA"):
+            raise errors.NamingError(f"{uri!r}: unknown protocol {protocol}; use PYRO, PYRONAME or PYROMETA")
+        if match["location"] is None:
+            if protocol == "PYRO":
+                raise errors.NamingError(f"{uri!r} lacks a location; write PYRO:object@host:port")
+            return cls(protocol, match["object"])
+        try:
+            default = None if protocol == "PYRO" else NAMESERVER_PORT
+            return cls(protocol, match["object"], Location.parse(match["location"], default))
+        except ValueError as problem:
+            raise errors.NamingError(f"{uri!r}: {problem}") from None
+
+    @property
+    def tags(self) -> frozenset[str]:
+        """The metadata that a PYROMETA reference asks for."""
+        return frozenset(tag.strip() for tag in self.object_id.split(","))
+
+    def __str__(self) -> str:
+        at = f"@{self.location}" if self.location else ""
+        return f"{self.protocol}:{self.object_id}{at}"
+
+
+_arrival: list[Callable[[Reference], Any]] = []
+
+
+def on_arrival(make: Callable[[Reference], Any]) -> None:
+    """Say what a reference becomes when it arrives inside a value; the client room makes it a proxy."""
+    _arrival[:] = [make]
+
+
+def arrived(reference: Reference) -> Any:
+    """What a reference that came over the wire is handed out as."""
+    return _arrival[0](reference) if _arrival else reference

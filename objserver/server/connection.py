@@ -1,0 +1,393 @@
+"""One client connection: bytes in, invocations out, replies back.
+
+    greeting -> open -> closed          `greeting` ends with CONNECT_OK; anything else closes
+                     -> lingering       after an error: what still comes is thrown away for a moment, so that
+                                        the error message is not lost to a reset, then the socket closes
+
+The leader reads and parses; replies are sent by whichever thread has finished the call, so sending is under a
+lock of the connection.  What the peer does not take at once waits in `_unsent`, bounded; meanwhile nothing
+more is read from that peer.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import traceback
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from objserver import errors, pyro5
+from objserver.adapter import Invocation
+from objserver.codecs import Codec, marshalled
+from objserver.invocation import Facts
+from objserver.references import DAEMON_ID
+from objserver.wire import CallContext, Extension, Flag, Frame, FrameParser, FrameType, encode_frame
+from objserver.wire import extension as wire_extension
+from objserver.wire.frames import NO_CORRELATION
+
+if TYPE_CHECKING:
+    from objserver.server.server import ObjectServer
+
+__all__ = ["Connection"]
+
+log = logging.getLogger("objserver.server")
+
+READ_SIZE = 256 * 1024
+LINGER_S = 1.0
+_HTTP = (b"GET ", b"POST", b"HEAD", b"PUT ", b"OPTI", b"DELE", b"PATC", b"CONN")
+_HTTP_ANSWER = (
+    b"HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n"
+    b"This port speaks Pyro's protocol, not HTTP. Use objserver.Proxy or Pyro5.api.Proxy.\n"
+)
+
+
+class Connection:
+    """Server side of one socket.  `receive` is called by the leader only."""
+
+    def __init__(self, server: ObjectServer, sock: socket.socket, address: Any, serial: int) -> None:
+        self.server = server
+        self.sock = sock
+        self.address = address
+        self.session = f"connection:{serial}"
+        self.parser = FrameParser(server.settings.limits, server.settings.limits.handshake_size_max)
+        self.deadline: float | None = server.clock.monotonic() + server.settings.handshake_timeout_s
+        self.greeted = False
+        self.closed = False
+        self.lingering = False
+        self.peer: Extension | None = None
+        self._lock = threading.Lock()
+        self._unsent = bytearray()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "open" if self.greeted else "greeting"
+        return f"<Connection {self.address} {state} session={self.session!r}>"
+
+    # -- reading -------------------------------------------------------------------------------------
+
+    def receive(self, runnable: Callable[[Invocation], None]) -> None:
+        """Read what has come; hand invocations that may run now to `runnable`."""
+        try:
+            data = self.sock.recv(READ_SIZE)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.close()
+            return
+        if self.lingering:
+            return
+        parser = self.parser
+        before = parser.buffered
+        try:
+            if not self.greeted and data[:4] in _HTTP:
+                self._write(_HTTP_ANSWER)
+                raise errors.ProtocolError("an HTTP request")
+            for frame in parser.receive_data(data):
+                if self.greeted:
+                    self._frame(frame, runnable)
+                else:
+                    self._greeting(frame)
+        except errors.ProtocolError as problem:
+            self._refuse(problem)
+            return
+        if parser.buffered or before:
+            self._account(parser.buffered - before, parser.buffered)
+
+    def _account(self, grown: int, buffered: int) -> None:
+        """An unfinished frame has a deadline, and all of them together a budget."""
+        server = self.server
+        server.receiving += grown
+        if not buffered:
+            if self.greeted:
+                self.deadline = None
+                server.hurried.discard(self)
+        elif self.greeted and self.deadline is None:
+            self.deadline = server.clock.monotonic() + server.settings.frame_timeout_s
+            server.hurried.add(self)
+        if server.receiving > server.settings.receive_memory_max:
+            self._refuse(errors.MessageTooLarge("the server holds too many unfinished frames"))
+
+    def _greeting(self, frame: Frame) -> None:
+        if frame.type != FrameType.CONNECT:
+            raise errors.ProtocolError(f"a connection starts with a connect frame, not type {frame.type}")
+        server = self.server
+        codec: Codec = server.codecs.serpent
+        try:
+            codec = server.codecs.get(frame.serializer_id)
+            data = codec.decode(frame.payload)
+            if not isinstance(data, dict) or not isinstance(data.get("object"), str):
+                raise errors.ProtocolError("the connect frame names no object")
+            self.peer = Extension.from_handshake(data)
+            answer: dict[str, Any] = {
+                "handshake": server.validate_handshake(data.get("handshake")),
+                "meta": server.adapter.metadata(data["object"]),
+            }
+            if self.peer is not None:
+                self.session = self.peer.session or self.session
+                size = server.settings.limits.frame_size_max
+                answer[wire_extension.KEY] = Extension(frame_size_max=size).to_data()
+            payload, kind = codec.encode(answer), FrameType.CONNECT_OK
+        except Exception as problem:
+            payload, kind = codec.encode(str(problem)), FrameType.CONNECT_FAIL
+        self.send(encode_frame(kind, codec.serializer_id, 0, frame.sequence, payload))
+        if kind == FrameType.CONNECT_OK:
+            self.greeted = True
+            self.deadline = None
+            server.hurried.discard(self)
+            self.parser.frame_size_max = server.settings.limits.frame_size_max
+        else:
+            self._linger()
+
+    def _frame(self, frame: Frame, runnable: Callable[[Invocation], None]) -> None:
+        if frame.type == FrameType.INVOKE:
+            invocation = self._invocation(frame)
+            if invocation is not None and self.server.adapter.admit(invocation):
+                runnable(invocation)
+        elif frame.type == FrameType.PING:
+            self.send(encode_frame(FrameType.PING, frame.serializer_id, 0, frame.sequence, b"pong"))
+        else:
+            raise errors.ProtocolError(f"a client does not send frames of type {frame.type}")
+
+    def _invocation(self, frame: Frame) -> Invocation | None:
+        server = self.server
+        flags = frame.flags
+        codec: Codec = server.codecs.serpent
+        caller = None
+        try:
+            codec = server.codecs.get(frame.serializer_id)
+            caller = _Reply(self, codec, frame)
+            if flags & Flag.KEEP_SERIALIZED:
+                object_id, method, args, kwargs = self._blob(frame)
+            else:
+                object_id, method, args, kwargs = codec.decode_call(frame.payload)
+            facts = Facts(object_id, "", method)
+            facts.annotations = frame.annotations
+            facts.client_address = self.address
+            facts.session = self.session
+            facts.about_to_block = server.engine.about_to_block
+            if flags & Flag.CORRELATION:
+                facts._correlation = frame.correlation
+            if self.peer is None:
+                facts.peer_context = {
+                    "client": None,
+                    "client_sock_addr": self.address,
+                    "seq": frame.sequence,
+                    "msg_flags": flags,
+                    "serializer_id": frame.serializer_id,
+                    "annotations": frame.annotations,
+                    "response_annotations": {},
+                    "correlation_id": facts.correlation_id,
+                }
+            elif wire_extension.ANNOTATION in frame.annotations:
+                context = CallContext.decode(frame.annotations[wire_extension.ANNOTATION])
+                facts.chain = context.chain
+            oneway = bool(flags & Flag.ONEWAY)
+            if not flags & Flag.BATCH:
+                return Invocation(facts, ((method, args, kwargs),), caller, oneway=oneway)
+            return Invocation(facts, self._batch(args), caller, batch=True, oneway=oneway)
+        except errors.ProtocolError as problem:
+            if not flags & Flag.ONEWAY:
+                (caller or _Reply(self, codec, frame)).fail(problem)
+            return None
+
+    def _batch(self, calls: Any) -> list[tuple[str, Any, dict[str, Any]]]:
+        size_max = self.server.settings.limits.batch_size_max
+        if len(calls) > size_max:
+            raise errors.MessageTooLarge(f"a batch of {len(calls)} calls, more than {size_max}")
+        batch = []
+        for call in calls:
+            try:
+                method, args, kwargs = call
+            except (TypeError, ValueError):
+                raise errors.SerializeError("a batch is a list of (method, args, kwargs)") from None
+            if not (isinstance(method, str) and isinstance(args, (list, tuple)) and isinstance(kwargs, dict)):
+                raise errors.SerializeError("a batch is a list of (method, args, kwargs)")
+            batch.append((method, args, kwargs))
+        return batch
+
+    def _blob(self, frame: Frame) -> tuple[str, str, Any, dict[str, Any]]:
+        """A SerializedBlob stays as it came; what it is for stands in an annotation."""
+        try:
+            info, object_id, method = marshalled.loads(bytes(frame.annotations["BLBI"]))
+        except (KeyError, ValueError, TypeError):
+            raise errors.SerializeError("a serialized blob without a valid BLBI annotation") from None
+        raw = encode_frame(
+            frame.type, frame.serializer_id, frame.flags & ~Flag.COMPRESSED, frame.sequence, frame.payload
+        )
+        blob = pyro5.serialized_blob(info, (raw[:40], raw[40:]))
+        return str(object_id), str(method), (blob,), {}
+
+    # -- writing -------------------------------------------------------------------------------------
+
+    def send(self, data: bytes) -> None:
+        """Send, or keep for when the peer reads; from any thread.  Never blocks."""
+        with self._lock:
+            if self.closed:
+                return
+            if not self._unsent:
+                try:
+                    sent = self.sock.send(data)
+                except (BlockingIOError, InterruptedError):
+                    sent = 0
+                except OSError:
+                    sent = -1
+                if sent == len(data):
+                    return
+                if sent >= 0:
+                    self._unsent += memoryview(data)[sent:]
+                    self.server.poller.want_write(self, True)
+                    return
+            else:
+                room = self.server.settings.send_memory_max + self.server.settings.limits.frame_size_max
+                if len(self._unsent) + len(data) <= room:
+                    self._unsent += data
+                    return
+                log.warning("%s does not read its replies (setting send_memory_max)", self)
+        self.close()
+
+    def _write(self, data: bytes) -> None:
+        try:
+            self.sock.send(data)
+        except OSError:
+            pass
+
+    def flush(self) -> None:
+        """The peer takes more: send what waits."""
+        with self._lock:
+            if self.closed:
+                return
+            try:
+                sent = self.sock.send(self._unsent)
+                del self._unsent[:sent]
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                self._unsent.clear()
+                failed = True
+            else:
+                failed = False
+            if not self._unsent:
+                self.server.poller.want_write(self, False)
+        if failed:
+            self.close()
+
+    # -- ending --------------------------------------------------------------------------------------
+
+    def _refuse(self, problem: errors.ProtocolError) -> None:
+        """Say what is wrong, then let the connection end."""
+        sequence, serializer_id = getattr(problem, "header", (0, self.server.codecs.serpent.serializer_id))
+        try:
+            codec = self.server.codecs.get(serializer_id)
+        except errors.SerializeError:
+            codec = self.server.codecs.serpent
+        log.info("%s: %s", self, problem)
+        self.server.refused += 1
+        if self.greeted:
+            payload = codec.encode(problem)
+            kind, flags = FrameType.RESULT, Flag.EXCEPTION
+        else:
+            payload, kind, flags = codec.encode(str(problem)), FrameType.CONNECT_FAIL, 0
+        self.send(encode_frame(kind, codec.serializer_id, flags, sequence, payload))
+        self._linger()
+
+    def _linger(self) -> None:
+        self.server.receiving -= self.parser.buffered
+        self.parser = FrameParser(self.server.settings.limits)
+        self.lingering = True
+        self.deadline = self.server.clock.monotonic() + LINGER_S
+        self.server.hurried.add(self)
+        try:
+            self.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.close()
+
+    def expire(self) -> None:
+        """The deadline has passed."""
+        if self.lingering:
+            self.close()
+        else:
+            what = "no complete frame" if self.greeted else "no handshake"
+            self._refuse(errors.ProtocolError(f"{what} came in the time allowed"))
+
+    def close(self) -> None:
+        """Close the socket; a stock client's session ends with it.  Safe to call twice."""
+        with self._lock:
+            if self.closed:
+                return
+            self.closed = True
+            self._unsent.clear()
+        self.server.forget(self)
+        self.server.receiving -= self.parser.buffered
+        self.sock.close()
+        if self.greeted:
+            ended = partial(self.server.adapter.streams_orphaned, self.session)
+            if self.peer is None:
+                ended = partial(self.server.adapter.end_session, self.session)
+            self.server.engine.submit(ended)
+
+
+class _Reply:
+    """Where the reply to one request goes."""
+
+    __slots__ = ("codec", "connection", "correlation", "sequence")
+
+    def __init__(self, connection: Connection, codec: Codec, frame: Frame) -> None:
+        self.connection = connection
+        self.codec = codec
+        self.sequence = frame.sequence
+        self.correlation = frame.correlation if frame.flags & Flag.CORRELATION else NO_CORRELATION
+
+    def _frame(self, flags: int, payload: bytes, annotations: dict[str, bytes]) -> bytes:
+        limit = self.connection.server.settings.limits.frame_size_max
+        if len(payload) > limit:
+            raise errors.MessageTooLarge(
+                f"the result takes {len(payload)} bytes, more than {limit} (setting frame_size_max)"
+            )
+        return encode_frame(
+            FrameType.RESULT, self.codec.serializer_id, flags, self.sequence, payload, annotations,
+            self.correlation,
+        )  # fmt: skip
+
+    def encode_result(self, value: Any, facts: Facts) -> bytes:
+        return self._frame(0, self.codec.encode(value), facts.response_annotations)
+
+    def encode_stream(self, stream_id: str, facts: Facts) -> bytes:
+        problem = errors.ProtocolError("result of call is an iterator")
+        return self._frame(
+            Flag.EXCEPTION | Flag.ITEM_STREAM,
+            self.codec.encode(problem),
+            {**facts.response_annotations, "STRM": stream_id.encode()},
+        )
+
+    def encode_error(self, error: BaseException, facts: Facts) -> bytes:
+        if not isinstance(error, Exception):
+            error = errors.RemoteError(
+                f"{type(error).__name__}: {error}", type_name=type(error).__qualname__
+            )
+        if self.connection.server.settings.tracebacks:
+            lines = traceback.format_exception(error)
+        else:
+            lines = []
+        try:
+            error._pyroTraceback = lines  # type: ignore[attr-defined]
+        except AttributeError:
+            pass
+        try:
+            return self._frame(Flag.EXCEPTION, self.codec.encode(error), facts.response_annotations)
+        except errors.ProtocolError as problem:
+            substitute = pyro5.PyroError(
+                f"Error serializing exception: {problem}. Original exception: {type(error)}: {str(error)[:2000]}"
+            )
+            substitute._pyroTraceback = lines[-20:]
+            return self._frame(Flag.EXCEPTION, self.codec.encode(substitute), {})
+
+    def send(self, reply: bytes) -> None:
+        self.connection.send(reply)
+
+    def fail(self, problem: errors.ProtocolError) -> None:
+        """The request could not even be understood."""
+        self.send(self.encode_error(problem, Facts(DAEMON_ID)))

@@ -1,0 +1,136 @@
+"""Where the leader looks for work: the listening socket and every client connection, in one epoll set.
+
+Accepting costs the leader one system call per client; the handshake that follows is ordinary, bounded input.
+When the process runs out of descriptors, accepting pauses instead of spinning.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import select
+import socket
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from objserver.adapter import Invocation
+from objserver.server.connection import Connection
+
+if TYPE_CHECKING:
+    from objserver.server.server import ObjectServer
+
+__all__ = ["SocketPoller"]
+
+log = logging.getLogger("objserver.server")
+
+ACCEPT_BURST = 64
+"""Connections taken per look, so that a flood of them does not starve those that are served."""
+
+
+class SocketPoller:
+    """The engine's poller over real sockets."""
+
+    def __init__(self, server: ObjectServer, listener: socket.socket) -> None:
+        self._server = server
+        self._listener = listener
+        self._epoll = select.epoll()
+        self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._epoll.register(self._wakeup, select.EPOLLIN)
+        self._epoll.register(listener.fileno(), select.EPOLLIN)
+        self._listener_fd = listener.fileno()
+        self.accepting = True
+        self.connections: dict[int, Connection] = {}
+        self._accepted = 0
+
+    def poll(self, wait: bool) -> None:
+        """See `objserver.server.engine.Poller`."""
+        server = self._server
+        run = server.adapter.run
+        submit = server.engine.enqueue
+
+        def runnable(invocation: Invocation) -> None:
+            submit(partial(run, invocation))
+
+        connections = self.connections
+        for descriptor, events in self._epoll.poll(None if wait else 0):
+            connection = connections.get(descriptor)
+            if connection is not None:
+                if events & select.EPOLLOUT:
+                    connection.flush()
+                if events & ~select.EPOLLOUT:
+                    connection.receive(runnable)
+            elif descriptor == self._wakeup:
+                os.eventfd_read(self._wakeup)
+            elif descriptor == self._listener_fd:
+                self._accept()
+
+    def wake(self) -> None:
+        """Make a blocked poll return."""
+        os.eventfd_write(self._wakeup, 1)
+
+    def want_write(self, connection: Connection, wanted: bool) -> None:
+        """A peer that does not read is not read from either."""
+        mask = select.EPOLLOUT if wanted else select.EPOLLIN
+        self._try(self._epoll.modify, connection.sock.fileno(), mask)
+
+    def forget(self, connection: Connection) -> None:
+        """Before the socket closes."""
+        descriptor = connection.sock.fileno()
+        self.connections.pop(descriptor, None)
+        self._try(self._epoll.unregister, descriptor)
+
+    def stop_accepting(self) -> None:
+        """No new connections from here on."""
+        if self.accepting:
+            self.accepting = False
+            self._try(self._epoll.unregister, self._listener_fd)
+
+    def pause_reading(self) -> None:
+        """No new requests from here on; replies still go out."""
+        for connection in list(self.connections.values()):
+            self._try(self._epoll.modify, connection.sock.fileno(), select.EPOLLOUT if connection._unsent else 0)
+
+    def resume_accepting(self) -> None:
+        """After a pause for lack of descriptors."""
+        self._try(self._epoll.modify, self._listener_fd, select.EPOLLIN)
+
+    def close(self) -> None:
+        """Give the descriptors back."""
+        self._epoll.close()
+        os.close(self._wakeup)
+
+    def _accept(self) -> None:
+        server = self._server
+        for _ in range(ACCEPT_BURST):
+            try:
+                sock, address = self._listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as problem:
+                if problem.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    # The descriptor stays ready: looking again at once would burn the processor.
+                    log.error("cannot accept more connections: %s", problem)
+                    self._try(self._epoll.modify, self._listener_fd, 0)
+                return
+            if len(self.connections) >= server.settings.connections_max:
+                server.refused += 1
+                sock.close()
+                continue
+            sock.setblocking(False)
+            if sock.family != socket.AF_UNIX:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._accepted += 1
+            connection = Connection(server, sock, address or None, self._accepted)
+            self.connections[sock.fileno()] = connection
+            server.hurried.add(connection)
+            self._epoll.register(sock.fileno(), select.EPOLLIN)
+
+    @staticmethod
+    def _try(action: Callable[..., Any], *args: Any) -> None:
+        """The connection may be closing in another thread; its descriptor is then already gone."""
+        try:
+            action(*args)
+        except (OSError, ValueError):
+            pass

@@ -1,0 +1,291 @@
+"""`ObjectServer`: a listening address, an engine, and the objects served there.
+
+    with ObjectServer("localhost:9091", store="sqlite:///bank.db") as server: ...
+
+Start order: store, listener, engine.  Stop order is the reverse, with the drain first: no new connections, no
+new requests, the invocations in progress finish, every servant ends (Persistent ones are saved), then the
+connections close, so a client sees a graceful end or its reply.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import logging
+import os
+import resource
+import socket
+import stat
+import threading
+import uuid
+from types import TracebackType
+from typing import Any, Self
+
+from objserver import errors
+from objserver.adapter import ActivationPolicy, Concurrent, DaemonObject, ObjectAdapter, Shared, ThreadingPolicy
+from objserver.clock import Clock, SystemClock
+from objserver.codecs import Codecs
+from objserver.references import DAEMON_ID, Location, Reference
+from objserver.server.connection import Connection
+from objserver.server.engine import WorkerEngine
+from objserver.server.poller import SocketPoller
+from objserver.settings import ServerSettings
+from objserver.storage import Committer, Store, open_store
+
+__all__ = ["ObjectServer"]
+
+log = logging.getLogger("objserver.server")
+
+
+class ObjectServer:
+    """Hosts objects at one address.
+
+    `address` is `host:port` (port 0: any free one), `[ipv6]:port` or `./u:path` for a Unix socket.
+    `store` is the URL of the store for Persistent objects.  `workers` bounds the threads that run servants;
+    one makes the server iterative.  Binding beyond the own machine without authentication needs
+    `insecure=True`.  Usable as a context manager; leaving it drains and stops.
+    """
+
+    def __init__(
+        self,
+        address: str = "localhost:0",
+        *,
+        store: str | Store | None = None,
+        workers: int | None = None,
+        settings: ServerSettings | None = None,
+        insecure: bool = False,
+        clock: Clock | None = None,
+    ) -> None:
+        self.settings = settings or ServerSettings()
+        if workers is not None:
+            self.settings = dataclasses.replace(self.settings, workers_max=workers)
+        if self.settings.workers_max < 1:
+            raise ValueError(f"workers={self.settings.workers_max}: a server needs at least one")
+        self.clock: Clock = clock or SystemClock()
+        self._location = Location.parse(address)
+        self._listener = _listen(self._location, insecure)
+        if not self._location.path:
+            self._location = Location(self._location.host, self._listener.getsockname()[1])
+        try:
+            self._store = open_store(store) if isinstance(store, str) else store
+        except BaseException:
+            self._listener.close()
+            raise
+        self._committer = Committer(self._store) if self._store is not None else None
+        self.codecs = Codecs(self.settings.limits, substitute=self._substitute, marshal=self.settings.marshal)
+        self.hurried: set[Connection] = set()
+        self.receiving = 0
+        self.refused = 0
+        self.poller = SocketPoller(self, self._listener)
+        self.engine = WorkerEngine(self.poller, self.settings.workers_max, self._housekeeping)
+        self.adapter = ObjectAdapter(
+            codecs=self.codecs,
+            engine=self.engine,
+            settings=self.settings,
+            clock=self.clock,
+            store=self._store,
+            committer=self._committer,
+        )
+        self.adapter.register(DaemonObject(self.adapter, self._describe), DAEMON_ID, Shared(), Concurrent())
+        self._state = "new"
+        self._stopped = threading.Event()
+        self._state_lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"<ObjectServer {self.address} {self._state} {len(self.adapter.registered()) - 1} registered>"
+
+    @property
+    def address(self) -> str:
+        """Where the server listens, as it stands in URIs."""
+        return str(self._location)
+
+    # -- what is served ------------------------------------------------------------------------------
+
+    def register(
+        self,
+        class_or_instance: Any,
+        name: str | None = None,
+        *,
+        activation: ActivationPolicy | None = None,
+        threading: ThreadingPolicy | None = None,
+    ) -> Reference:
+        """Serve a class, an instance, or a locator (a function from key to servant) under `name`.
+
+        Without a name one is made up.  Without policies a class is Shared and Serial; one written for
+        Pyro5 keeps Pyro5's meaning (session unless @behavior says otherwise, called concurrently).
+        Raises RegistrationError with the reason if this cannot be served.
+        """
+        if name is None:
+            name = f"obj_{uuid.uuid4().hex}"
+        self.adapter.register(class_or_instance, name, activation, threading)
+        return Reference("PYRO", name, self._location)
+
+    def unregister(self, name: str) -> None:
+        """Stop serving `name`.  Calls that have begun finish; the state of Persistent objects stays stored."""
+        if name == DAEMON_ID:
+            raise errors.RegistrationError(f"{DAEMON_ID} is the server itself and stays")
+        self.adapter.unregister(name)
+
+    def reference(self, object_id: str) -> Reference:
+        """The reference of a served object; ObjectNotFound if nothing here serves it."""
+        return self.adapter.reference(object_id, self._location)
+
+    def validate_handshake(self, greeting: Any) -> Any:
+        """For subclasses: look at a client's handshake data; raise to refuse it, return the answer."""
+        return "hello"
+
+    def _substitute(self, value: object) -> Reference | None:
+        object_id = self.adapter.reference_id(value)
+        return None if object_id is None else Reference("PYRO", object_id, self._location)
+
+    # -- life ----------------------------------------------------------------------------------------
+
+    def start(self) -> Self:
+        """Begin to serve, in threads of the server's own; returns at once."""
+        with self._state_lock:
+            if self._state != "new":
+                raise RuntimeError(f"the server has been started before and is {self._state}")
+            self._state = "serving"
+        _raise_descriptor_limit(self.settings.connections_max)
+        self.engine.start()
+        return self
+
+    def stop(self, drain_timeout_s: float | None = None) -> None:
+        """Drain and stop; see the module.  Invocations still running after `drain_timeout_s` are left alone."""
+        with self._state_lock:
+            if self._state in ("stopping", "stopped"):
+                return
+            started, self._state = self._state == "serving", "stopping"
+        timeout = self.settings.drain_timeout_s if drain_timeout_s is None else drain_timeout_s
+        self.poller.stop_accepting()
+        self._listener.close()
+        if self._location.path and os.path.exists(self._location.path):
+            os.unlink(self._location.path)
+        if started:
+            self.poller.pause_reading()
+            self._await_quiet(timeout)
+            self.adapter.end_all()
+            self._await_quiet(timeout)
+        for connection in list(self.poller.connections.values()):
+            connection.close()
+        if started:
+            self.engine.stop()
+        if self._committer is not None:
+            self._committer.close()
+        if self._store is not None:
+            self._store.close()
+        self.poller.close()
+        self._state = "stopped"
+        self._stopped.set()
+
+    def _await_quiet(self, timeout_s: float) -> None:
+        """Until nothing runs or waits.  The pause is how often we look, not what we rely on."""
+        deadline = self.clock.monotonic() + timeout_s
+        pause = threading.Event()
+        while self.adapter.busy and self.clock.monotonic() < deadline:
+            pause.wait(0.002)
+
+    def serve_forever(self) -> None:
+        """Serve until `stop()` is called from elsewhere or the process is interrupted (Ctrl-C)."""
+        if self._state == "new":
+            self.start()
+        try:
+            while not self._stopped.wait(3600):
+                pass
+        except KeyboardInterrupt:
+            log.info("interrupted; draining")
+        finally:
+            self.stop()
+
+    def __enter__(self) -> Self:
+        return self.start() if self._state == "new" else self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    # -- looking in ----------------------------------------------------------------------------------
+
+    def statistics(self) -> dict[str, Any]:
+        """What the server holds right now, each count beside its limit."""
+        figures = {
+            "address": self.address,
+            "state": self._state,
+            "connections": len(self.poller.connections),
+            "connections_max": self.settings.connections_max,
+            "receiving_bytes": self.receiving,
+            "receive_memory_max": self.settings.receive_memory_max,
+            "refused": self.refused,
+            **self.engine.statistics(),
+            **self.adapter.statistics(),
+        }
+        if self._committer is not None:
+            figures["store"] = self._committer.statistics()
+        return figures
+
+    def _describe(self) -> str:
+        return (
+            f"objserver at {self.address} (pid {os.getpid()}), {len(self.adapter.registered())} objects "
+            f"registered, {len(self.poller.connections)} connections"
+        )
+
+    def _housekeeping(self) -> None:
+        now = self.clock.monotonic()
+        for connection in list(self.hurried):
+            if connection.deadline is not None and now >= connection.deadline:
+                connection.expire()
+        if self.poller.accepting:
+            self.poller.resume_accepting()
+        self.adapter.housekeeping(now)
+
+    def forget(self, connection: Connection) -> None:
+        """A connection is about to close."""
+        self.hurried.discard(connection)
+        self.poller.forget(connection)
+
+
+def _listen(location: Location, insecure: bool) -> socket.socket:
+    if location.path:
+        try:
+            if stat.S_ISSOCK(os.stat(location.path).st_mode) and not _answers(location.path):
+                os.unlink(location.path)  # left behind by a server that was killed
+        except FileNotFoundError:
+            pass
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        target: Any = location.path
+    else:
+        try:
+            family, _, _, _, target = socket.getaddrinfo(
+                location.host, location.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+        except socket.gaierror as problem:
+            raise errors.RegistrationError(f"cannot listen on {location}: {problem}") from None
+        if not insecure and not ipaddress.ip_address(target[0]).is_loopback:
+            raise errors.RegistrationError(
+                f"{location} can be reached from other machines, and anybody there could call every object; "
+                "pass insecure=True if that is what you want"
+            )
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind(target)
+        sock.listen(1024)
+    except OSError as problem:
+        sock.close()
+        raise errors.RegistrationError(f"cannot listen on {location}: {problem.strerror}") from problem
+    sock.setblocking(False)
+    return sock
+
+
+def _answers(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(path) == 0
+
+
+def _raise_descriptor_limit(wanted: int) -> None:
+    """Every connection is a descriptor, and many systems start a process with 1024 although it may have more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    target = wanted + 256 if hard == resource.RLIM_INFINITY else min(wanted + 256, hard)
+    if soft != resource.RLIM_INFINITY and soft < target:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))

@@ -1,0 +1,70 @@
+"""Every limit of objserver by name, with its default and the reason for it.
+
+Two frozen values: `Limits` bounds what one message may cost (both sides of a connection apply it),
+`ServerSettings` bounds a server.  Nothing reads a global; who needs a limit is handed the value.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+__all__ = ["Limits", "ServerSettings"]
+
+KiB = 1024
+MiB = 1024 * KiB
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one message may cost.  Sizes in bytes, times in seconds."""
+
+    frame_size_max: int = 16 * MiB
+    """A whole frame after its header, and the payload after decompression: room for real data, while a
+    thousand connections that each hold one stay within a server's memory."""
+    handshake_size_max: int = 64 * KiB
+    """The connect frame comes from someone not yet known, and holds an object id and a greeting."""
+    annotations_max: int = 64
+    """Chunks per frame.  Pyro5 uses two; 500,000 of them cost a stock server 0.4 s."""
+    annotations_size_max: int = 1 * MiB
+    """All chunks of a frame together: they are not compressed and not streamed."""
+    nesting_max: int = 100
+    """Levels of containers in one value: decoders recurse, and no data a person designed is deeper."""
+    decoded_size_max: int = 256 * MiB
+    """Estimated memory of the decoded value: a byte of MessagePack can become an 88-byte dict, two bytes
+    of serpent a 1 KiB syntax node."""
+    batch_size_max: int = 10_000
+    """Calls in one batch; a stock server executes 200,000 from one frame without asking."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """What a server allows.  Sizes in bytes, times in seconds."""
+
+    limits: Limits = dataclasses.field(default_factory=Limits)
+    workers_max: int = 34
+    """Threads that run servants.  One makes the server iterative.  With the listener's helpers the
+    process stays below 40, however many connections there are."""
+    connections_max: int = 10_000
+    """Open connections; each costs a descriptor and a few kB, no thread."""
+    handshake_timeout_s: float = 5.0
+    """From accept to a complete connect frame."""
+    frame_timeout_s: float = 30.0
+    """From the first byte of a frame to its last."""
+    receive_memory_max: int = 256 * MiB
+    """Bytes of unfinished frames over all connections."""
+    send_memory_max: int = 32 * MiB
+    """Bytes that wait for one peer that does not read; beyond it the peer is disconnected."""
+    mailbox_size_max: int = 1_000
+    """Invocations that wait for one servant; beyond it callers get ServerBusy."""
+    stream_linger_s: float = 30.0
+    """How long an item stream outlives the connection it was opened on (Pyro5's ITER_STREAM_LINGER)."""
+    stream_lifetime_s: float = 0.0
+    """How long an item stream lives at all; 0 is without end (Pyro5's ITER_STREAM_LIFETIME)."""
+    streams_max: int = 1_000
+    """Open item streams of a server."""
+    drain_timeout_s: float = 10.0
+    """How long stop() waits for invocations in progress."""
+    marshal: bool = False
+    """Accept the marshal serializer.  Only data is ever read from it, but it exists for old clients only."""
+    tracebacks: bool = True
+    """Send tracebacks with exceptions."""

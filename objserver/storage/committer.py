@@ -1,0 +1,115 @@
+"""Group commit: one thread that makes many changes durable with one fsync.
+
+While a commit waits for the disk, changes pile up; they become the next transaction.  Under load the
+cost of the fsync is shared by all of them, without load nobody waits for company.  Changes wait in line
+per object and a batch takes one from each line, so a hot object delays nobody and its changes keep their
+order, each seeing the outcome of the one before.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import logging
+import threading
+from collections.abc import Callable
+
+from objserver import errors
+from objserver.storage.base import Change, Store
+
+__all__ = ["Committer"]
+
+Done = Callable[[BaseException | None], None]
+
+_log = logging.getLogger("objserver.storage")
+
+
+class Committer:
+    """Commits what is submitted.  `batch_max` bounds a transaction, `queue_max` what may wait for one."""
+
+    def __init__(self, store: Store, *, batch_max: int = 256, queue_max: int = 10_000) -> None:
+        self._store = store
+        self._batch_max = batch_max
+        self._queue_max = queue_max
+        self._wake = threading.Condition()
+        self._lines: dict[tuple[str, str], collections.deque[tuple[Change, Done]]] = {}
+        self._queued = self._commits = self._changes = self._largest_batch = 0
+        self._closing = False
+        self._thread: threading.Thread | None = None
+
+    def submit(self, change: Change, done: Done) -> None:
+        """Have the change committed; then the committer's thread calls `done` with None or the error."""
+        with self._wake:
+            if self._closing:
+                raise errors.StoreError("the store is closing and takes no more changes")
+            if self._queued >= self._queue_max:
+                raise errors.ServerBusy(f"{self._queued} changes wait for the store (queue_max)")
+            self._lines.setdefault((change.type, change.key), collections.deque()).append((change, done))
+            self._queued += 1
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="objserver-committer", daemon=True)
+                self._thread.start()
+            self._wake.notify()
+
+    def close(self) -> None:
+        """Finish what is queued, then stop."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def statistics(self) -> dict[str, int]:
+        with self._wake:
+            return {
+                "commits": self._commits,
+                "changes": self._changes,
+                "largest_batch": self._largest_batch,
+                "queued": self._queued,
+                "batch_max": self._batch_max,
+                "queue_max": self._queue_max,
+            }
+
+    def _run(self) -> None:
+        while batch := self._take():
+            self._commit(batch)
+
+    def _take(self) -> list[tuple[Change, Done]]:
+        """The next batch, one change per object; empty when all is done."""
+        with self._wake:
+            self._wake.wait_for(lambda: self._lines or self._closing)
+            batch = []
+            for name in list(itertools.islice(self._lines, self._batch_max)):
+                line = self._lines.pop(name)
+                batch.append(line.popleft())
+                if line:
+                    self._lines[name] = line  # to the end: the others first
+            self._queued -= len(batch)
+            return batch
+
+    def _commit(self, batch: list[tuple[Change, Done]]) -> None:
+        accepted: set[tuple[str, str]] = set()
+        failure: Exception | None = None
+        try:
+            accepted = self._store.commit([change for change, _ in batch])
+        except Exception as error:
+            failure = error
+        with self._wake:
+            self._commits += failure is None
+            self._changes += len(accepted)
+            self._largest_batch = max(self._largest_batch, len(batch))
+        for change, done in batch:
+            # An error of its own for each: they are raised in different threads and collect tracebacks.
+            outcome: errors.StoreError | None = None
+            if failure is not None:
+                outcome = errors.StoreError(f"{change.type} {change.key!r} was not stored: {failure}")
+                outcome.__cause__ = failure
+            elif (change.type, change.key) not in accepted:
+                outcome = errors.StoreError(
+                    f"{change.type} {change.key!r} was not stored: it is no longer at epoch {change.epoch}, "
+                    f"version {change.version}"
+                )
+            try:
+                done(outcome)
+            except BaseException:  # whatever it is, the other changes still need this thread
+                _log.exception("a callback of the committer failed for %s %r", change.type, change.key)

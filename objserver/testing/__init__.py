@@ -1,0 +1,1 @@
+"""Fakes that the tests of objserver, and of those who build on it, share."""

@@ -1,0 +1,86 @@
+"""What our own peers add to the protocol, and how they find out about each other.
+
+A client that knows the additions puts the key `objserver` into the data of its connect frame; a server
+that knows them answers with the same key.  Only then is anything of this used, so stock peers never see
+it.  The greeting carries a version, the client's session id and the server's limits.
+
+`CallContext` travels in one request annotation, `OBJS`: a MessagePack array
+
+    [remaining time in s or nil, [ids of the invocations that led to this call, outermost first]]
+
+Later positions are reserved for call numbers and trace context; a reader ignores what it does not know.
+It is left out when there is nothing to say.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import ormsgpack
+
+from objserver import errors
+
+__all__ = ["ANNOTATION", "KEY", "CallContext", "Extension"]
+
+KEY = "objserver"
+ANNOTATION = "OBJS"
+VERSION = 1
+CHAIN_MAX = 64
+"""Nested calls in one chain; a deeper one is a recursion that has lost its way."""
+SESSION_SIZE_MAX = 200
+"""Characters of a session id; ours have 32, a person's name for one is short."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Extension:
+    """What the other side said in its greeting."""
+
+    session: str = ""
+    frame_size_max: int = 0
+
+    def to_data(self) -> dict[str, Any]:
+        data: dict[str, Any] = {"version": VERSION}
+        if self.session:
+            data["session"] = self.session
+        if self.frame_size_max:
+            data["frame_size_max"] = self.frame_size_max
+        return data
+
+    @classmethod
+    def from_handshake(cls, handshake: Mapping[str, Any]) -> Extension | None:
+        """The greeting inside the connect data, or None from a stock peer."""
+        data = handshake.get(KEY)
+        if not isinstance(data, Mapping):
+            return None
+        session, size = data.get("session", ""), data.get("frame_size_max", 0)
+        if not isinstance(session, str) or len(session) > SESSION_SIZE_MAX or not isinstance(size, int):
+            raise errors.ProtocolError("the greeting between objserver peers is malformed")
+        return cls(session, size)
+
+
+@dataclasses.dataclass(frozen=True)
+class CallContext:
+    """What travels beside one request."""
+
+    remaining_s: float | None = None
+    chain: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return self.remaining_s is not None or bool(self.chain)
+
+    def encode(self) -> bytes:
+        return ormsgpack.packb([self.remaining_s, list(self.chain)])
+
+    @classmethod
+    def decode(cls, data: bytes) -> CallContext:
+        """ProtocolError if `data` is not what `encode` makes."""
+        try:
+            remaining, chain, *_ = ormsgpack.unpackb(data)
+            ok = (remaining is None or isinstance(remaining, (int, float))) and isinstance(chain, list)
+            if ok and len(chain) <= CHAIN_MAX and all(isinstance(link, str) for link in chain):
+                return cls(remaining, tuple(chain))
+        except (ValueError, TypeError):
+            pass
+        raise errors.ProtocolError("the OBJS annotation is malformed")

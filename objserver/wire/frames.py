@@ -1,0 +1,174 @@
+"""One frame of Pyro's protocol, and its bytes.
+
+    offset  format  size  field
+    0x00    4s      4     'PYRO'
+    0x04    H       2     protocol version, 502
+    0x06    B       1     frame type
+    0x07    B       1     serializer id
+    0x08    H       2     flags
+    0x0a    H       2     sequence number: a reply carries that of its request
+    0x0c    I       4     payload length
+    0x10    I       4     annotations length, all chunks together
+    0x14    16s     16    correlation id (a UUID), zero without flag CORRELATION
+    0x24    H       2     reserved, 0
+    0x26    H       2     magic number 0x4dc5
+
+Then the annotations, each `4s` name, `I` length and that many bytes, and then the payload.  All numbers
+are big-endian.  Source: Pyro5/protocol.py of Pyro5 5.17; flag bits 7 to 15 are free there.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Mapping
+
+from objserver import errors
+from objserver.settings import Limits
+
+__all__ = ["HEADER", "HEADER_SIZE", "Flag", "Frame", "FrameType", "encode_frame"]
+
+HEADER = struct.Struct("!4sHBBHHII16sHH")
+HEADER_SIZE = HEADER.size
+MAGIC = b"PYRO"
+VERSION = 502
+CHECK = 0x4DC5
+NO_CORRELATION = bytes(16)
+_CHUNK = struct.Struct("!4sI")
+_NO_ANNOTATIONS: Mapping[str, bytes] = {}
+
+
+class FrameType:
+    """Plain integers: an enum member costs a call each time it is compared with a byte of the wire."""
+
+    CONNECT = 1
+    CONNECT_OK = 2
+    CONNECT_FAIL = 3
+    INVOKE = 4
+    RESULT = 5
+    PING = 6
+
+
+class Flag:
+    """Bits of the flags field."""
+
+    EXCEPTION = 1
+    COMPRESSED = 2
+    ONEWAY = 4
+    BATCH = 8
+    ITEM_STREAM = 16
+    KEEP_SERIALIZED = 32
+    CORRELATION = 64
+
+
+class Frame:
+    """A frame that arrived whole: decompressed, its annotations taken apart."""
+
+    __slots__ = ("annotations", "correlation", "flags", "payload", "sequence", "serializer_id", "type")
+
+    def __init__(
+        self,
+        type: int,
+        serializer_id: int,
+        flags: int,
+        sequence: int,
+        payload: bytes,
+        annotations: Mapping[str, bytes] = _NO_ANNOTATIONS,
+        correlation: bytes = NO_CORRELATION,
+    ) -> None:
+        self.type = type
+        self.serializer_id = serializer_id
+        self.flags = flags
+        self.sequence = sequence
+        self.payload = payload
+        self.annotations = annotations
+        self.correlation = correlation
+
+    def __repr__(self) -> str:
+        return (
+            f"<Frame type={self.type} serializer={self.serializer_id} flags={self.flags:#x} "
+            f"sequence={self.sequence} payload={len(self.payload)}B annotations={sorted(self.annotations)}>"
+        )
+
+
+def encode_frame(
+    type: int,
+    serializer_id: int,
+    flags: int,
+    sequence: int,
+    payload: bytes,
+    annotations: Mapping[str, bytes] | None = None,
+    correlation: bytes = NO_CORRELATION,
+    *,
+    compress_above: int | None = None,
+) -> bytes:
+    """The bytes of one frame.
+
+    `compress_above` compresses payloads longer than so many bytes, as Pyro5's COMPRESSION does.
+    ProtocolError if an annotation's name is not four ASCII characters.
+    """
+    if correlation is not NO_CORRELATION:
+        flags |= Flag.CORRELATION
+    if compress_above is not None and len(payload) > compress_above:
+        payload = zlib.compress(payload, 4)
+        flags |= Flag.COMPRESSED
+    if not annotations:
+        return (
+            HEADER.pack(
+                MAGIC, VERSION, type, serializer_id, flags, sequence, len(payload), 0, correlation, 0, CHECK
+            )
+            + payload
+        )
+    chunks = []
+    for name, data in annotations.items():
+        if len(name) != 4 or not name.isascii():
+            raise errors.ProtocolError(f"annotation name {name!r} is not four ASCII characters")
+        chunks += [_CHUNK.pack(name.encode(), len(data)), data]
+    packed = b"".join(chunks)
+    header = HEADER.pack(
+        MAGIC, VERSION, type, serializer_id, flags, sequence, len(payload), len(packed), correlation, 0, CHECK
+    )
+    return b"".join((header, packed, payload))
+
+
+def split_annotations(data: bytes, limits: Limits) -> dict[str, bytes]:
+    """Take the annotations of one frame apart; ProtocolError if they are not well formed."""
+    found: dict[str, bytes] = {}
+    at, end = 0, len(data)
+    while at < end:
+        if at + 8 > end:
+            raise errors.ProtocolError("an annotation is cut off inside its header")
+        name, length = _CHUNK.unpack_from(data, at)
+        at += 8
+        if at + length > end:
+            raise errors.ProtocolError("an annotation is longer than what is left of the frame")
+        if not name.isascii():
+            raise errors.ProtocolError(f"annotation name {name!r} is not ASCII")
+        found[name.decode("ascii")] = data[at : at + length]
+        at += length
+        if len(found) > limits.annotations_max:
+            raise too_large("annotations_max", f"more than {limits.annotations_max} annotations in one frame")
+    return found
+
+
+def inflate(payload: bytes, size_max: int) -> bytes:
+    """Decompress without ever holding more than `size_max` bytes of output."""
+    inflater = zlib.decompressobj()
+    try:
+        data = inflater.decompress(payload, size_max)
+        if not inflater.eof and (inflater.unconsumed_tail or inflater.decompress(b"", 1)):
+            raise too_large("frame_size_max", f"the payload inflates to more than {size_max} bytes")
+    except zlib.error as problem:
+        raise errors.ProtocolError(f"the compressed payload is damaged: {problem}") from None
+    if not inflater.eof:
+        raise errors.ProtocolError("the compressed payload is cut off")
+    if inflater.unused_data:
+        raise errors.ProtocolError("there is data behind the compressed payload")
+    return data
+
+
+def too_large(limit: str, sentence: str) -> errors.MessageTooLarge:
+    """The error for `sentence`, with the setting that decides as its evidence."""
+    problem = errors.MessageTooLarge(f"{sentence} (setting {limit})")
+    problem.limit = limit
+    return problem

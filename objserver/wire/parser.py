@@ -1,0 +1,135 @@
+"""From bytes in any portions to whole frames.
+
+The parser is fed what a socket gave and answers with the frames that are complete.  It never trusts a
+length before comparing it with a limit, and never reserves memory for bytes that have not come, so a
+peer pays for what it makes us hold.  After an error the stream has no trustworthy next frame: the
+connection must be closed, and every further call raises.
+"""
+
+from __future__ import annotations
+
+from objserver import errors
+from objserver.settings import Limits
+from objserver.wire.frames import (
+    CHECK,
+    HEADER,
+    HEADER_SIZE,
+    MAGIC,
+    VERSION,
+    Flag,
+    Frame,
+    inflate,
+    split_annotations,
+    too_large,
+)
+
+__all__ = ["FrameParser"]
+
+_EMPTY: dict[str, bytes] = {}
+_START = MAGIC + VERSION.to_bytes(2, "big")
+
+
+class FrameParser:
+    """Feed it with `receive_data`; it answers with whole frames.
+
+    `frame_size_max` may be lowered and raised between frames: a server starts with the small limit of a
+    handshake.  `buffered` is the number of bytes held for an unfinished frame.
+    """
+
+    __slots__ = ("_chunks", "_failed", "_needed", "buffered", "frame_size_max", "limits")
+
+    def __init__(self, limits: Limits, frame_size_max: int | None = None) -> None:
+        self.limits = limits
+        self.frame_size_max = limits.frame_size_max if frame_size_max is None else frame_size_max
+        self.buffered = 0
+        self._chunks: list[bytes] = []
+        self._needed = HEADER_SIZE
+        self._failed = False
+
+    @property
+    def missing(self) -> int:
+        """How many bytes at least must come before the next frame is whole."""
+        return self._needed - self.buffered
+
+    def receive_data(self, data: bytes) -> list[Frame]:
+        """Take `data`; return the frames that it completes, in order.
+
+        ProtocolError (MessageTooLarge over a limit) when the bytes cannot be a frame.  Its attribute
+        `header` is then (sequence, serializer id) if these were readable, for an answer.
+        """
+        if self._failed:
+            raise errors.ProtocolError("the stream broke the protocol earlier; close the connection")
+        try:
+            if self.buffered:
+                self._chunks.append(data)
+                self.buffered += len(data)
+                if self.buffered < self._needed:
+                    self._check_start(b"".join(self._chunks) if self.buffered < HEADER_SIZE else b"")
+                    return []
+                data = b"".join(self._chunks)
+                self._chunks.clear()
+                self.buffered = 0
+            return self._frames(data)
+        except errors.ProtocolError:
+            self._failed = True
+            self._chunks.clear()
+            self.buffered = 0
+            raise
+
+    def _frames(self, data: bytes) -> list[Frame]:
+        frames = []
+        at, end = 0, len(data)
+        while end - at >= HEADER_SIZE:
+            (
+                magic, version, type_, serializer, flags, sequence, payload_size, annotations_size,
+                correlation, _reserved, check,
+            ) = HEADER.unpack_from(data, at)  # fmt: skip
+            if magic != MAGIC or version != VERSION or check != CHECK:
+                self._check_start(data[at : at + 6])
+                raise errors.ProtocolError("the frame header is damaged")
+            size = HEADER_SIZE + annotations_size + payload_size
+            if annotations_size or size > self.frame_size_max:
+                try:
+                    self._check_sizes(size, annotations_size)
+                except errors.MessageTooLarge as problem:
+                    problem.header = (sequence, serializer)  # type: ignore[attr-defined]
+                    raise
+            if end - at < size:
+                self._needed = size
+                break
+            if annotations_size:
+                start = at + HEADER_SIZE + annotations_size
+                annotations = split_annotations(data[at + HEADER_SIZE : start], self.limits)
+                payload = data[start : at + size]
+            else:
+                annotations = _EMPTY
+                payload = data[at + HEADER_SIZE : at + size]
+            if flags & Flag.COMPRESSED:
+                payload = inflate(payload, self.frame_size_max)
+            frames.append(Frame(type_, serializer, flags, sequence, payload, annotations, correlation))
+            at += size
+        else:
+            self._needed = HEADER_SIZE
+            self._check_start(data[at : at + 6])
+        if at < end:
+            self._chunks.append(data[at:] if at else data)
+            self.buffered = end - at
+        return frames
+
+    def _check_start(self, start: bytes) -> None:
+        """Refuse what cannot become a header as soon as its first bytes show it."""
+        if start[:6] != _START[: len(start[:6])]:
+            if start[:4] == MAGIC[: len(start[:4])]:
+                raise errors.ProtocolError(
+                    f"protocol version {int.from_bytes(start[4:6], 'big')} instead of {VERSION}"
+                )
+            raise errors.ProtocolError(f"this is not Pyro's protocol: {bytes(start[:6])!r}")
+
+    def _check_sizes(self, size: int, annotations_size: int) -> None:
+        if annotations_size > self.limits.annotations_size_max:
+            raise too_large(
+                "annotations_size_max",
+                f"{annotations_size} bytes of annotations, more than {self.limits.annotations_size_max}",
+            )
+        if size > self.frame_size_max:
+            raise too_large("frame_size_max", f"a frame of {size} bytes, more than {self.frame_size_max}")

@@ -1,0 +1,140 @@
+import json
+import time
+
+import ormsgpack
+import pytest
+import serpent
+from hypothesis import given
+from hypothesis import strategies as st
+
+from objserver import errors
+from objserver.codecs import Codecs, budget
+from objserver.codecs.native import NESTED
+from objserver.settings import Limits
+
+limits = Limits()
+codecs = Codecs(limits, marshal=True)
+
+
+def quickly_refused(codec, payload, limit):
+    started = time.perf_counter()
+    with pytest.raises(errors.ProtocolError) as caught:
+        codec.decode(payload)
+    assert time.perf_counter() - started < 3
+    if limit:
+        assert isinstance(caught.value, errors.MessageTooLarge)
+        assert caught.value.limit == limit
+        assert limit in str(caught.value)
+
+
+@pytest.mark.parametrize("depth", [10**2 + 1, 10**3, 10**5, 10**6])
+def test_deep_nesting(depth):
+    for name in ("objserver", "msgpack"):
+        quickly_refused(codecs.by_name[name], b"\x91" * depth + b"\x90", None)
+    quickly_refused(
+        codecs.by_name["json"], b"[" * depth + b"]" * depth, "nesting_max" if depth < 10**6 else None
+    )
+    quickly_refused(codecs.by_name["json"], b'{"a":' * depth + b"1" + b"}" * depth, None)
+    for opening, closing in ((b"[", b"]"), (b"(", b",)"), (b"{1:", b"}"), (b"[", b"")):
+        quickly_refused(codecs.serpent, opening * depth + b"1" + closing * depth, None)
+    quickly_refused(codecs.by_name["marshal"], b"[\1\0\0\0" * depth + b"N", "nesting_max")
+
+
+def test_deep_nesting_through_ext():
+    value = ()
+    for _ in range(150):
+        value = (value,)
+    payload = codecs.native.encode(value)
+    quickly_refused(codecs.native, payload, "nesting_max")
+
+
+def test_allowed_depth():
+    value = 1
+    for _ in range(99):
+        value = [value]
+    for codec in codecs.by_id.values():
+        assert codec.decode(codec.encode(value)) == value
+
+
+def test_floods():
+    quickly_refused(codecs.native, b"\xdd\0\x98\x96\x80" + b"\x80" * 10_000_000, "decoded_size_max")
+    quickly_refused(
+        codecs.by_name["msgpack"], b"\xdd\0\x98\x96\x80" + b"\x80" * 10_000_000, "decoded_size_max"
+    )
+    quickly_refused(codecs.serpent, b"[" + b"1," * 1_000_000 + b"]", "decoded_size_max")
+    quickly_refused(codecs.serpent, b"[" + b"''" * 1_000_000 + b"]", "decoded_size_max")
+    quickly_refused(codecs.by_name["json"], b"[" + b"{}," * 5_000_000 + b"{}]", "decoded_size_max")
+    quickly_refused(codecs.by_name["marshal"], b"[\0\0\x90\0" + b"N" * 0x900000, "decoded_size_max")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        b"-" * 9000 + b"1",
+        b"1" + b"+1" * 9000,
+        b"a" + b".a" * 9000,
+        b"(1)" + b"(1)" * 9000,
+        b"[1]" + b"[0]" * 9000,
+        b"not " * 9000 + b"1",
+        b"lambda:" * 9000 + b"1",
+        b"f'{1}'" * 900,
+        b"'a'" + b"[0]" * 900,
+        b"1,\n;" * 90,
+        b'"' * 10001,
+        b"\\" * 9999,
+        b"'\\" * 9999,
+    ],
+)
+def test_serpent_accepts_literals_only(source):
+    quickly_refused(codecs.serpent, source, None)
+
+
+@pytest.mark.parametrize(
+    "noise", [b'"\\' * 4_000_000, b'"' * 8_000_001, b"'''\\" * 2_000_000, b"#'" * 4_000_000]
+)
+def test_strings_are_skipped_in_linear_time(noise):
+    started = time.perf_counter()
+    for check in (budget.check_json, budget.check_serpent):
+        try:
+            check(noise, limits)
+        except errors.ProtocolError:
+            pass
+    assert time.perf_counter() - started < 5
+
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=100,
+)
+
+
+@given(plain)
+def test_ordinary_values_pass(value):
+    budget._walk(ormsgpack.packb(value), limits, NESTED)
+    budget.check_msgpack(ormsgpack.packb(value), limits)
+    budget.check_json(json.dumps(value, ensure_ascii=False).encode(), limits)
+    budget.check_serpent(serpent.dumps(value), limits)
+    budget.check_serpent(
+        serpent.dumps([value, (1 - 2e-7j,), {"it's", b"x"}], indent=True, bytes_repr=True), limits
+    )
+
+
+@given(st.binary())
+def test_the_walk_of_noise_ends(data):
+    try:
+        budget._walk(data, limits, NESTED)
+    except (errors.ProtocolError, IndexError):
+        pass
+
+
+def test_large_ordinary_values_are_quick():
+    for value in ([1.5] * 500_000, [1] * 2_000_000, bytes(range(256)) * 40_000, ["x" * 1000] * 10_000):
+        payload = codecs.native.encode(value)
+        started = time.perf_counter()
+        budget.check_msgpack(payload, limits, NESTED)
+        assert time.perf_counter() - started < 0.5
+        assert codecs.native.decode(payload) == value
+    wrong = ormsgpack.packb(ormsgpack.Ext(1, b"\x90\x90")) + b"\x91" * 101
+    with pytest.raises(errors.SerializeError, match="wrong length"):
+        budget.check_msgpack(wrong, limits, NESTED)

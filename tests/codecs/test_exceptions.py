@@ -1,0 +1,44 @@
+import sqlite3
+import struct
+
+import pytest
+
+from objserver import errors
+from objserver.codecs import exceptions
+
+
+@pytest.mark.parametrize(
+    ("name", "cls"),
+    [
+        ("builtins.KeyError", KeyError),
+        ("KeyError", KeyError),
+        ("struct.error", struct.error),
+        ("sqlite3.IntegrityError", sqlite3.IntegrityError),
+        ("exceptions.ValueError", ValueError),
+        ("objserver.errors.Deadlock", errors.Deadlock),
+        ("builtins.SystemExit", errors.RemoteError),
+        ("os.system", errors.RemoteError),
+        ("builtins.eval", errors.RemoteError),
+    ],
+)
+def test_the_allow_list(name, cls):
+    assert type(exceptions.rebuild(name, ["x"], {})) is cls
+
+
+def test_hostile_attributes():
+    error = exceptions.rebuild(
+        "builtins.ValueError",
+        ["x"],
+        {"__class__": 1, "__dict__": {}, "a b": 1, 5: 1, "add_note": 1, "args": 7, "__notes__": 3, "good": 1},
+    )
+    assert vars(error) == {"good": 1}
+    assert error.args == ("x",)
+    with pytest.raises(errors.SerializeError):
+        exceptions.rebuild("builtins.ValueError", "x", {})
+    assert type(exceptions.rebuild("builtins.UnicodeDecodeError", ["x"], {})) is errors.RemoteError
+
+
+def test_stock_names():
+    assert exceptions.stock_name(errors.ObjectNotFound()) == "Pyro5.errors.DaemonError"
+    assert exceptions.stock_name(errors.CallTimeout()) == "Pyro5.errors.TimeoutError"
+    assert exceptions.stock_name(KeyError()) == "builtins.KeyError"

@@ -1,0 +1,184 @@
+import threading
+
+import pytest
+
+from objserver import errors
+from objserver.storage import Change, Committer, open_store
+
+
+def change(key, version=0):
+    return Change("T", key, 0, version, 1, 1, b"s")
+
+
+class FakeStore:
+    """Records the batches; each commit waits for `gate`."""
+
+    def __init__(self):
+        self.batches = []
+        self.entered = threading.Event()
+        self.gate = threading.Event()
+        self.error = None
+        self.refused = set()
+
+    def commit(self, changes):
+        self.batches.append([(c.key, c.version) for c in changes])
+        self.entered.set()
+        assert self.gate.wait(10)
+        if self.error:
+            raise self.error
+        return {(c.type, c.key) for c in changes if c.key not in self.refused}
+
+
+@pytest.fixture
+def fake():
+    return FakeStore()
+
+
+@pytest.fixture
+def make(fake):
+    made = []
+
+    def make(**options):
+        made.append(Committer(fake, **options))
+        return made[-1]
+
+    yield make
+    fake.gate.set()
+    for committer in made:
+        committer.close()
+
+
+def blocked(fake, committer, done=lambda error: None):
+    """Hold the committer inside the commit of one change, so that what follows piles up."""
+    committer.submit(change("first"), done)
+    assert fake.entered.wait(10)
+
+
+def test_what_piles_up_is_one_transaction(fake, make):
+    committer, outcomes = make(), []
+    blocked(fake, committer, outcomes.append)
+    for n in range(50):
+        committer.submit(change(str(n)), lambda error, n=n: outcomes.append((n, error)))
+    assert committer.statistics()["queued"] == 50
+    fake.gate.set()
+    committer.close()
+    assert [len(b) for b in fake.batches] == [1, 50]
+    assert outcomes == [None] + [(n, None) for n in range(50)]
+    assert committer.statistics() == {
+        "commits": 2,
+        "changes": 51,
+        "largest_batch": 50,
+        "queued": 0,
+        "batch_max": 256,
+        "queue_max": 10_000,
+    }
+
+
+def test_batch_max(fake, make):
+    committer = make(batch_max=4)
+    blocked(fake, committer)
+    for n in range(9):
+        committer.submit(change(str(n)), lambda error: None)
+    fake.gate.set()
+    committer.close()
+    assert [len(b) for b in fake.batches] == [1, 4, 4, 1]
+
+
+def test_changes_of_one_object_keep_their_order_in_different_batches(fake, make):
+    committer, order = make(), []
+    blocked(fake, committer)
+    for version in range(3):
+        committer.submit(change("hot", version), lambda error, v=version: order.append(v))
+    committer.submit(change("cold"), lambda error: order.append("cold"))
+    fake.gate.set()
+    committer.close()
+    assert fake.batches[1:] == [[("hot", 0), ("cold", 0)], [("hot", 1)], [("hot", 2)]]
+    assert order == [0, "cold", 1, 2]
+
+
+def test_a_failed_transaction_fails_each_with_an_error_of_its_own(fake, make):
+    committer, outcomes = make(), []
+    blocked(fake, committer)
+    fake.error = OSError("no more disk")
+    for n in range(3):
+        committer.submit(change(str(n)), outcomes.append)
+    fake.gate.set()
+    committer.close()
+    assert len({id(e) for e in outcomes}) == 3
+    for error in outcomes:
+        assert isinstance(error, errors.StoreError)
+        assert "no more disk" in str(error)
+        assert error.__cause__ is fake.error
+
+
+def test_a_refused_change_fails_alone(fake, make):
+    committer, outcomes = make(), []
+    fake.refused = {"b"}
+    blocked(fake, committer)
+    for key in "abc":
+        committer.submit(change(key), outcomes.append)
+    fake.gate.set()
+    committer.close()
+    assert outcomes[0] is outcomes[2] is None
+    assert isinstance(outcomes[1], errors.StoreError)
+    assert "no longer at epoch 0, version 0" in str(outcomes[1])
+
+
+def test_full_queue_refuses_at_once(fake, make):
+    committer = make(queue_max=2)
+    blocked(fake, committer)
+    committer.submit(change("a"), lambda error: None)
+    committer.submit(change("b"), lambda error: None)
+    with pytest.raises(errors.ServerBusy, match="queue_max"):
+        committer.submit(change("c"), lambda error: None)
+
+
+def test_a_failing_callback_is_logged_and_survived(fake, make, caplog):
+    committer, outcomes = make(), []
+
+    def bad(error):
+        raise SystemExit
+
+    fake.gate.set()
+    committer.submit(change("a"), bad)
+    committer.submit(change("b"), outcomes.append)
+    committer.close()
+    assert outcomes == [None]
+    assert [r.name for r in caplog.records] == ["objserver.storage"]
+
+
+def test_no_thread_before_the_first_submit_and_none_after_close(fake, make):
+    committer = make()
+    assert "objserver-committer" not in {t.name for t in threading.enumerate()}
+    committer.close()
+    committer.close()
+    with pytest.raises(errors.StoreError, match="closing"):
+        committer.submit(change("a"), lambda error: None)
+
+
+def test_a_callback_may_submit_and_close(fake, make):
+    committer, outcomes, closed = make(), [], threading.Event()
+
+    def second(error):
+        outcomes.append(error)
+        committer.close()
+        closed.set()
+
+    fake.gate.set()
+    committer.submit(change("a"), lambda error: committer.submit(change("a", 1), second))
+    assert closed.wait(10)
+    assert outcomes == [None]
+
+
+def test_with_the_real_store():
+    store, outcomes = open_store("sqlite://"), []
+    committer = Committer(store)
+    for version in range(5):
+        for key in "ab":
+            committer.submit(change(key, version), outcomes.append)
+    committer.submit(change("a", 1), outcomes.append)
+    committer.close()
+    assert outcomes.count(None) == 10
+    assert isinstance(outcomes[-1], errors.StoreError)
+    assert [r.version for _, r in store.items("T")] == [5, 5]
+    store.close()

@@ -1,0 +1,33 @@
+import subprocess
+import sys
+
+import pytest
+
+from objserver import errors, storage
+
+
+def test_importing_the_room_does_not_load_sqlalchemy():
+    code = "import sys, objserver.storage; sys.exit('sqlalchemy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("url", ["postgresql://me:secret@host/db", "mysql://x", "objects.db", ""])
+def test_unknown_url_names_what_is_supported(url):
+    with pytest.raises(errors.StoreError, match=r"sqlite:///path.*postgresql comes with a later") as caught:
+        storage.open_store(url)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["sqlite:", "sqlite://objects.db", "sqlite:///", "sqlite:///x.db?mode=ro"])
+def test_url_without_a_plain_file_is_refused(url):
+    with pytest.raises(errors.StoreError, match="names no file"):
+        storage.open_store(url)
+
+
+def test_relative_and_absolute_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for url in ("sqlite:///one.db", f"sqlite:///{tmp_path}/two.db"):
+        store = storage.open_store(url)
+        assert store.url == url
+        store.close()
+    assert {"one.db", "two.db"} <= {p.name for p in tmp_path.iterdir()}
