@@ -9,7 +9,7 @@
     │   ├── ServerBusy             a bounded queue or a capacity is full; later may work
     │   ├── Deadlock               the call would wait for itself
     │   └── ActivationError        no servant could be made, or its stored state could not be read
-    ├── StoreError                 the store failed; the call had no lasting effect unless a subclass says otherwise
+    ├── StoreError                 the store failed; the object is as it was before the call
     │   └── StateError             the servant's state cannot be stored as data (also TypeError)
     ├── CommunicationError         the network
     │   ├── ConnectFailed          no connection: the call was not sent (also ConnectionError)
@@ -75,7 +75,7 @@ class ObjectNotFound(ObjectError, LookupError):
     """No object of that id is served at that address."""
 
 
-class MemberNotFound(ObjectError, AttributeError):
+class MemberNotFound(AttributeError, ObjectError):
     """The object has no exposed member of that name."""
 
 

@@ -7,8 +7,8 @@ It owns the table of what is registered and the map of active objects.  A reques
     settle   save changed state through the committer, send the reply, leave the mailbox
 
 `admit` never runs foreign code (a Shared locator excepted) and decides the order; `run` may take as long as
-the servant likes.  They are apart so that the engine can let another thread lead while a servant runs, without
-losing the order in which requests came.  The adapter has no thread and no socket: the engine it is given runs
+the servant likes. They are apart so that the engine can let another thread lead while a servant runs,
+without losing the order in which requests came. The adapter has no thread and no socket: its engine runs
 what it submits, callers send what it encodes, the clock is an argument.
 """
 
@@ -79,7 +79,7 @@ class _Nobody:
 
 
 _NOBODY = _Nobody()
-_LAZY_VIEWS = (type({}.keys()), type({}.values()), type({}.items()))
+_LAZY_VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 
 
 class ObjectAdapter:
@@ -145,7 +145,7 @@ class ObjectAdapter:
             activation, threading, instance=instance is not EMPTY, store=self._store is not None
         )
         if not isinstance(name, str) or not name or any(c.isspace() or c == "@" for c in name):
-            raise errors.RegistrationError(f"{name!r} cannot be an object's name: no blanks and no '@', please")
+            raise errors.RegistrationError(f"{name!r} cannot be an object's name: it has blanks or an '@'")
         registration = Registration(name, make, activation, threading, skeleton=skeleton, instance=instance)
         with self._lock:
             if name in self._registrations:
@@ -447,7 +447,7 @@ class ObjectAdapter:
         skeleton = Skeleton.of(type(servant))
         if skeleton.empty:
             raise errors.ActivationError(
-                f"{object_id!r} is a {type(servant).__name__}, which exposes nothing; decorate it with @expose"
+                f"{object_id!r} is a {type(servant).__name__}, which exposes nothing; use @expose"
             )
         return skeleton
 
@@ -681,7 +681,9 @@ class ObjectAdapter:
 
 def _pyro5_policy(mode: str) -> ActivationPolicy:
     """What Pyro5's @behavior(instance_mode=...) means here."""
-    return {"single": Shared(), "session": PerClient(), "percall": PerRequest()}[mode]
+    if mode == "percall":
+        return PerRequest()
+    return Shared() if mode == "single" else PerClient()
 
 
 _ENDED: Any = object()

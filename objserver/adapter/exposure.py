@@ -19,7 +19,16 @@ HOOKS = frozenset({"on_activate", "on_passivate", "close", "upgrade_state"})
 """Called by the server on a servant's behalf; exposing a whole class leaves them out."""
 
 _CALLABLE_DUNDERS = frozenset(
-    "__len__ __iter__ __getitem__ __setitem__ __delitem__ __contains__ __next__ __reversed__".split()
+    {
+        "__contains__",
+        "__delitem__",
+        "__getitem__",
+        "__iter__",
+        "__len__",
+        "__next__",
+        "__reversed__",
+        "__setitem__",
+    }
 )
 
 

@@ -30,7 +30,18 @@ class Invocation:
     passivation) go through the same mailbox as everybody's calls.
     """
 
-    __slots__ = ("activation", "batch", "caller", "calls", "ends", "facts", "members", "oneway", "readonly", "work")
+    __slots__ = (
+        "activation",
+        "batch",
+        "caller",
+        "calls",
+        "ends",
+        "facts",
+        "members",
+        "oneway",
+        "readonly",
+        "work",
+    )
 
     def __init__(
         self,

@@ -85,10 +85,9 @@ class Skeleton:
         )
 
     @staticmethod
-    @functools.lru_cache(maxsize=1024)
-    def of(cls: type) -> Skeleton:
-        """The skeleton of `cls`; computed once."""
-        return Skeleton(cls)
+    def of(cls: Any) -> Skeleton:
+        """The skeleton of a class; computed once."""
+        return _skeleton(cls)
 
     def find(self, method: str, args: Any) -> tuple[Member, Any]:
         """The member that a request means, and the arguments left for it.
@@ -107,3 +106,8 @@ class Skeleton:
                 return member, args[1:]
             raise errors.MemberNotFound(f"{self.cls.__name__} has no exposed attribute {args[0]!r} to {verb}")
         raise errors.MemberNotFound(f"{self.cls.__name__} has no exposed method {method!r}")
+
+
+@functools.lru_cache(maxsize=1024)
+def _skeleton(cls: Any) -> Skeleton:
+    return Skeleton(cls)

@@ -1,8 +1,8 @@
 """Item streams: iterators that a servant returned, drawn item by item by their client.
 
 A stream belongs to the session that opened it: nobody else may draw from it.  When a stock client's
-connection closes, its streams linger for a while, and whoever then names the id, which cannot be guessed, takes
-it over.  An activation is not ended while a stream of it is open.
+connection closes, its streams linger for a while, and whoever then names the id, which cannot be guessed,
+takes it over.  An activation is not ended while a stream of it is open.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """One connection of a client: connect, greet, then one request and its reply at a time.
 
-The socket blocks, and the time allowed for an answer is given to the kernel (SO_RCVTIMEO), so a call costs two
-system calls and no polling.  After anything but a clean reply the connection is closed: otherwise the late
-answer of this call would be taken for the answer of the next.
+The socket blocks, and the time allowed for an answer is given to the kernel (SO_RCVTIMEO), so a call costs
+two system calls and no polling. After anything but a clean reply the connection is closed: otherwise the
+late answer of this call would be taken for the answer of the next.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ class ClientConnection:
                 received = receive(READ_SIZE)
             except BlockingIOError:
                 raise errors.CallTimeout(
-                    f"no reply from {self.location} in {self._timeout_s} s; the call may still be running there"
+                    f"no reply from {self.location} in {self._timeout_s} s; it may still run there"
                 ) from None
             except OSError as problem:
                 raise errors.ConnectionLost(

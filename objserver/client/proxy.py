@@ -111,8 +111,8 @@ class Proxy:
 
     - `timeout_s`: seconds for each call and for connecting; None waits for ever.  A call that takes longer
       raises CallTimeout, and its outcome is unknown.
-    - `serializer`: "serpent", "json", "msgpack" or "marshal" talks as a stock Pyro5 peer does.  By default our
-      own codec is used with our servers, and serpent with stock ones.
+    - `serializer`: "serpent", "json", "msgpack" or "marshal" talks as a stock Pyro5 peer does.  By default
+      our own codec is used with our servers, and serpent with stock ones.
     - `session`: proxies with the same session name share the servants of PerClient objects.
     - `handshake`: data for the server's handshake check.
     """

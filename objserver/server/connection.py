@@ -368,19 +368,16 @@ class _Reply:
             error = errors.RemoteError(
                 f"{type(error).__name__}: {error}", type_name=type(error).__qualname__
             )
-        if self.connection.server.settings.tracebacks:
-            lines = traceback.format_exception(error)
-        else:
-            lines = []
+        lines = traceback.format_exception(error) if self.connection.server.settings.tracebacks else []
         try:
-            error._pyroTraceback = lines  # type: ignore[attr-defined]
+            setattr(error, "_pyroTraceback", lines)  # noqa: B010  (Pyro5's name for it, on any exception)
         except AttributeError:
             pass
         try:
             return self._frame(Flag.EXCEPTION, self.codec.encode(error), facts.response_annotations)
         except errors.ProtocolError as problem:
             substitute = pyro5.PyroError(
-                f"Error serializing exception: {problem}. Original exception: {type(error)}: {str(error)[:2000]}"
+                f"cannot encode the exception: {problem}. It was {type(error)}: {str(error)[:2000]}"
             )
             substitute._pyroTraceback = lines[-20:]
             return self._frame(Flag.EXCEPTION, self.codec.encode(substitute), {})

@@ -1,18 +1,19 @@
 """The engine: threads that run servants, by leader and followers with promotion.
 
-One thread, the leader, polls for work and runs it itself, so a call costs no hand-over between threads.  When
-a servant blocks, the rest of the server must not: a monitor looks every few milliseconds, and if the leader
-is still in the same piece of work, a sleeping follower is promoted and polls instead.  A thread that
-returns from its work and finds that it no longer leads goes to sleep among the followers, unless nobody leads.
+One thread, the leader, polls for work and runs it itself, so a call costs no hand-over between threads.
+When a servant blocks, the rest of the server must not: a monitor looks every few milliseconds, and if the
+leader is still in the same piece of work, a sleeping follower is promoted and polls instead. A thread that
+returns from its work and finds that it no longer leads goes to sleep among the followers, unless nobody
+leads.
 
-The right to lead is a baton in the leader's own list.  Before a leader runs something it lays the baton
-down (`append`); afterwards it takes it up (`pop`).  Whoever pops it decides who leads: a `pop` of an empty list
-tells the leader that it was replaced.  Both are atomic, so a call costs no lock.
+The right to lead is a baton in the leader's own list. Before a leader runs something it lays the baton down
+(`append`); afterwards it takes it up (`pop`). Whoever pops it decides who leads: a `pop` of an empty list
+tells the leader that it was replaced. Both are atomic, so a call costs no lock.
 
-Waking the monitor for every call would cost more than the call, so it parks when nothing has run for a while, and
-the next call wakes it once.  Looking every millisecond would fight the leader for the interpreter: 5 ms does
-not show in the 99th percentile, 1 ms does.  Only while one promotion follows another does it look faster, so
-that thirty blocking servants are under way in a few hundredths of a second.
+Waking the monitor for every call would cost more than the call, so it parks when nothing has run for a
+while, and the next call wakes it once. Looking every millisecond would fight the leader for the
+interpreter: 5 ms does not show in the 99th percentile, 1 ms does. Only while one promotion follows another
+does it look faster, so that thirty blocking servants are under way in a few hundredths of a second.
 """
 
 from __future__ import annotations

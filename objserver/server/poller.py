@@ -90,7 +90,8 @@ class SocketPoller:
     def pause_reading(self) -> None:
         """No new requests from here on; replies still go out."""
         for connection in list(self.connections.values()):
-            self._try(self._epoll.modify, connection.sock.fileno(), select.EPOLLOUT if connection._unsent else 0)
+            mask = select.EPOLLOUT if connection._unsent else 0
+            self._try(self._epoll.modify, connection.sock.fileno(), mask)
 
     def resume_accepting(self) -> None:
         """After a pause for lack of descriptors."""

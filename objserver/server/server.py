@@ -22,7 +22,14 @@ from types import TracebackType
 from typing import Any, Self
 
 from objserver import errors
-from objserver.adapter import ActivationPolicy, Concurrent, DaemonObject, ObjectAdapter, Shared, ThreadingPolicy
+from objserver.adapter import (
+    ActivationPolicy,
+    Concurrent,
+    DaemonObject,
+    ObjectAdapter,
+    Shared,
+    ThreadingPolicy,
+)
 from objserver.clock import Clock, SystemClock
 from objserver.codecs import Codecs
 from objserver.references import DAEMON_ID, Location, Reference
@@ -121,7 +128,7 @@ class ObjectServer:
         return Reference("PYRO", name, self._location)
 
     def unregister(self, name: str) -> None:
-        """Stop serving `name`.  Calls that have begun finish; the state of Persistent objects stays stored."""
+        """Stop serving `name`.  Calls that have begun finish; stored state stays stored."""
         if name == DAEMON_ID:
             raise errors.RegistrationError(f"{DAEMON_ID} is the server itself and stays")
         self.adapter.unregister(name)
@@ -151,7 +158,7 @@ class ObjectServer:
         return self
 
     def stop(self, drain_timeout_s: float | None = None) -> None:
-        """Drain and stop; see the module.  Invocations still running after `drain_timeout_s` are left alone."""
+        """Drain and stop, see the module; what still runs after `drain_timeout_s` is left alone."""
         with self._state_lock:
             if self._state in ("stopping", "stopped"):
                 return
@@ -284,7 +291,7 @@ def _answers(path: str) -> bool:
 
 
 def _raise_descriptor_limit(wanted: int) -> None:
-    """Every connection is a descriptor, and many systems start a process with 1024 although it may have more."""
+    """Every connection is a descriptor; many systems start a process with 1024 although it may have more."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     target = wanted + 256 if hard == resource.RLIM_INFINITY else min(wanted + 256, hard)
     if soft != resource.RLIM_INFINITY and soft < target:

@@ -92,7 +92,7 @@ class FrameParser:
                 try:
                     self._check_sizes(size, annotations_size)
                 except errors.MessageTooLarge as problem:
-                    problem.header = (sequence, serializer)  # type: ignore[attr-defined]
+                    problem.header = (sequence, serializer)
                     raise
             if end - at < size:
                 self._needed = size
