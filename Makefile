@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
 
-.PHONY: demo test check docs bench notebooks clean
+.PHONY: demo test check docs bench clean
 
 # One stamp per set of needs, so that a second run installs nothing.
 $(VENV)/base: setup.cfg pyproject.toml
@@ -32,9 +32,6 @@ docs: $(VENV)/docs
 
 bench: $(VENV)/bench
 	$(PY) -m benchmarks
-
-notebooks: $(VENV)/notebooks
-	$(PY) -m jupyter nbconvert --to notebook --execute --inplace demos/*.ipynb
 
 clean:
 	rm -rf $(VENV) build docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
