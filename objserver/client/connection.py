@@ -22,7 +22,11 @@ from objserver.wire import extension as wire_extension
 
 __all__ = ["ClientConnection", "Metadata"]
 
-READ_SIZE = 256 * 1024
+READ_SIZE = 32 * 1024
+"""Bytes asked for at a time.  A larger buffer is mapped and unmapped by the allocator at every call, which
+costs more than the call."""
+READ_LARGE = 1024 * 1024
+"""... except when the rest of a large frame is known to be coming."""
 _TIMEVAL = struct.Struct("ll")
 
 
@@ -162,7 +166,8 @@ class ClientConnection:
         deadline = None if self._timeout_s is None else time.monotonic() + self._timeout_s
         while True:
             try:
-                received = receive(READ_SIZE)
+                missing = parser.missing
+                received = receive(READ_SIZE if missing <= READ_SIZE else min(missing, READ_LARGE))
             except BlockingIOError:
                 raise errors.CallTimeout(
                     f"no reply from {self.location} in {self._timeout_s} s; it may still run there"

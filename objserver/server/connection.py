@@ -35,7 +35,11 @@ __all__ = ["Connection"]
 
 log = logging.getLogger("objserver.server")
 
-READ_SIZE = 256 * 1024
+READ_SIZE = 32 * 1024
+"""Bytes asked for at a time.  A larger buffer is mapped and unmapped by the allocator at every call, which
+costs more than the call."""
+READ_LARGE = 1024 * 1024
+"""... except when the rest of a large frame is known to be coming."""
 LINGER_S = 1.0
 _HTTP = (b"GET ", b"POST", b"HEAD", b"PUT ", b"OPTI", b"DELE", b"PATC", b"CONN")
 _HTTP_ANSWER = (
@@ -69,8 +73,9 @@ class Connection:
 
     def receive(self, runnable: Callable[[Invocation], None]) -> None:
         """Read what has come; hand invocations that may run now to `runnable`."""
+        missing = self.parser.missing
         try:
-            data = self.sock.recv(READ_SIZE)
+            data = self.sock.recv(READ_SIZE if missing <= READ_SIZE else min(missing, READ_LARGE))
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
