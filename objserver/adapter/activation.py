@@ -12,7 +12,13 @@ from collections.abc import Callable
 from typing import Any
 
 from objserver.adapter.mailbox import Mailbox
-from objserver.adapter.policies import ActivationPolicy, Persistent, ThreadingPolicy
+from objserver.adapter.policies import (
+    ActivationPolicy,
+    PerRequest,
+    Persistent,
+    Shared,
+    ThreadingPolicy,
+)
 from objserver.adapter.skeleton import Skeleton
 
 __all__ = ["EMPTY", "Activation", "Registration"]
@@ -43,6 +49,10 @@ class Registration:
         self.instance = instance
         self.keyed = skeleton is None or isinstance(activation, Persistent)
         self.persistent = isinstance(activation, Persistent)
+        self.transient = isinstance(activation, PerRequest) or (
+            skeleton is None and isinstance(activation, Shared)
+        )
+        """An idle activation has nothing to stay for."""
         self.removed = False
         self.active = 0
 

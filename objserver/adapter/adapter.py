@@ -212,10 +212,10 @@ class ObjectAdapter:
                 facts.name = activation.registration.name
                 if activation.skeleton is not None:
                     self._resolve(invocation, activation.skeleton)
-                if self._offer(activation, invocation):
-                    return True
-                if invocation.activation is activation:
-                    return False
+                with activation.lock:
+                    if not activation.ended:
+                        invocation.activation = activation
+                        return activation.mailbox.offer(invocation)
         except Exception as problem:
             self._reply(invocation, None, problem)
             return False
@@ -295,6 +295,14 @@ class ObjectAdapter:
         return problem
 
     def _resolve(self, invocation: Invocation, skeleton: Skeleton) -> None:
+        if not invocation.batch:
+            ((method, args, kwargs),) = invocation.calls
+            member = skeleton.methods.get(method)
+            if member is None:
+                member, args = skeleton.find(method, args)
+            invocation.members = [(member, args, kwargs)]
+            invocation.readonly = member.readonly
+            return
         members = []
         readonly = True
         for method, args, kwargs in invocation.calls:
@@ -368,7 +376,10 @@ class ObjectAdapter:
             if invocation.oneway:
                 return b""
             try:
-                if isinstance(value, Iterator) and not invocation.batch and invocation.work is None:
+                # Not isinstance(value, Iterator): the abstract class is asked through a slow path.
+                if not hasattr(type(value), "__next__"):
+                    pass
+                elif not invocation.batch and invocation.work is None:
                     return caller.encode_stream(self._open_stream(invocation, value), facts)
                 if type(value) in _LAZY_VIEWS:
                     raise errors.SerializeError("a dict view is not sent; return list(...) of it")
@@ -389,13 +400,14 @@ class ObjectAdapter:
         activation = invocation.activation
         if invocation.ends:
             self._close_servant(activation)
+        mailbox = activation.mailbox
         with activation.lock:
             if invocation.ends:
                 activation.ending = activation.end_after_streams = False
-            starting = activation.mailbox.leave(invocation)
+            starting = mailbox.leave(invocation)
             if not starting:
                 activation.last_used = self._clock.monotonic()
-                if activation.mailbox.idle and self._is_over(activation):
+                if not mailbox.running and not mailbox.waiting and self._is_over(activation):
                     activation.ended = True
         if activation.ended:
             self._forget(activation)
@@ -532,11 +544,7 @@ class ObjectAdapter:
         registration = activation.registration
         if activation.streams:
             return False
-        if activation.servant is EMPTY:
-            return True
-        return isinstance(registration.activation, PerRequest) or (
-            registration.skeleton is None and isinstance(registration.activation, Shared)
-        )
+        return registration.transient or activation.servant is EMPTY
 
     def _forget(self, activation: Activation) -> None:
         with self._lock:

@@ -358,7 +358,10 @@ class _Reply:
         )  # fmt: skip
 
     def encode_result(self, value: Any, facts: Facts) -> bytes:
-        return self._frame(0, self.codec.encode(value), facts.response_annotations)
+        payload = self.codec.encode(value)
+        if facts.response_annotations or len(payload) > 65536:
+            return self._frame(0, payload, facts.response_annotations)
+        return encode_frame(5, self.codec.serializer_id, 0, self.sequence, payload, None, self.correlation)
 
     def encode_stream(self, stream_id: str, facts: Facts) -> bytes:
         problem = errors.ProtocolError("result of call is an iterator")
