@@ -87,7 +87,8 @@ def test_private_names_cannot_be_exposed():
 
 
 @pytest.mark.parametrize(
-    "name", ["_private", "__init__", "__class__", "__getattribute__", "close", "attribute", "a.b", "", "méthod"]
+    "name",
+    ["_private", "__init__", "__class__", "__getattribute__", "close", "attribute", "a.b", "", "méthod"],
 )
 def test_names_from_the_wire_reach_nothing_else(name):
     with pytest.raises(errors.MemberNotFound):

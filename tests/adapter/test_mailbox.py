@@ -32,7 +32,8 @@ def test_serial_runs_one_at_a_time_in_order():
 
 def test_readers_run_together_and_do_not_overtake_a_writer():
     box = mailbox(ReadersWriter())
-    r1, r2, w, r3, r4 = call(readonly=True), call(readonly=True), call(), call(readonly=True), call(readonly=True)
+    r1, r2, r3, r4 = (call(readonly=True) for _ in range(4))
+    w = call()
     assert [box.offer(x) for x in (r1, r2, w, r3, r4)] == [True, True, False, False, False]
     assert box.leave(r1) == []
     assert box.leave(r2) == [w]

@@ -2,7 +2,17 @@
 
 import pytest
 
-from objserver import Concurrent, PerClient, PerRequest, Persistent, ReadersWriter, Reentrant, Serial, Shared, errors
+from objserver import (
+    Concurrent,
+    PerClient,
+    PerRequest,
+    Persistent,
+    ReadersWriter,
+    Reentrant,
+    Serial,
+    Shared,
+    errors,
+)
 from objserver.adapter.policies import check_combination
 
 LEGAL = [

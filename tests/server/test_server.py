@@ -76,12 +76,12 @@ class Counter:
         return self.n
 
 
-@pytest.fixture()
+@pytest.fixture
 def clock():
     return ManualClock()
 
 
-@pytest.fixture()
+@pytest.fixture
 def server(tmp_path, clock):
     Counter.events = []
     made = ObjectServer(store=f"sqlite:///{tmp_path}/store.db", clock=clock)
@@ -100,7 +100,7 @@ def test_per_request_makes_a_servant_for_every_call(server):
     server.register(Counter, "C", activation=PerRequest())
     (proxy,) = proxies(server, "C", 1)
     assert [proxy.add(), proxy.add()] == [1, 1]
-    assert Counter.events == ["activate", "close"] * 2
+    wait_until(lambda: Counter.events == ["activate", "close"] * 2)
 
 
 def test_per_client_keeps_a_servant_for_each_proxy(server):
