@@ -127,7 +127,9 @@ class ObjectAdapter:
             raise errors.RegistrationError(
                 f"{skeleton.cls.__name__} exposes nothing; decorate it, or some of its methods, with @expose"
             )
-        make: Callable[[str], Any] = thing if is_locator else (lambda key: thing())
+        make: Callable[[str], Any] = (
+            thing if is_locator else (lambda key: thing()) if is_class else (lambda key: thing)
+        )
         if skeleton is not None and is_class:
             mode, creator = getattr(thing, "_pyroInstancing", ("session", None))
             if creator is not None:
@@ -257,6 +259,19 @@ class ObjectAdapter:
             assert activation.skeleton is not None
             self._resolve(invocation, activation.skeleton)
         facts = invocation.facts
+        skeleton = activation.skeleton
+        if facts.peer_context is None and skeleton is not None and skeleton.written_for_pyro5:
+            # Our own peers call it too: Pyro5's context must never show it an earlier call.
+            facts.peer_context = {
+                "client": None,
+                "client_sock_addr": facts.client_address,
+                "seq": 0,
+                "msg_flags": 0,
+                "serializer_id": 0,
+                "annotations": facts.annotations,
+                "response_annotations": {},
+                "correlation_id": facts.correlation_id,
+            }
         if facts.peer_context is not None:
             pyro5.enter_call_context(facts.peer_context)
         if not invocation.batch:
@@ -474,7 +489,7 @@ class ObjectAdapter:
             if registration.persistent:
                 self._restore(activation, servant)
             hook = getattr(servant, "on_activate", None)
-            if hook is not None:
+            if hook is not None and registration.instance is EMPTY:
                 hook()
         except errors.ObjServerError:
             raise

@@ -1,15 +1,50 @@
-"""The `objserver` command: one group, a module for each command."""
+"""The `objserver` command: one group, a module for each command.
+
+What fails for a reason that can be said in a sentence is said in one, on standard error, with exit code 1;
+wrong usage is exit code 2, as click has it.  The command modules import what they need when they are run, so
+that `objserver --help` does not wait for it.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import click
 
 import objserver
+from objserver import errors
+from objserver.cli.call import call
+from objserver.cli.demo import demo
+from objserver.cli.names import names
+from objserver.cli.nameserver import nameserver
+from objserver.cli.serve import serve
 
 __all__ = ["main"]
 
 
-@click.group()
-@click.version_option(objserver.__version__)
+class _Sentences(click.Group):
+    """Turns our errors into one line for people."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except errors.ObjServerError as problem:
+            raise click.ClickException(" ".join(str(problem).split())) from problem
+
+
+@click.group(cls=_Sentences)
+@click.version_option(objserver.__version__, prog_name="objserver")
 def main() -> None:
-    """Host Python objects and let any process call them."""
+    """Host Python objects and let any process call them.
+
+    \b
+    Examples:
+      objserver nameserver
+      objserver serve bank:Account --activation persistent --store sqlite:///bank.db --nameserver
+      objserver names
+      objserver call PYRONAME:Account/alice deposit 5
+    """
+
+
+for command in (call, demo, names, nameserver, serve):
+    main.add_command(command)

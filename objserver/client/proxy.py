@@ -178,6 +178,10 @@ class Proxy:
         remote = metadata.methods | metadata.attrs if metadata else frozenset()
         return sorted({*super().__dir__(), *remote})
 
+    def __str__(self) -> str:
+        """The URI, so that a proxy can be printed where a reference can."""
+        return str(self._objserver_reference)
+
     def __repr__(self) -> str:
         link = self._objserver_link
         return f"<Proxy {self._objserver_reference} idle_connections={len(link.idle)}>"

@@ -134,7 +134,7 @@ def encode_frame(
 def split_annotations(data: bytes, limits: Limits) -> dict[str, bytes]:
     """Take the annotations of one frame apart; ProtocolError if they are not well formed."""
     found: dict[str, bytes] = {}
-    at, end = 0, len(data)
+    at, end, count = 0, len(data), 0
     while at < end:
         if at + 8 > end:
             raise errors.ProtocolError("an annotation is cut off inside its header")
@@ -146,7 +146,8 @@ def split_annotations(data: bytes, limits: Limits) -> dict[str, bytes]:
             raise errors.ProtocolError(f"annotation name {name!r} is not ASCII")
         found[name.decode("ascii")] = data[at : at + length]
         at += length
-        if len(found) > limits.annotations_max:
+        count += 1  # chunks, not names: a name may be repeated
+        if count > limits.annotations_max:
             raise too_large("annotations_max", f"more than {limits.annotations_max} annotations in one frame")
     return found
 

@@ -1,0 +1,1 @@
+"""Measurements of objserver beside its peers; `python -m benchmarks` runs them."""

@@ -1,0 +1,40 @@
+"""`objserver nameserver`: the name server that PYRONAME: and PYROMETA: references ask."""
+
+from __future__ import annotations
+
+import click
+
+from objserver.cli import parse_address, until_stopped
+from objserver.references import NAMESERVER_PORT
+
+__all__ = ["nameserver"]
+
+
+@click.command()
+@click.option("--address", default=f"localhost:{NAMESERVER_PORT}", show_default=True, metavar="HOST:PORT")
+@click.option("--store", metavar="URL", help="Keep the names here, e.g. sqlite:///names.db.")
+@click.option("--beacon/--no-beacon", default=True, show_default=True, help="Answer discovery over UDP.")
+@click.option("--beacon-address", default="localhost:9091", show_default=True, metavar="HOST:PORT")
+@click.option("--insecure", is_flag=True, help="Allow an address that other machines can reach.")
+def nameserver(address: str, store: str | None, beacon: bool, beacon_address: str, insecure: bool) -> None:
+    """Run a name server; stock Pyro5 programs can use it too.
+
+    \b
+    Examples:
+      objserver nameserver
+      objserver nameserver --store sqlite:///names.db --no-beacon
+      objserver nameserver --address 0.0.0.0:9090 --beacon-address 0.0.0.0:9091 --insecure
+    """
+    from objserver.naming import BEACON_PORT, NameServerDaemon
+
+    parse_address(address)
+    answer_at = str(parse_address(beacon_address, BEACON_PORT)) if beacon else None
+    daemon = NameServerDaemon(address, store=store, beacon=answer_at, insecure=insecure)
+    try:
+        with until_stopped():
+            daemon.start()
+            click.echo(f"name server {daemon.nameserver}")
+            if daemon.beacon is not None:
+                click.echo(f"beacon {daemon.beacon.address}")
+    finally:
+        daemon.stop()

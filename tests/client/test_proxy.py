@@ -1,0 +1,262 @@
+"""Our Proxy against a stock Pyro5 daemon and against our server: the same calls, the same outcome."""
+
+import socket
+import threading
+import uuid
+
+import Pyro5.api
+import pytest
+from Pyro5.api import current_context
+
+from objserver import ObjectServer, Proxy, Reference, errors, invoke
+
+WAIT_S = 10
+SERIALIZERS = [None, "serpent", "json", "msgpack"]
+
+
+class Child:
+    @Pyro5.api.expose
+    def name(self):
+        return "child"
+
+
+@Pyro5.api.behavior(instance_mode="single")
+class Bank:
+    """Decorated with Pyro5's decorators, so that both kinds of server can host it."""
+
+    def __init__(self):
+        self.balance = 0
+        self.told = threading.Event()
+        self.drawn = threading.Event()
+        self.items = ["a", "b", "c"]
+        self.register = None
+
+    @Pyro5.api.expose
+    def add(self, amount, *, times=1):
+        self.balance += amount * times
+        return self.balance
+
+    @Pyro5.api.expose
+    def echo(self, value):
+        return value
+
+    @Pyro5.api.expose
+    @property
+    def level(self):
+        return self.balance
+
+    @level.setter
+    def level(self, value):
+        self.balance = value
+
+    @Pyro5.api.expose
+    @Pyro5.api.oneway
+    def tell(self, value):
+        self.balance = value
+        self.told.set()
+
+    @Pyro5.api.expose
+    def fail(self):
+        raise ValueError("no money")
+
+    @Pyro5.api.expose
+    def count(self, end):
+        try:
+            yield from range(end)
+        finally:
+            self.drawn.set()
+
+    @Pyro5.api.expose
+    def child(self):
+        child = Child()
+        self.register(child)
+        return child
+
+    @Pyro5.api.expose
+    def context(self):
+        current_context.response_annotations = {"RSPN": b"pong" + bytes(current_context.annotations["QEST"])}
+        return str(current_context.correlation_id)
+
+    @Pyro5.api.expose
+    def release(self):
+        return "remote release"
+
+    @Pyro5.api.expose
+    def __len__(self):
+        return len(self.items)
+
+    @Pyro5.api.expose
+    def __getitem__(self, index):
+        return self.items[index]
+
+    @Pyro5.api.expose
+    def __setitem__(self, index, value):
+        self.items[index] = value
+
+    def hidden(self):
+        raise AssertionError
+
+
+@pytest.fixture(params=["stock", "ours"])
+def bank(request):
+    """A servant with its `reference`, hosted by either kind of server."""
+    servant = Bank()
+    if request.param == "ours":
+        with ObjectServer() as server:
+            servant.register = server.register
+            servant.reference = str(server.register(servant, "bank"))
+            yield servant
+        return
+    daemon = Pyro5.api.Daemon(host="127.0.0.1", port=0)
+    servant.register = daemon.register
+    servant.reference = str(daemon.register(servant, "bank"))
+    thread = threading.Thread(target=daemon.requestLoop, daemon=True)
+    thread.start()
+    yield servant
+    daemon.shutdown()
+    thread.join(WAIT_S)
+    daemon.close()
+    assert not thread.is_alive()
+
+
+@pytest.fixture(params=SERIALIZERS, ids=str)
+def proxy(request, bank):
+    with Proxy(bank.reference, serializer=request.param, timeout_s=WAIT_S) as proxy:
+        yield proxy
+
+
+def test_methods_take_positional_and_keyword_arguments(proxy):
+    assert (proxy.add(2), proxy.add(5, times=2)) == (2, 12)
+
+
+@pytest.mark.parametrize("value", [None, True, -1, 1.5, "ü€", [], [1, [2]], {"a": {"b": None}}])
+def test_values_come_back_as_they_went(proxy, value):
+    assert proxy.echo(value) == value
+
+
+def test_properties_are_read_and_written(proxy, bank):
+    proxy.level = 7
+    assert (proxy.level, bank.balance) == (7, 7)
+
+
+def test_oneway_calls_return_none_and_are_executed(proxy, bank):
+    assert proxy.tell(4) is None
+    assert bank.told.wait(WAIT_S)
+
+
+def test_batches_run_in_order_and_raise_where_a_call_failed(proxy, bank):
+    with proxy.batch() as batch:
+        batch.add(1)
+        batch.add(2)
+        batch.fail()
+        batch.add(100)
+    results = batch.results()
+    assert [next(results), next(results)] == [1, 3]
+    with pytest.raises(ValueError, match="no money"):
+        next(results)
+    assert bank.balance == 3
+
+
+def test_a_oneway_batch_is_executed(proxy, bank):
+    batch = proxy.batch()
+    batch.tell(9)
+    batch.send(oneway=True)
+    assert bank.told.wait(WAIT_S)
+
+
+def test_generators_are_drawn_item_by_item(proxy):
+    assert list(proxy.count(4)) == [0, 1, 2, 3]
+    assert proxy.echo(1) == 1
+
+
+def test_a_closed_stream_ends_on_the_server_and_gives_its_connection_back(proxy, bank):
+    with proxy.count(4) as stream:
+        assert next(stream) == 0
+        assert proxy.echo("beside") == "beside"
+    assert bank.drawn.wait(WAIT_S)
+    assert list(stream) == []
+    assert proxy.echo(1) == 1
+
+
+def test_exceptions_keep_class_arguments_and_traceback(proxy):
+    with pytest.raises(ValueError, match="no money") as caught:
+        proxy.fail()
+    assert "in fail" in "".join(caught.value._pyroTraceback)
+
+
+def test_annotations_and_correlation_ids_travel_both_ways(proxy):
+    correlation_id = uuid.uuid4()
+    view = proxy.calling(annotations={"QEST": b"!"}, correlation_id=correlation_id)
+    assert view.context() == str(correlation_id)
+    assert bytes(view.response_annotations["RSPN"]) == b"pong!"
+
+
+def test_a_returned_registered_object_becomes_a_proxy(proxy):
+    child = proxy.child()
+    assert isinstance(child, Proxy)
+    with child:
+        assert child.name() == "child"
+
+
+def test_containers_have_length_items_and_iteration(proxy):
+    proxy[0] = "z"
+    assert (len(proxy), proxy[1], list(proxy), "c" in proxy) == (3, "b", ["z", "b", "c"], True)
+
+
+def test_names_that_are_not_exposed_are_refused_here_and_there(proxy):
+    with pytest.raises(AttributeError):
+        proxy.hidden
+    with pytest.raises(AttributeError):
+        proxy.balance = 3
+    with pytest.raises(AttributeError):
+        proxy._objserver_invoke("hidden", (), {})
+
+
+def test_remote_names_hidden_by_the_proxy_are_reached_with_invoke(proxy):
+    assert invoke(proxy, "release") == "remote release"
+    assert invoke(proxy, "level") == 0
+
+
+def test_a_proxy_is_shared_by_threads(proxy):
+    seen, together = [], threading.Barrier(8)
+
+    def work(number):
+        together.wait(WAIT_S)
+        seen.extend(proxy.echo(number) for _ in range(20))
+
+    threads = [threading.Thread(target=work, args=(n,), daemon=True) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WAIT_S)
+    assert sorted(seen) == sorted(n for n in range(8) for _ in range(20))
+
+
+def test_a_proxy_travels_as_an_argument(proxy, bank):
+    returned = proxy.echo(proxy)
+    assert isinstance(returned, Proxy)
+    assert returned._objserver_reference == Reference.parse(bank.reference)
+    returned.release()
+
+
+def test_an_unknown_object_cannot_be_connected_to(bank):
+    uri = bank.reference.replace("bank", "nobody")
+    with pytest.raises(errors.ConnectFailed, match="unknown object"):
+        Proxy(uri, timeout_s=WAIT_S).echo(1)
+
+
+def test_compressed_replies_are_understood(proxy, monkeypatch):
+    monkeypatch.setattr(Pyro5.config, "COMPRESSION", True)
+    assert proxy.echo("compress me " * 1000) == "compress me " * 1000
+
+
+def test_a_server_that_never_answers_is_a_failure_to_connect():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        with pytest.raises(errors.ConnectFailed):
+            Proxy(f"PYRO:x@127.0.0.1:{silent.getsockname()[1]}", timeout_s=0.1).echo(1)
+
+
+@pytest.mark.parametrize("options", [{"serializer": "pickle"}, {"timeout_s": 0}])
+def test_unusable_options_are_refused(options):
+    with pytest.raises(ValueError):
+        Proxy("PYRO:x@localhost:1", **options)

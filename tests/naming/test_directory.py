@@ -1,0 +1,97 @@
+"""The directory by itself: what it answers, refuses and keeps."""
+
+from __future__ import annotations
+
+import pathlib
+
+import Pyro5.errors
+import pytest
+
+from objserver import errors
+from objserver.naming import NameServer, NamingLimits
+from objserver.references import Reference
+from objserver.storage import open_store
+
+URI = "PYRO:thing@localhost:1234"
+
+
+def test_lookup_gives_a_reference_and_its_metadata() -> None:
+    names = NameServer()
+    names.register("a", URI, metadata=["x", "y"])
+    assert names.lookup("a") == Reference.parse(URI)
+    assert names.lookup("a", return_metadata=True) == (Reference.parse(URI), {"x", "y"})
+    names.set_metadata("a", None)
+    assert names.list(return_metadata=True) == {"a": (URI, set())}
+    assert names.count() == 1
+
+
+def test_list_and_yplookup_filter() -> None:
+    names = NameServer()
+    names.register("shop.a", URI, metadata={"x"})
+    names.register("shop.b", URI, metadata={"x", "y"})
+    names.register("bank", URI)
+    assert set(names.list(prefix="shop.")) == {"shop.a", "shop.b"}
+    assert set(names.list(regex=".*a")) == {"shop.a", "bank"}
+    assert set(names.yplookup(meta_all=["x", "y"])) == {"shop.b"}
+    assert set(names.yplookup(meta_any=["x", "y"])) == {"shop.a", "shop.b"}
+    assert names.yplookup(meta_any={"y"}, return_metadata=False) == {"shop.b": URI}
+    assert names.yplookup() == {}
+
+
+def test_remove_never_removes_the_name_server() -> None:
+    names = NameServer()
+    for name in ("Pyro.NameServer", "Pyro.x", "y"):
+        names.register(name, URI)
+    assert names.remove("Pyro.NameServer") == 0
+    assert names.remove(prefix="Pyro.") == 1
+    assert names.remove(regex=".*") == 1
+    assert names.remove("gone") == names.remove() == 0
+    assert list(names.list()) == ["Pyro.NameServer"]
+
+
+def test_refusals_are_those_of_pyro5() -> None:
+    names = NameServer(limits=NamingLimits(names_max=1))
+    names.register("a", URI)
+    with pytest.raises(Pyro5.errors.NamingError, match="unknown name: b"):
+        names.lookup("b")
+    with pytest.raises(errors.NamingError, match="already registered"):
+        names.register("a", URI, safe=True)
+    with pytest.raises(errors.NamingError, match="full"):
+        names.register("b", URI)
+    with pytest.raises(errors.NamingError, match="not a URI"):
+        names.register("a", "nonsense")
+    with pytest.raises(TypeError, match="only URIs"):
+        names.register("a", 5)
+    with pytest.raises(TypeError, match="not one str"):
+        names.register("a", URI, metadata="tag")
+    with pytest.raises(ValueError, match="not by both"):
+        names.list(prefix="a", regex="a")
+    with pytest.raises(ValueError, match="not for both"):
+        names.yplookup(meta_all=["a"], meta_any=["a"])
+
+
+def test_what_is_registered_is_bounded() -> None:
+    names = NameServer()
+    with pytest.raises(errors.NamingError, match="500 characters"):
+        names.register("n" * 501, URI)
+    with pytest.raises(errors.NamingError, match="tags"):
+        names.register("a", URI, metadata=map(str, range(101)))
+    with pytest.raises(errors.NamingError, match="200 characters"):
+        names.list(regex="a" * 201)
+    with pytest.raises(errors.NamingError, match="invalid regex"):
+        names.list(regex="(")
+
+
+def test_the_store_keeps_names_through_removal_and_return(tmp_path: pathlib.Path) -> None:
+    url = f"sqlite:///{tmp_path}/names.db"
+    store = open_store(url)
+    names = NameServer(store)
+    names.register("a", URI, metadata={"x"})
+    names.register("b", URI)
+    names.remove("a")
+    names.register("a", URI, metadata={"z"})
+    names.remove(prefix="b")
+    store.close()
+    store = open_store(url)
+    assert NameServer(store).list(return_metadata=True) == {"a": (URI, {"z"})}
+    store.close()
