@@ -28,6 +28,7 @@ class Facts:
     __slots__ = (
         "_correlation",
         "_id",
+        "_response_annotations",
         "about_to_block",
         "annotations",
         "chain",
@@ -36,7 +37,6 @@ class Facts:
         "name",
         "object_id",
         "peer_context",
-        "response_annotations",
         "session",
     )
 
@@ -45,7 +45,6 @@ class Facts:
         object_id: str = "",
         name: str = "",
         method: str = "",
-        *,
         annotations: Mapping[str, bytes] = _NOTHING,
         correlation: bytes = b"",
         chain: tuple[str, ...] = (),
@@ -57,7 +56,7 @@ class Facts:
         self.name = name
         self.method = method
         self.annotations = annotations
-        self.response_annotations: dict[str, bytes] = {}
+        self._response_annotations: dict[str, bytes] | None = None
         self._correlation = correlation
         self._id = ""
         self.chain = chain
@@ -66,6 +65,13 @@ class Facts:
         self.about_to_block = about_to_block
         self.peer_context: Mapping[str, Any] | None = None
         """For servants written for Pyro5: what its `current_context` shows during a stock client's call."""
+
+    @property
+    def response_annotations(self) -> dict[str, bytes]:
+        """What travels back beside the result; made when first asked for."""
+        if self._response_annotations is None:
+            self._response_annotations = {}
+        return self._response_annotations
 
     @property
     def id(self) -> str:

@@ -70,12 +70,15 @@ class Activation:
         "ending",
         "epoch",
         "key",
+        "last_seen",
         "last_used",
         "lock",
         "mailbox",
         "object_id",
+        "plain",
         "registration",
         "saved",
+        "seen_at",
         "servant",
         "skeleton",
         "slot",
@@ -98,7 +101,13 @@ class Activation:
         self.version = 0
         self.saved: bytes | None = None
         self.streams = 0
-        self.last_used = now
+        self.last_used = 0
+        """Number of the last invocation: an order among activations that costs no look at the clock."""
+        self.last_seen = -1
+        self.seen_at = now
+        """When housekeeping last found it used: idle times are as exact as housekeeping is frequent."""
+        self.plain = False
+        """A servant is there, and calling it takes no preparation."""
         self.end_after_streams = False
         self.ending = False
         self.ended = False

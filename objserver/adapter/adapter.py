@@ -42,12 +42,12 @@ from objserver.adapter.skeleton import Skeleton
 from objserver.adapter.streams import StreamTable
 from objserver.clock import Clock
 from objserver.codecs import Codecs
-from objserver.invocation import Facts, in_progress
+from objserver.invocation import in_progress
 from objserver.references import DAEMON_ID, Reference
 from objserver.settings import ServerSettings
 from objserver.storage import Change, Committer, Store
 
-__all__ = ["Engine", "ObjectAdapter"]
+__all__ = ["Engine", "ObjectAdapter", "pyro5_context"]
 
 log = logging.getLogger("objserver.adapter")
 
@@ -64,14 +64,14 @@ class Engine(Protocol):
 class _Nobody:
     """The caller of the adapter's own errands."""
 
-    def encode_result(self, value: Any, facts: Facts) -> bytes:
+    def encode_result(self, invocation: Invocation, value: Any) -> bytes:
         return b""
 
-    def encode_stream(self, stream_id: str, facts: Facts) -> bytes:
+    def encode_stream(self, invocation: Invocation, stream_id: str) -> bytes:
         return b""
 
-    def encode_error(self, error: BaseException, facts: Facts) -> bytes:
-        log.error("ending %s: %s", facts.object_id, error, exc_info=error)
+    def encode_error(self, invocation: Invocation, error: BaseException) -> bytes:
+        log.error("ending %s: %s", invocation.object_id, error, exc_info=error)
         return b""
 
     def send(self, reply: bytes) -> None:
@@ -203,23 +203,25 @@ class ObjectAdapter:
 
     def admit(self, invocation: Invocation) -> bool:
         """Put an invocation in its place.  True: the caller must `run` it now."""
-        facts = invocation.facts
         self.invocations += 1
         try:
-            if facts.object_id == DAEMON_ID and facts.method == "get_next_stream_item":
+            if invocation.object_id == DAEMON_ID and invocation.method == "get_next_stream_item":
                 activation = self._route_to_stream(invocation)
                 return self._offer(activation, invocation)
             while True:
-                activation = self._active.get(facts.object_id) or self._activation_for(facts)
-                facts.name = activation.registration.name
+                activation = self._active.get(invocation.object_id) or self._activation_for(invocation)
+                invocation.name = activation.registration.name
                 if activation.skeleton is not None:
                     self._resolve(invocation, activation.skeleton)
                 with activation.lock:
                     if not activation.ended:
                         invocation.activation = activation
+                        activation.last_used = self.invocations
                         return activation.mailbox.offer(invocation)
         except Exception as problem:
-            self._reply(invocation, None, problem)
+            reply = self._encode(invocation, None, problem)
+            if not invocation.oneway:
+                invocation.caller.send(reply)
             return False
 
     def _offer(self, activation: Activation, invocation: Invocation) -> bool:
@@ -233,10 +235,14 @@ class ObjectAdapter:
     def run(self, invocation: Invocation | None) -> None:
         """Run an admitted invocation, and then those that its end lets this thread run."""
         while invocation is not None:
-            token = in_progress.set(invocation.facts)
+            token = in_progress.set(invocation)
             value = error = None
             try:
-                value = self._perform(invocation)
+                if invocation.plain and invocation.activation.plain:
+                    member, args, kwargs = invocation.members[0]
+                    value = member.call(invocation.activation.servant, *args, **kwargs)
+                else:
+                    value = self._perform(invocation)
             except BaseException as problem:
                 error = problem
             finally:
@@ -247,49 +253,43 @@ class ObjectAdapter:
             invocation = self._settle(invocation, value, error)
 
     def _perform(self, invocation: Invocation) -> Any:
+        """The long way: whatever is more than one call of a servant that is there."""
         activation = invocation.activation
         if invocation.ends:
             return self._passivate(activation)
         if activation.servant is EMPTY:
             self._activate(activation)
-        servant = activation.servant
+        servant, skeleton = activation.servant, activation.skeleton
+        assert skeleton is not None
         if invocation.work is not None:
             return invocation.work(servant)
         if not invocation.members:
-            assert activation.skeleton is not None
-            self._resolve(invocation, activation.skeleton)
-        facts = invocation.facts
-        skeleton = activation.skeleton
-        if facts.peer_context is None and skeleton is not None and skeleton.written_for_pyro5:
+            self._resolve(invocation, skeleton)
+        if invocation.peer_context is None and skeleton.written_for_pyro5:
             # Our own peers call it too: Pyro5's context must never show it an earlier call.
-            facts.peer_context = {
-                "client": None,
-                "client_sock_addr": facts.client_address,
-                "seq": 0,
-                "msg_flags": 0,
-                "serializer_id": 0,
-                "annotations": facts.annotations,
-                "response_annotations": {},
-                "correlation_id": facts.correlation_id,
-            }
-        if facts.peer_context is not None:
-            pyro5.enter_call_context(facts.peer_context)
-        if not invocation.batch:
-            member, args, kwargs = invocation.members[0]
-            value = member.call(servant, *args, **kwargs)
-        elif any(member.asynchronous for member, _, _ in invocation.members):
-            return self._batch_async(servant, invocation)
-        else:
-            value = []
-            for member, args, kwargs in invocation.members:
-                try:
-                    value.append(member.call(servant, *args, **kwargs))
-                except Exception as problem:
-                    value.append(pyro5.ExceptionWrapper(self._with_traceback(problem)))
-                    break
-        if facts.peer_context is not None:
-            facts.response_annotations.update(pyro5.call_context.response_annotations)
+            invocation.peer_context = pyro5_context(invocation)
+        if invocation.peer_context is None:
+            return self._call(servant, invocation)
+        pyro5.enter_call_context(invocation.peer_context)
+        value = self._call(servant, invocation)
+        if pyro5.call_context.response_annotations:
+            invocation.response_annotations.update(pyro5.call_context.response_annotations)
         return value
+
+    def _call(self, servant: Any, invocation: Invocation) -> Any:
+        if invocation.batch is None:
+            member, args, kwargs = invocation.members[0]
+            return member.call(servant, *args, **kwargs)
+        if any(member.asynchronous for member, _, _ in invocation.members):
+            return self._batch_async(servant, invocation)
+        values: list[Any] = []
+        for member, args, kwargs in invocation.members:
+            try:
+                values.append(member.call(servant, *args, **kwargs))
+            except Exception as problem:
+                values.append(pyro5.ExceptionWrapper(self._with_traceback(problem)))
+                break
+        return values
 
     async def _batch_async(self, servant: Any, invocation: Invocation) -> list[Any]:
         values: list[Any] = []
@@ -310,17 +310,18 @@ class ObjectAdapter:
         return problem
 
     def _resolve(self, invocation: Invocation, skeleton: Skeleton) -> None:
-        if not invocation.batch:
-            ((method, args, kwargs),) = invocation.calls
-            member = skeleton.methods.get(method)
+        if invocation.batch is None:
+            args = invocation.args
+            member = skeleton.methods.get(invocation.method)
             if member is None:
-                member, args = skeleton.find(method, args)
-            invocation.members = [(member, args, kwargs)]
+                member, args = skeleton.find(invocation.method, args)
+            invocation.members = [(member, args, invocation.kwargs)]
+            invocation.plain = invocation.peer_context is None
             invocation.readonly = member.readonly
             return
         members = []
         readonly = True
-        for method, args, kwargs in invocation.calls:
+        for method, args, kwargs in invocation.batch:
             member, args = skeleton.find(method, args)
             members.append((member, args, kwargs))
             readonly = readonly and member.readonly
@@ -386,30 +387,24 @@ class ObjectAdapter:
             done(problem)
 
     def _encode(self, invocation: Invocation, value: Any, error: BaseException | None) -> bytes:
-        caller, facts = invocation.caller, invocation.facts
         if error is None:
             if invocation.oneway:
                 return b""
+            kind = type(value)
             try:
                 # Not isinstance(value, Iterator): the abstract class is asked through a slow path.
-                if not hasattr(type(value), "__next__"):
-                    pass
-                elif not invocation.batch and invocation.work is None:
-                    return caller.encode_stream(self._open_stream(invocation, value), facts)
-                if type(value) in _LAZY_VIEWS:
+                if hasattr(kind, "__next__") and invocation.batch is None and invocation.work is None:
+                    stream_id = self._open_stream(invocation, value)
+                    return invocation.caller.encode_stream(invocation, stream_id)
+                if kind in _LAZY_VIEWS:
                     raise errors.SerializeError("a dict view is not sent; return list(...) of it")
-                return caller.encode_result(value, facts)
+                return invocation.caller.encode_result(invocation, value)
             except Exception as problem:
                 error = problem
         if invocation.oneway:
-            log.warning("oneway %s.%s failed", facts.object_id, facts.method, exc_info=error)
+            log.warning("oneway %s.%s failed", invocation.object_id, invocation.method, exc_info=error)
             return b""
-        return caller.encode_error(error, facts)
-
-    def _reply(self, invocation: Invocation, value: Any, error: BaseException | None) -> None:
-        reply = self._encode(invocation, value, error)
-        if not invocation.oneway:
-            invocation.caller.send(reply)
+        return invocation.caller.encode_error(invocation, error)
 
     def _leave(self, invocation: Invocation) -> Invocation | None:
         activation = invocation.activation
@@ -420,10 +415,8 @@ class ObjectAdapter:
             if invocation.ends:
                 activation.ending = activation.end_after_streams = False
             starting = mailbox.leave(invocation)
-            if not starting:
-                activation.last_used = self._clock.monotonic()
-                if not mailbox.running and not mailbox.waiting and self._is_over(activation):
-                    activation.ended = True
+            if not starting and not mailbox.running and not mailbox.waiting and self._is_over(activation):
+                activation.ended = True
         if activation.ended:
             self._forget(activation)
             self._close_servant(activation)
@@ -435,7 +428,7 @@ class ObjectAdapter:
 
     # -- activation ----------------------------------------------------------------------------------
 
-    def _activation_for(self, facts: Facts) -> Activation:
+    def _activation_for(self, facts: Invocation) -> Activation:
         """Find or make the activation that a new invocation of an object belongs to."""
         registration, key = self.find(facts.object_id)
         policy = registration.activation
@@ -462,6 +455,7 @@ class ObjectAdapter:
             if servant is not EMPTY:
                 made.servant = servant
                 made.skeleton = self._skeleton_of(servant, facts.object_id)
+                made.plain = not made.skeleton.written_for_pyro5
                 mailbox.open = True
             self._active[slot] = made
             registration.active += 1
@@ -500,6 +494,7 @@ class ObjectAdapter:
         self.activations += 1
         activation.servant = servant
         activation.skeleton = skeleton
+        activation.plain = not skeleton.written_for_pyro5
         self._ids[id(servant)] = activation.object_id
         with activation.lock:
             activation.mailbox.open = True
@@ -540,8 +535,8 @@ class ObjectAdapter:
                 activation.end_after_streams = True
                 return
             activation.ending = True
-        facts = Facts(activation.object_id, activation.registration.name, "on_passivate")
-        invocation = Invocation(facts, (), _NOBODY)
+        invocation = Invocation(_NOBODY, activation.object_id, "on_passivate")
+        invocation.name = activation.registration.name
         invocation.ends = True
         if self._offer(activation, invocation):
             self._engine.submit(partial(self.run, invocation))
@@ -568,6 +563,7 @@ class ObjectAdapter:
                 activation.registration.active -= 1
 
     def _close_servant(self, activation: Activation) -> None:
+        activation.plain = False
         servant, activation.servant = activation.servant, EMPTY
         registration = activation.registration
         if servant is EMPTY or registration.instance is not EMPTY:
@@ -619,7 +615,11 @@ class ObjectAdapter:
             active = list(self._active.values())
         for activation in active:
             timeout = getattr(activation.registration.activation, "idle_timeout_s", None)
-            if timeout is not None and now - activation.last_used >= timeout and activation.mailbox.idle:
+            if timeout is None:
+                continue
+            if activation.last_used != activation.last_seen or not activation.mailbox.idle:
+                activation.last_seen, activation.seen_at = activation.last_used, now
+            elif now - activation.seen_at >= timeout:
                 self.end(activation)
 
     def end_all(self) -> None:
@@ -646,7 +646,7 @@ class ObjectAdapter:
     def _open_stream(self, invocation: Invocation, iterator: Iterator[Any]) -> str:
         activation = invocation.activation
         stream_id = self.streams.open(
-            iterator, activation, invocation.facts.session, self._clock.monotonic()
+            iterator, activation, invocation.session, self._clock.monotonic()
         )
         with activation.lock:
             activation.streams += 1
@@ -654,9 +654,9 @@ class ObjectAdapter:
 
     def _route_to_stream(self, invocation: Invocation) -> Activation:
         """The next item is drawn inside the mailbox of the object whose generator it is."""
-        args = invocation.calls[0][1]
+        args = invocation.args
         stream_id = args[0] if args else None
-        stream = self.streams.claim(stream_id, invocation.facts.session)
+        stream = self.streams.claim(stream_id, invocation.session)
         invocation.work = partial(self._draw, stream_id, stream.iterator)
         return stream.activation
 
@@ -700,6 +700,20 @@ class ObjectAdapter:
             "streams_max": self.settings.streams_max,
             "mailbox_size_max": self.settings.mailbox_size_max,
         }
+
+
+def pyro5_context(invocation: Invocation) -> dict[str, Any]:
+    """What Pyro5's `current_context` shows while `invocation` runs."""
+    return {
+        "client": None,
+        "client_sock_addr": invocation.client_address,
+        "seq": 0,
+        "msg_flags": 0,
+        "serializer_id": 0,
+        "annotations": invocation.annotations,
+        "response_annotations": {},
+        "correlation_id": invocation.correlation_id,
+    }
 
 
 def _pyro5_policy(mode: str) -> ActivationPolicy:

@@ -52,15 +52,15 @@ class Mailbox:
         ):
             running.append(invocation)
             return True
-        chain = invocation.facts.chain
-        if chain and self.policy.exclusive and any(inside.facts.id in chain for inside in running):
+        chain = invocation.chain
+        if chain and self.policy.exclusive and any(inside.id in chain for inside in running):
             raise errors.Deadlock(
-                f"{invocation.facts.object_id}.{invocation.facts.method} was called from a call that "
-                f"{invocation.facts.object_id} itself is waiting for; make it Reentrant or call it oneway"
+                f"{invocation.object_id}.{invocation.method} was called from a call that "
+                f"{invocation.object_id} itself is waiting for; make it Reentrant or call it oneway"
             )
         if len(self.waiting) >= self.size_max:
             raise errors.ServerBusy(
-                f"{len(self.waiting)} invocations already wait for {invocation.facts.object_id} "
+                f"{len(self.waiting)} invocations already wait for {invocation.object_id} "
                 "(setting mailbox_size_max)"
             )
         self.waiting.append(invocation)

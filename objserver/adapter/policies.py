@@ -95,8 +95,8 @@ class Reentrant(Serial):
         return not running or self.overtakes(running, invocation)
 
     def overtakes(self, running: Collection[Invocation], invocation: Invocation) -> bool:
-        chain = invocation.facts.chain
-        return bool(chain) and any(inside.facts.id in chain for inside in running)
+        chain = invocation.chain
+        return bool(chain) and any(inside.id in chain for inside in running)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,9 +20,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from objserver import errors, pyro5
-from objserver.adapter import Invocation
+from objserver.adapter import Invocation, pyro5_context
 from objserver.codecs import Codec, marshalled
-from objserver.invocation import Facts
 from objserver.references import DAEMON_ID
 from objserver.wire import CallContext, Extension, Flag, Frame, FrameParser, FrameType, encode_frame
 from objserver.wire import extension as wire_extension
@@ -62,6 +61,9 @@ class Connection:
         self.closed = False
         self.lingering = False
         self.peer: Extension | None = None
+        self._codec: Codec = server.codecs.serpent
+        self._payload_max = server.settings.limits.frame_size_max
+        self._about_to_block = server.engine.about_to_block
         self._lock = threading.Lock()
         self._unsent = bytearray()
 
@@ -158,45 +160,48 @@ class Connection:
             raise errors.ProtocolError(f"a client does not send frames of type {frame.type}")
 
     def _invocation(self, frame: Frame) -> Invocation | None:
+        """The invocation that a request asks for; None if it was answered with an error instead."""
         server = self.server
         flags = frame.flags
-        codec: Codec = server.codecs.serpent
-        caller = None
+        codec = self._codec
         try:
-            codec = server.codecs.get(frame.serializer_id)
-            caller = _Reply(self, codec, frame)
+            if codec.serializer_id != frame.serializer_id:
+                codec = self._codec = server.codecs.get(frame.serializer_id)
             if flags & Flag.KEEP_SERIALIZED:
                 object_id, method, args, kwargs = self._blob(frame)
             else:
                 object_id, method, args, kwargs = codec.decode_call(frame.payload)
-            facts = Facts(object_id, "", method)
-            facts.annotations = frame.annotations
-            facts.client_address = self.address
-            facts.session = self.session
-            facts.about_to_block = server.engine.about_to_block
-            if flags & Flag.CORRELATION:
-                facts._correlation = frame.correlation
+            correlation = frame.correlation if flags & Flag.CORRELATION else NO_CORRELATION
+            invocation = Invocation(
+                self,
+                object_id,
+                method,
+                args,
+                kwargs,
+                reply_to=(codec, frame.sequence, correlation),
+                annotations=frame.annotations,
+                oneway=bool(flags & Flag.ONEWAY),
+            )
+            if correlation is not NO_CORRELATION:
+                invocation._correlation = correlation
+            invocation.client_address = self.address
+            invocation.session = self.session
+            invocation.about_to_block = self._about_to_block
             if self.peer is None:
-                facts.peer_context = {
-                    "client": None,
-                    "client_sock_addr": self.address,
-                    "seq": frame.sequence,
-                    "msg_flags": flags,
-                    "serializer_id": frame.serializer_id,
-                    "annotations": frame.annotations,
-                    "response_annotations": {},
-                    "correlation_id": facts.correlation_id,
-                }
-            elif wire_extension.ANNOTATION in frame.annotations:
+                invocation.peer_context = pyro5_context(invocation)
+                invocation.peer_context.update(
+                    seq=frame.sequence, msg_flags=flags, serializer_id=frame.serializer_id
+                )
+            elif frame.annotations and wire_extension.ANNOTATION in frame.annotations:
                 context = CallContext.decode(frame.annotations[wire_extension.ANNOTATION])
-                facts.chain = context.chain
-            oneway = bool(flags & Flag.ONEWAY)
-            if not flags & Flag.BATCH:
-                return Invocation(facts, ((method, args, kwargs),), caller, oneway=oneway)
-            return Invocation(facts, self._batch(args), caller, batch=True, oneway=oneway)
+                invocation.chain = context.chain
+            if flags & Flag.BATCH:
+                invocation.batch = self._batch(args)
+            return invocation
         except errors.ProtocolError as problem:
             if not flags & Flag.ONEWAY:
-                (caller or _Reply(self, codec, frame)).fail(problem)
+                request = Invocation(self, DAEMON_ID, "", reply_to=(codec, frame.sequence, NO_CORRELATION))
+                self.send(self.encode_error(request, problem))
             return None
 
     def _batch(self, calls: Any) -> list[tuple[str, Any, dict[str, Any]]]:
@@ -280,6 +285,61 @@ class Connection:
         if failed:
             self.close()
 
+    # -- replies: the connection is the caller of its invocations ------------------------------------
+
+    def encode_result(self, invocation: Invocation, value: Any) -> bytes:
+        """The frame that carries `value`; SerializeError or MessageTooLarge if it cannot."""
+        codec, sequence, correlation = invocation.reply_to
+        payload = codec.encode(value)
+        if len(payload) > self._payload_max:
+            raise errors.MessageTooLarge(
+                f"the result takes {len(payload)} bytes, more than {self._payload_max} "
+                "(setting frame_size_max)"
+            )
+        return encode_frame(
+            FrameType.RESULT, codec.serializer_id, 0, sequence, payload,
+            invocation._response_annotations, correlation,
+        )  # fmt: skip
+
+    def encode_stream(self, invocation: Invocation, stream_id: str) -> bytes:
+        """A stream is announced in an annotation; old clients see an exception."""
+        codec, sequence, correlation = invocation.reply_to
+        return encode_frame(
+            FrameType.RESULT,
+            codec.serializer_id,
+            Flag.EXCEPTION | Flag.ITEM_STREAM,
+            sequence,
+            codec.encode(errors.ProtocolError("result of call is an iterator")),
+            {**invocation.response_annotations, "STRM": stream_id.encode()},
+            correlation,
+        )
+
+    def encode_error(self, invocation: Invocation, error: BaseException) -> bytes:
+        """The frame that carries an exception; one that cannot travel is described instead."""
+        codec, sequence, correlation = invocation.reply_to
+        if not isinstance(error, Exception):
+            # SystemExit and its like end what raises them: here the call, never the caller's program.
+            error = errors.RemoteError(f"{type(error).__name__}: {error}", type_name=type(error).__qualname__)
+        lines = traceback.format_exception(error) if self.server.settings.tracebacks else []
+        try:
+            setattr(error, "_pyroTraceback", lines)  # noqa: B010  (Pyro5's name for it, on any exception)
+        except AttributeError:
+            pass
+        annotations = invocation.response_annotations
+        try:
+            payload = codec.encode(error)
+            if len(payload) > self._payload_max:
+                raise errors.MessageTooLarge(f"it takes {len(payload)} bytes (setting frame_size_max)")
+        except errors.ProtocolError as problem:
+            substitute = pyro5.PyroError(
+                f"cannot encode the exception: {problem}. It was {type(error)}: {str(error)[:2000]}"
+            )
+            substitute._pyroTraceback = lines[-20:]
+            payload, annotations = codec.encode(substitute), {}
+        return encode_frame(
+            FrameType.RESULT, codec.serializer_id, Flag.EXCEPTION, sequence, payload, annotations, correlation
+        )
+
     # -- ending --------------------------------------------------------------------------------------
 
     def _refuse(self, problem: errors.ProtocolError) -> None:
@@ -333,66 +393,3 @@ class Connection:
             if self.peer is None:
                 ended = partial(self.server.adapter.end_session, self.session)
             self.server.engine.submit(ended)
-
-
-class _Reply:
-    """Where the reply to one request goes."""
-
-    __slots__ = ("codec", "connection", "correlation", "sequence")
-
-    def __init__(self, connection: Connection, codec: Codec, frame: Frame) -> None:
-        self.connection = connection
-        self.codec = codec
-        self.sequence = frame.sequence
-        self.correlation = frame.correlation if frame.flags & Flag.CORRELATION else NO_CORRELATION
-
-    def _frame(self, flags: int, payload: bytes, annotations: dict[str, bytes]) -> bytes:
-        limit = self.connection.server.settings.limits.frame_size_max
-        if len(payload) > limit:
-            raise errors.MessageTooLarge(
-                f"the result takes {len(payload)} bytes, more than {limit} (setting frame_size_max)"
-            )
-        return encode_frame(
-            FrameType.RESULT, self.codec.serializer_id, flags, self.sequence, payload, annotations,
-            self.correlation,
-        )  # fmt: skip
-
-    def encode_result(self, value: Any, facts: Facts) -> bytes:
-        payload = self.codec.encode(value)
-        if facts.response_annotations or len(payload) > 65536:
-            return self._frame(0, payload, facts.response_annotations)
-        return encode_frame(5, self.codec.serializer_id, 0, self.sequence, payload, None, self.correlation)
-
-    def encode_stream(self, stream_id: str, facts: Facts) -> bytes:
-        problem = errors.ProtocolError("result of call is an iterator")
-        return self._frame(
-            Flag.EXCEPTION | Flag.ITEM_STREAM,
-            self.codec.encode(problem),
-            {**facts.response_annotations, "STRM": stream_id.encode()},
-        )
-
-    def encode_error(self, error: BaseException, facts: Facts) -> bytes:
-        if not isinstance(error, Exception):
-            error = errors.RemoteError(
-                f"{type(error).__name__}: {error}", type_name=type(error).__qualname__
-            )
-        lines = traceback.format_exception(error) if self.connection.server.settings.tracebacks else []
-        try:
-            setattr(error, "_pyroTraceback", lines)  # noqa: B010  (Pyro5's name for it, on any exception)
-        except AttributeError:
-            pass
-        try:
-            return self._frame(Flag.EXCEPTION, self.codec.encode(error), facts.response_annotations)
-        except errors.ProtocolError as problem:
-            substitute = pyro5.PyroError(
-                f"cannot encode the exception: {problem}. It was {type(error)}: {str(error)[:2000]}"
-            )
-            substitute._pyroTraceback = lines[-20:]
-            return self._frame(Flag.EXCEPTION, self.codec.encode(substitute), {})
-
-    def send(self, reply: bytes) -> None:
-        self.connection.send(reply)
-
-    def fail(self, problem: errors.ProtocolError) -> None:
-        """The request could not even be understood."""
-        self.send(self.encode_error(problem, Facts(DAEMON_ID)))

@@ -57,6 +57,22 @@ class FrameParser:
         ProtocolError (MessageTooLarge over a limit) when the bytes cannot be a frame.  Its attribute
         `header` is then (sequence, serializer id) if these were readable, for an answer.
         """
+        if not self.buffered and len(data) >= HEADER_SIZE:
+            # What nearly always comes: one whole, plain frame.
+            (
+                magic, version, type_, serializer, flags, sequence, payload_size, annotations_size,
+                correlation, _reserved, check,
+            ) = HEADER.unpack_from(data)  # fmt: skip
+            if (
+                len(data) == HEADER_SIZE + payload_size <= self.frame_size_max
+                and magic == MAGIC
+                and check == CHECK
+                and version == VERSION
+                and not annotations_size
+                and not flags & Flag.COMPRESSED
+                and not self._failed
+            ):
+                return [Frame(type_, serializer, flags, sequence, data[HEADER_SIZE:], _EMPTY, correlation)]
         if self._failed:
             raise errors.ProtocolError("the stream broke the protocol earlier; close the connection")
         try:

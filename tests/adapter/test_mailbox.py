@@ -5,11 +5,10 @@ import pytest
 from objserver import Concurrent, ReadersWriter, Reentrant, Serial, errors
 from objserver.adapter.invocation import Invocation
 from objserver.adapter.mailbox import Mailbox
-from objserver.invocation import Facts
 
 
 def call(*, readonly=False, chain=(), ends=False):
-    invocation = Invocation(Facts("Thing", "Thing", "method", chain=chain), (), caller=None)
+    invocation = Invocation(None, "Thing", "method", chain=chain)
     invocation.readonly = readonly
     invocation.ends = ends
     return invocation
@@ -50,14 +49,14 @@ def test_reentrant_lets_its_own_chain_in_even_past_others():
     box, outer, stranger = mailbox(Reentrant()), call(), call()
     assert box.offer(outer)
     assert not box.offer(stranger)
-    assert box.offer(call(chain=(outer.facts.id,)))
+    assert box.offer(call(chain=(outer.id,)))
 
 
 def test_serial_reports_its_own_chain_as_deadlock():
     box, outer = mailbox(Serial()), call()
     box.offer(outer)
     with pytest.raises(errors.Deadlock, match="Reentrant"):
-        box.offer(call(chain=(outer.facts.id,)))
+        box.offer(call(chain=(outer.id,)))
 
 
 def test_a_full_mailbox_refuses():
