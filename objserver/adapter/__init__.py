@@ -1,6 +1,6 @@
 """The object adapter: policies, active objects, mailboxes, skeletons and invocations."""
 
-from objserver.adapter.adapter import Engine, ObjectAdapter, pyro5_context
+from objserver.adapter.adapter import Engine, ObjectAdapter
 from objserver.adapter.daemon import DaemonObject
 from objserver.adapter.exposure import expose, idempotent, oneway, readonly
 from objserver.adapter.invocation import Caller, Invocation
@@ -36,6 +36,5 @@ __all__ = [
     "expose",
     "idempotent",
     "oneway",
-    "pyro5_context",
     "readonly",
 ]

@@ -1,6 +1,6 @@
 """The object adapter: from an invocation to the servant that answers it.
 
-It owns the table of what is registered and the map of active objects.  A request passes through it as
+It owns the table of what is registered.  A request passes through it as
 
     admit    find the object's activation, give the invocation to its mailbox
     run      make the servant if there is none, call it, encode the result
@@ -10,21 +10,26 @@ It owns the table of what is registered and the map of active objects.  A reques
 the servant likes. They are apart so that the engine can let another thread lead while a servant runs,
 without losing the order in which requests came. The adapter has no thread and no socket: its engine runs
 what it submits, callers send what it encodes, the clock is an argument.
+
+A plain call (one method, no batch, no stream, a servant that is there) is what nearly all calls are.  It goes
+through as few Python functions as the stages allow, because each costs more than the work it does.
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
-import threading as threads
+import traceback
 from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
+from threading import Lock
 from types import CoroutineType
 from typing import Any, Protocol
 
 from objserver import errors, pyro5
 from objserver.adapter import state
 from objserver.adapter.activation import EMPTY, Activation, Registration
+from objserver.adapter.active import ActiveObjects
 from objserver.adapter.invocation import Invocation
 from objserver.adapter.mailbox import Mailbox
 from objserver.adapter.policies import (
@@ -32,12 +37,12 @@ from objserver.adapter.policies import (
     Concurrent,
     PerClient,
     PerRequest,
-    Persistent,
     Serial,
     Shared,
     ThreadingPolicy,
     check_combination,
 )
+from objserver.adapter.servants import ServantManager, skeleton_of
 from objserver.adapter.skeleton import Skeleton
 from objserver.adapter.streams import StreamTable
 from objserver.clock import Clock
@@ -47,7 +52,7 @@ from objserver.references import DAEMON_ID, Reference
 from objserver.settings import ServerSettings
 from objserver.storage import Change, Committer, Store
 
-__all__ = ["Engine", "ObjectAdapter", "pyro5_context"]
+__all__ = ["Engine", "ObjectAdapter"]
 
 log = logging.getLogger("objserver.adapter")
 
@@ -64,6 +69,12 @@ class Engine(Protocol):
 class _Nobody:
     """The caller of the adapter's own errands."""
 
+    address = None
+    session = ""
+
+    def about_to_block(self) -> None:
+        pass
+
     def encode_result(self, invocation: Invocation, value: Any) -> bytes:
         return b""
 
@@ -74,12 +85,17 @@ class _Nobody:
         log.error("ending %s: %s", invocation.object_id, error, exc_info=error)
         return b""
 
+    def pyro5_context(self, invocation: Invocation) -> dict[str, Any]:
+        return {}
+
     def send(self, reply: bytes) -> None:
         pass
 
 
 _NOBODY = _Nobody()
 _LAZY_VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
+_VALUES = frozenset({type(None), bool, int, float, str, bytes, list, tuple, dict, set})
+"""Types of results that are certainly no iterators."""
 
 
 class ObjectAdapter:
@@ -102,13 +118,12 @@ class ObjectAdapter:
         self._clock = clock
         self._store = store
         self._committer = committer
-        self._lock = threads.Lock()
+        self._lock = Lock()
         self._registrations: dict[str, Registration] = {}
-        self._active: dict[Any, Activation] = {}
-        self._ids: dict[int, str] = {}
+        self._active = ActiveObjects()
+        self._activation_at = self._active.get
+        self._servants = ServantManager(codecs, store)
         self.invocations = 0
-        self.activations = 0
-        self.passivations = 0
 
     # -- what is served ------------------------------------------------------------------------------
 
@@ -153,8 +168,8 @@ class ObjectAdapter:
             if name in self._registrations:
                 raise errors.RegistrationError(f"the name {name!r} is taken; unregister it first")
             self._registrations[name] = registration
-            if instance is not EMPTY:
-                self._ids[id(instance)] = name
+        if instance is not EMPTY:
+            self._active.name(instance, name)
         return registration
 
     def unregister(self, name: str) -> None:
@@ -163,11 +178,10 @@ class ObjectAdapter:
             registration = self._registrations.pop(name, None)
             if registration is None:
                 raise errors.ObjectNotFound(f"nothing is registered as {name!r}")
-            registration.removed = True
-            if registration.instance is not EMPTY:
-                self._ids.pop(id(registration.instance), None)
-            ending = [a for a in self._active.values() if a.registration is registration]
-        for activation in ending:
+        registration.removed = True
+        if registration.instance is not EMPTY:
+            self._active.unname(registration.instance)
+        for activation in self._active.of(registration):
             self.end(activation)
 
     def registered(self) -> list[str]:
@@ -192,12 +206,12 @@ class ObjectAdapter:
         registration, key = self.find(object_id)
         skeleton = registration.skeleton
         if skeleton is None:
-            skeleton = self._skeleton_of(registration.make(key), object_id)
+            skeleton = skeleton_of(registration.make(key), object_id)
         return skeleton.metadata
 
     def reference_id(self, servant: object) -> str | None:
         """The id of the object that `servant` incarnates here, if it does."""
-        return self._ids.get(id(servant))
+        return self._active.id_of(servant)
 
     # -- one invocation ------------------------------------------------------------------------------
 
@@ -206,13 +220,17 @@ class ObjectAdapter:
         self.invocations += 1
         try:
             if invocation.object_id == DAEMON_ID and invocation.method == "get_next_stream_item":
-                activation = self._route_to_stream(invocation)
-                return self._offer(activation, invocation)
+                return self._offer(self._route_to_stream(invocation), invocation)
             while True:
-                activation = self._active.get(invocation.object_id) or self._activation_for(invocation)
-                invocation.name = activation.registration.name
-                if activation.skeleton is not None:
-                    self._resolve(invocation, activation.skeleton)
+                activation = self._activation_at(invocation.object_id) or self._activation_for(invocation)
+                skeleton = activation.skeleton
+                if skeleton is not None:
+                    member = skeleton.methods.get(invocation.method)
+                    if member is not None and invocation.batch is None:
+                        invocation.member = member
+                        invocation.plain = True
+                    else:
+                        self._resolve(invocation, skeleton)
                 with activation.lock:
                     if not activation.ended:
                         invocation.activation = activation
@@ -225,28 +243,40 @@ class ObjectAdapter:
             return False
 
     def _offer(self, activation: Activation, invocation: Invocation) -> bool:
+        """Into the mailbox of this very activation, if it is still there."""
         with activation.lock:
-            if activation.ended:
-                invocation.activation = _ENDED
-                return False
             invocation.activation = activation
-            return activation.mailbox.offer(invocation)
+            return not activation.ended and activation.mailbox.offer(invocation)
+
+    def _resolve(self, invocation: Invocation, skeleton: Skeleton) -> None:
+        """Find what to call; MemberNotFound refuses the invocation before it waits for anything."""
+        if invocation.batch is None:
+            invocation.member, invocation.args = skeleton.find(invocation.method, invocation.args)
+            invocation.plain = True
+            return
+        members = []
+        for method, args, kwargs in invocation.batch:
+            member, args = skeleton.find(method, args)
+            members.append((member, args, kwargs))
+        invocation.members = members
 
     def run(self, invocation: Invocation | None) -> None:
         """Run an admitted invocation, and then those that its end lets this thread run."""
         while invocation is not None:
+            activation = invocation.activation
             token = in_progress.set(invocation)
-            value = error = None
+            value: Any = None
+            error = None
             try:
-                if invocation.plain and invocation.activation.plain:
-                    member, args, kwargs = invocation.members[0]
-                    value = member.call(invocation.activation.servant, *args, **kwargs)
+                if activation.plain and invocation.plain:
+                    value = invocation.member.call(  # type: ignore[union-attr]
+                        activation.servant, *invocation.args, **invocation.kwargs
+                    )
                 else:
                     value = self._perform(invocation)
             except BaseException as problem:
                 error = problem
-            finally:
-                in_progress.reset(token)
+            in_progress.reset(token)
             if type(value) is CoroutineType:
                 self._engine.run_coroutine(value, partial(self._coroutine_done, invocation))
                 return
@@ -256,30 +286,28 @@ class ObjectAdapter:
         """The long way: whatever is more than one call of a servant that is there."""
         activation = invocation.activation
         if invocation.ends:
-            return self._passivate(activation)
+            return self._servants.passivate(activation)
         if activation.servant is EMPTY:
             self._activate(activation)
         servant, skeleton = activation.servant, activation.skeleton
         assert skeleton is not None
         if invocation.work is not None:
             return invocation.work(servant)
-        if not invocation.members:
+        if invocation.member is None and not invocation.members:
             self._resolve(invocation, skeleton)
-        if invocation.peer_context is None and skeleton.written_for_pyro5:
-            # Our own peers call it too: Pyro5's context must never show it an earlier call.
-            invocation.peer_context = pyro5_context(invocation)
-        if invocation.peer_context is None:
+        if not skeleton.written_for_pyro5:
             return self._call(servant, invocation)
-        pyro5.enter_call_context(invocation.peer_context)
-        value = self._call(servant, invocation)
-        if pyro5.call_context.response_annotations:
-            invocation.response_annotations.update(pyro5.call_context.response_annotations)
-        return value
+        pyro5.enter_call_context(invocation.caller.pyro5_context(invocation))
+        try:
+            return self._call(servant, invocation)
+        finally:
+            if pyro5.call_context.response_annotations:
+                invocation.response_annotations.update(pyro5.call_context.response_annotations)
 
     def _call(self, servant: Any, invocation: Invocation) -> Any:
         if invocation.batch is None:
-            member, args, kwargs = invocation.members[0]
-            return member.call(servant, *args, **kwargs)
+            assert invocation.member is not None
+            return invocation.member.call(servant, *invocation.args, **invocation.kwargs)
         if any(member.asynchronous for member, _, _ in invocation.members):
             return self._batch_async(servant, invocation)
         values: list[Any] = []
@@ -287,7 +315,7 @@ class ObjectAdapter:
             try:
                 values.append(member.call(servant, *args, **kwargs))
             except Exception as problem:
-                values.append(pyro5.ExceptionWrapper(self._with_traceback(problem)))
+                values.append(self._wrapped(problem))
                 break
         return values
 
@@ -298,35 +326,15 @@ class ObjectAdapter:
                 value = member.call(servant, *args, **kwargs)
                 values.append(await value if member.asynchronous else value)
             except Exception as problem:
-                values.append(pyro5.ExceptionWrapper(self._with_traceback(problem)))
+                values.append(self._wrapped(problem))
                 break
         return values
 
-    def _with_traceback(self, problem: BaseException) -> BaseException:
+    def _wrapped(self, problem: Exception) -> object:
+        """What stands in a batch's results for a call that raised."""
         if self.settings.tracebacks:
-            import traceback
-
             problem._pyroTraceback = traceback.format_exception(problem)  # type: ignore[attr-defined]
-        return problem
-
-    def _resolve(self, invocation: Invocation, skeleton: Skeleton) -> None:
-        if invocation.batch is None:
-            args = invocation.args
-            member = skeleton.methods.get(invocation.method)
-            if member is None:
-                member, args = skeleton.find(invocation.method, args)
-            invocation.members = [(member, args, invocation.kwargs)]
-            invocation.plain = invocation.peer_context is None
-            invocation.readonly = member.readonly
-            return
-        members = []
-        readonly = True
-        for method, args, kwargs in invocation.batch:
-            member, args = skeleton.find(method, args)
-            members.append((member, args, kwargs))
-            readonly = readonly and member.readonly
-        invocation.members = members
-        invocation.readonly = readonly
+        return pyro5.ExceptionWrapper(problem)
 
     def _coroutine_done(self, invocation: Invocation, value: Any, error: BaseException | None) -> None:
         following = self._settle(invocation, value, error)
@@ -338,8 +346,14 @@ class ObjectAdapter:
     ) -> Invocation | None:
         """Encode, save, send, leave.  Returns the invocation that this thread should run next."""
         activation = invocation.activation
-        reply = self._encode(invocation, value, error)
-        if activation.registration.persistent and not invocation.readonly and activation.servant is not EMPTY:
+        if error is None and type(value) in _VALUES and not invocation.oneway:
+            try:
+                reply = invocation.caller.encode_result(invocation, value)
+            except Exception as problem:
+                reply = self._encode(invocation, None, problem)
+        else:
+            reply = self._encode(invocation, value, error)
+        if activation.registration.persistent and activation.servant is not EMPTY and not invocation.readonly:
             try:
                 data = state.capture(activation.servant, self.codecs)
             except errors.StateError as problem:
@@ -409,18 +423,20 @@ class ObjectAdapter:
     def _leave(self, invocation: Invocation) -> Invocation | None:
         activation = invocation.activation
         if invocation.ends:
-            self._close_servant(activation)
+            self._close(activation)
         mailbox = activation.mailbox
         with activation.lock:
             if invocation.ends:
                 activation.ending = activation.end_after_streams = False
             starting = mailbox.leave(invocation)
-            if not starting and not mailbox.running and not mailbox.waiting and self._is_over(activation):
+            if not starting:
+                over = activation.servant is EMPTY or activation.registration.transient
+                if not over or not mailbox.idle or activation.streams:
+                    return None
                 activation.ended = True
-        if activation.ended:
-            self._forget(activation)
-            self._close_servant(activation)
         if not starting:
+            self._active.remove(activation)
+            self._close(activation)
             return None
         for other in starting[1:]:
             self._engine.submit(partial(self.run, other))
@@ -428,101 +444,48 @@ class ObjectAdapter:
 
     # -- activation ----------------------------------------------------------------------------------
 
-    def _activation_for(self, facts: Invocation) -> Activation:
+    def _activation_for(self, invocation: Invocation) -> Activation:
         """Find or make the activation that a new invocation of an object belongs to."""
-        registration, key = self.find(facts.object_id)
+        object_id = invocation.object_id
+        registration, key = self.find(object_id)
         policy = registration.activation
-        slot: Any = facts.object_id
+        slot: Any = object_id
         servant = registration.instance
         if isinstance(policy, PerRequest):
             slot = object()
         elif isinstance(policy, PerClient):
-            slot = (facts.object_id, facts.session)
+            slot = (object_id, invocation.caller.session)
         elif registration.skeleton is None and isinstance(policy, Shared):
             servant = registration.make(key)
-            self._skeleton_of(servant, facts.object_id)
             slot = (registration.name, id(servant))
-        with self._lock:
-            found = self._active.get(slot)
-            if found is not None:
-                return found
-            if isinstance(policy, PerClient) and registration.active >= policy.capacity:
-                raise errors.ServerBusy(
-                    f"{registration.name} already serves {registration.active} client sessions (its capacity)"
-                )
-            mailbox = Mailbox(registration.threading, self.settings.mailbox_size_max)
-            made = Activation(slot, facts.object_id, key, registration, mailbox, self._clock.monotonic())
-            if servant is not EMPTY:
-                made.servant = servant
-                made.skeleton = self._skeleton_of(servant, facts.object_id)
-                made.plain = not made.skeleton.written_for_pyro5
-                mailbox.open = True
-            self._active[slot] = made
-            registration.active += 1
-            crowded = isinstance(policy, Persistent) and registration.active > policy.capacity
-        if crowded:
-            self._evict(registration)
+        found = self._active.get(slot)
+        if found is not None:
+            return found
+        mailbox = Mailbox(registration.threading, self.settings.mailbox_size_max)
+        made = Activation(slot, object_id, key, registration, mailbox, self._clock.monotonic())
+        if servant is not EMPTY:
+            self._incarnated(made, servant, skeleton_of(servant, object_id))
+        made = self._active.add(made)
+        for activation in self._active.surplus(registration):
+            self.end(activation)
         return made
-
-    def _skeleton_of(self, servant: object, object_id: str) -> Skeleton:
-        skeleton = Skeleton.of(type(servant))
-        if skeleton.empty:
-            raise errors.ActivationError(
-                f"{object_id!r} is a {type(servant).__name__}, which exposes nothing; use @expose"
-            )
-        return skeleton
 
     def _activate(self, activation: Activation) -> None:
         """Make the servant.  Runs inside the mailbox, which lets nobody else in before."""
-        registration = activation.registration
-        if registration.removed:
-            raise errors.ObjectNotFound(f"{registration.name!r} has been unregistered")
-        try:
-            servant = registration.make(activation.key)
-            skeleton = activation.skeleton or self._skeleton_of(servant, activation.object_id)
-            if registration.persistent:
-                self._restore(activation, servant)
-            hook = getattr(servant, "on_activate", None)
-            if hook is not None and registration.instance is EMPTY:
-                hook()
-        except errors.ObjServerError:
-            raise
-        except Exception as problem:
-            raise errors.ActivationError(
-                f"no servant for {activation.object_id!r}: {type(problem).__name__}: {problem}"
-            ) from problem
-        self.activations += 1
-        activation.servant = servant
-        activation.skeleton = skeleton
-        activation.plain = not skeleton.written_for_pyro5
-        self._ids[id(servant)] = activation.object_id
+        servant, skeleton = self._servants.incarnate(activation)
+        self._active.name(servant, activation.object_id)
         with activation.lock:
-            activation.mailbox.open = True
+            self._incarnated(activation, servant, skeleton)
             starting = activation.mailbox.startable() if activation.mailbox.waiting else []
         for other in starting:
             self._engine.submit(partial(self.run, other))
 
-    def _restore(self, activation: Activation, servant: Any) -> None:
-        assert self._store is not None
-        record = self._store.load(activation.registration.name, activation.key)
-        if record is None:
-            activation.epoch = activation.version = 0
-            activation.saved = None
-            return
-        activation.epoch, activation.version = record.epoch, record.version
-        activation.saved = record.state
-        if record.state is not None:
-            if record.codec != state.CODEC:
-                raise errors.StoreError(
-                    f"the state of {activation.object_id!r} is in encoding {record.codec}, unknown here"
-                )
-            state.restore(servant, record.state, record.state_version, self.codecs)
-
-    def _discard(self, activation: Activation) -> None:
-        """Drop a servant whose memory may differ from the store; the next call loads the object again."""
-        self._close_servant(activation)
-        with activation.lock:
-            activation.mailbox.open = False
+    @staticmethod
+    def _incarnated(activation: Activation, servant: Any, skeleton: Skeleton) -> None:
+        activation.servant = servant
+        activation.skeleton = skeleton
+        activation.plain = not skeleton.written_for_pyro5
+        activation.mailbox.open = True
 
     # -- ending --------------------------------------------------------------------------------------
 
@@ -536,70 +499,25 @@ class ObjectAdapter:
                 return
             activation.ending = True
         invocation = Invocation(_NOBODY, activation.object_id, "on_passivate")
-        invocation.name = activation.registration.name
         invocation.ends = True
         if self._offer(activation, invocation):
             self._engine.submit(partial(self.run, invocation))
 
-    def _passivate(self, activation: Activation) -> None:
-        if activation.servant is EMPTY or activation.registration.instance is not EMPTY:
-            return
-        self.passivations += 1
-        hook = getattr(activation.servant, "on_passivate", None)
-        if hook is not None:
-            hook()
+    def _close(self, activation: Activation) -> None:
+        servant = self._servants.close(activation)
+        if servant is not EMPTY:
+            self._active.unname(servant)
 
-    def _is_over(self, activation: Activation) -> bool:
-        """Whether an idle activation has nothing to stay for.  Called with its lock held."""
-        registration = activation.registration
-        if activation.streams:
-            return False
-        return registration.transient or activation.servant is EMPTY
-
-    def _forget(self, activation: Activation) -> None:
-        with self._lock:
-            if self._active.get(activation.slot) is activation:
-                del self._active[activation.slot]
-                activation.registration.active -= 1
-
-    def _close_servant(self, activation: Activation) -> None:
-        activation.plain = False
-        servant, activation.servant = activation.servant, EMPTY
-        registration = activation.registration
-        if servant is EMPTY or registration.instance is not EMPTY:
-            return
-        self._ids.pop(id(servant), None)
-        if registration.skeleton is None and isinstance(registration.activation, Shared):
-            return  # the locator keeps its servants
-        skeleton = activation.skeleton
-        close = getattr(servant, "close", None)
-        if close is not None and (skeleton is None or "close" not in skeleton.methods):
-            try:
-                close()
-            except Exception:
-                log.exception("close() of a servant of %s failed", activation.object_id)
-
-    def _evict(self, registration: Registration) -> None:
-        """Passivate the least recently used; a few at once, so that sorting is rare."""
-        policy = registration.activation
-        assert isinstance(policy, Persistent)
-        with self._lock:
-            idle = [
-                a for a in self._active.values()
-                if a.registration is registration and a.mailbox.idle and not a.streams and not a.ending
-                and a.servant is not EMPTY
-            ]  # fmt: skip
-        idle.sort(key=lambda a: a.last_used)
-        surplus = registration.active - policy.capacity
-        for activation in idle[: surplus + policy.capacity // 16]:
-            self.end(activation)
+    def _discard(self, activation: Activation) -> None:
+        """Drop a servant whose memory may differ from the store; the next call loads the object again."""
+        self._close(activation)
+        with activation.lock:
+            activation.mailbox.open = False
 
     def end_session(self, session: str) -> None:
         """A client session is over: its PerClient servants end, its streams linger."""
         self.streams_orphaned(session)
-        with self._lock:
-            ending = [a for a in self._active.values() if type(a.slot) is tuple and a.slot[1] == session]
-        for activation in ending:
+        for activation in self._active.of_session(session):
             self.end(activation)
 
     def streams_orphaned(self, session: str) -> None:
@@ -611,22 +529,12 @@ class ObjectAdapter:
         """Passivate what has been idle too long, close what outlived its time.  Call about once a second."""
         for stream in self.streams.expire(now):
             self._stream_ended(stream.activation)
-        with self._lock:
-            active = list(self._active.values())
-        for activation in active:
-            timeout = getattr(activation.registration.activation, "idle_timeout_s", None)
-            if timeout is None:
-                continue
-            if activation.last_used != activation.last_seen or not activation.mailbox.idle:
-                activation.last_seen, activation.seen_at = activation.last_used, now
-            elif now - activation.seen_at >= timeout:
-                self.end(activation)
+        for activation in self._active.idle(now):
+            self.end(activation)
 
     def end_all(self) -> None:
         """Every servant ends, in its turn; `active` tells when they have."""
-        with self._lock:
-            active = list(self._active.values())
-        for activation in active:
+        for activation in self._active.all():
             activation.streams = 0  # nobody can draw from them any more
             self.end(activation)
 
@@ -638,15 +546,14 @@ class ObjectAdapter:
     @property
     def busy(self) -> int:
         """Number of activations that run or await invocations."""
-        with self._lock:
-            return sum(not a.mailbox.idle for a in self._active.values())
+        return self._active.busy
 
     # -- streams -------------------------------------------------------------------------------------
 
     def _open_stream(self, invocation: Invocation, iterator: Iterator[Any]) -> str:
         activation = invocation.activation
         stream_id = self.streams.open(
-            iterator, activation, invocation.session, self._clock.monotonic()
+            iterator, activation, invocation.caller.session, self._clock.monotonic()
         )
         with activation.lock:
             activation.streams += 1
@@ -656,7 +563,7 @@ class ObjectAdapter:
         """The next item is drawn inside the mailbox of the object whose generator it is."""
         args = invocation.args
         stream_id = args[0] if args else None
-        stream = self.streams.claim(stream_id, invocation.session)
+        stream = self.streams.claim(stream_id, invocation.caller.session)
         invocation.work = partial(self._draw, stream_id, stream.iterator)
         return stream.activation
 
@@ -692,8 +599,8 @@ class ObjectAdapter:
         return {
             "registered": len(self._registrations),
             "invocations": self.invocations,
-            "activations": self.activations,
-            "passivations": self.passivations,
+            "activations": self._servants.activations,
+            "passivations": self._servants.passivations,
             "active_objects": len(self._active),
             "busy_objects": self.busy,
             "streams": len(self.streams),
@@ -702,25 +609,9 @@ class ObjectAdapter:
         }
 
 
-def pyro5_context(invocation: Invocation) -> dict[str, Any]:
-    """What Pyro5's `current_context` shows while `invocation` runs."""
-    return {
-        "client": None,
-        "client_sock_addr": invocation.client_address,
-        "seq": 0,
-        "msg_flags": 0,
-        "serializer_id": 0,
-        "annotations": invocation.annotations,
-        "response_annotations": {},
-        "correlation_id": invocation.correlation_id,
-    }
-
-
 def _pyro5_policy(mode: str) -> ActivationPolicy:
     """What Pyro5's @behavior(instance_mode=...) means here."""
     if mode == "percall":
         return PerRequest()
     return Shared() if mode == "single" else PerClient()
 
-
-_ENDED: Any = object()

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from objserver.invocation import Facts
+from objserver.adapter.skeleton import Member
+from objserver.invocation import Client, Facts
 
 if TYPE_CHECKING:
     from objserver.adapter.activation import Activation
@@ -19,68 +20,65 @@ __all__ = ["Call", "Caller", "Invocation"]
 Call = tuple[str, Sequence[Any], dict[str, Any]]
 """Method, positional and keyword arguments."""
 
-_NOTHING: Mapping[str, bytes] = {}
+Bound = tuple[Member, Sequence[Any], dict[str, Any]]
+"""A call whose method has been found."""
 
 
-class Caller(Protocol):
+class Caller(Client, Protocol):
     """Where replies go.  Encoding is apart from sending: a result is encoded while its object is still
     held, and sent when its state is safe."""
 
     def encode_result(self, invocation: Invocation, value: Any) -> bytes: ...
     def encode_error(self, invocation: Invocation, error: BaseException) -> bytes: ...
     def encode_stream(self, invocation: Invocation, stream_id: str) -> bytes: ...
+    def pyro5_context(self, invocation: Invocation) -> dict[str, Any]: ...
     def send(self, reply: bytes) -> None: ...
 
 
 class Invocation(Facts):
     """A call of `method`, or of everything in `batch`.
 
-    `work`, where set, replaces the call: the next item of a stream is drawn through the same mailbox as
-    everybody's calls.  `reply_to` is the caller's own note of how to answer.
+    `reply_to` is the caller's own note of how to answer.  Once the servant's class is known, `member` is
+    what to call, and for a batch `members`.
     """
 
-    __slots__ = (
-        "activation",
-        "args",
-        "batch",
-        "caller",
-        "ends",
-        "kwargs",
-        "members",
-        "oneway",
-        "plain",
-        "readonly",
-        "reply_to",
-        "work",
-    )
-
+    caller: Caller
     activation: Activation
-
+    member: Member | None = None
+    members: Sequence[Bound] = ()
+    work: Callable[[Any], Any] | None = None
+    """Replaces the call: the next item of a stream is drawn through the same mailbox as everybody's calls."""
     def __init__(
         self,
         caller: Caller,
         object_id: str,
         method: str,
         args: Sequence[Any] = (),
-        kwargs: dict[str, Any] | None = None,
-        *,
+        kwargs: Mapping[str, Any] = {},  # noqa: B006  (never written to)
         reply_to: Any = None,
-        annotations: Mapping[str, bytes] = _NOTHING,
-        correlation: bytes = b"",
-        chain: tuple[str, ...] = (),
-        oneway: bool = False,
     ) -> None:
-        super().__init__(object_id, "", method, annotations, correlation, chain)
+        # What Facts.__init__ does, without the call.
         self.caller = caller
-        self.reply_to = reply_to
+        self.object_id = object_id
+        self.method = method
         self.args = args
-        self.kwargs = kwargs or {}
-        self.oneway = oneway
+        self.kwargs = kwargs
+        self.reply_to = reply_to
+        self.oneway = False
         self.batch: Sequence[Call] | None = None
-        self.work: Callable[[Any], Any] | None = None
-        self.ends = False
-        """This is the servant's last: it runs alone, and who comes after gets a new servant."""
         self.plain = False
         """One call that takes no preparation but its servant."""
-        self.readonly = False
-        self.members: list[tuple[Any, Sequence[Any], dict[str, Any]]] = []
+        self.ends = False
+        """This is the servant's last: it runs alone, and who comes after gets a new servant."""
+        self._response_annotations: dict[str, bytes] | None = None
+
+    @property
+    def key(self) -> str:
+        return self.activation.key
+
+    @property
+    def readonly(self) -> bool:
+        """Whether nothing that is called changes the servant.  False as long as that is not known."""
+        if self.member is not None:
+            return self.member.readonly
+        return bool(self.members) and all(member.readonly for member, _, _ in self.members)

@@ -40,7 +40,9 @@ class Mailbox:
         wait for its own call chain."""
         running = self.running
         if not running and not self.waiting:
-            self._start(invocation)
+            running.append(invocation)
+            if invocation.ends:
+                self.open = False
             return True
         if (
             self.open

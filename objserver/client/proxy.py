@@ -1,8 +1,7 @@
 """`Proxy`: a remote object that is used like a local one, by any number of threads.
 
-Every call takes a connection from a last-in-first-out pool and puts it back, so threads never wait for each
-other and a single thread always has the warmest connection.  What the object offers is learnt with the
-first connection; after that `proxy.method` is an ordinary attribute.
+What the object offers is learnt with the first connection; after that `proxy.method` is an ordinary
+attribute, and calling it goes straight to the proxy's stub.
 
 A name that begins with an underscore is never remote.  Names that this class uses itself (`release`, `batch`,
 `calling`) hide remote members of the same name; `invoke(proxy, name, ...)` reaches those.
@@ -11,98 +10,20 @@ A name that begins with an underscore is never remote.  Names that this class us
 from __future__ import annotations
 
 import sys
-import time
 import uuid
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
 from objserver import errors, pyro5, references
-from objserver.client.connection import ClientConnection, Metadata
 from objserver.client.resolve import resolve
-from objserver.codecs import Codecs
-from objserver.invocation import Facts, in_progress
-from objserver.references import DAEMON_ID, Location, Reference
-from objserver.settings import Limits
-from objserver.wire import CallContext, Flag
-from objserver.wire import extension as wire_extension
-from objserver.wire.frames import NO_CORRELATION
+from objserver.client.stub import ConnectionPool, ItemStream, Stub
+from objserver.references import Reference
+from objserver.wire import Flag
 
 __all__ = ["Batch", "ItemStream", "Proxy", "connect", "invoke"]
 
 T = TypeVar("T")
-
-IDLE_CONNECTIONS_MAX = 8
-"""Connections a proxy keeps for its next calls; more are closed after use."""
-SURELY_OPEN_S = 0.05
-"""A connection used so recently is not checked for having been closed; the check costs a microsecond."""
-_LIMITS = Limits(frame_size_max=1 << 30)
-"""A client trusts the server it chose more than a server its clients: Pyro5's own limit of 1 GiB."""
-_CODECS = Codecs(_LIMITS)
-
-
-class _Link:
-    """What all views of one proxy share: where the object is, and the connections to it."""
-
-    def __init__(
-        self,
-        reference: Reference,
-        serializer: str | None,
-        session: str | None,
-        handshake: Any,
-    ) -> None:
-        self.reference = reference
-        self.serializer = serializer
-        self.session = session or uuid.uuid4().hex
-        self.session_is_shared = session is not None
-        self.handshake = handshake
-        self.metadata: Metadata | None = None
-        self.object_id = reference.object_id
-        self.idle: deque[ClientConnection] = deque()
-        self.location: Location | None = None
-
-    def take(self, timeout_s: float | None) -> ClientConnection:
-        """A connection nobody else uses: the one put back last, or a new one."""
-        while True:
-            try:
-                connection = self.idle.pop()
-            except IndexError:
-                return self.connect(timeout_s)
-            if time.monotonic() - connection.last_used < SURELY_OPEN_S or not connection.is_stale():
-                return connection
-            connection.close()
-
-    def put(self, connection: ClientConnection) -> None:
-        """Done with a connection that is in order."""
-        connection.last_used = time.monotonic()
-        if len(self.idle) < IDLE_CONNECTIONS_MAX:
-            self.idle.append(connection)
-        else:
-            connection.close()
-
-    def connect(self, timeout_s: float | None) -> ClientConnection:
-        target = resolve(self.reference, _name_server_call, timeout_s)
-        assert target.location is not None
-        connection = ClientConnection(
-            target.location,
-            target.object_id,
-            codecs=_CODECS,
-            serializer=self.serializer,
-            handshake=self.handshake,
-            session=self.session,
-            timeout_s=timeout_s,
-            limits=_LIMITS,
-        )
-        self.object_id = target.object_id
-        self.location = target.location
-        self.metadata = connection.metadata
-        return connection
-
-    def close(self) -> None:
-        while self.idle:
-            self.idle.pop().close()
-
 
 class Proxy:
     """A remote object.
@@ -119,11 +40,7 @@ class Proxy:
 
     _objserver_is_proxy = True
     _objserver_reference: Reference
-    _objserver_link: _Link
-    _objserver_timeout_s: float | None
-    _objserver_annotations: Mapping[str, bytes] | None
-    _objserver_correlation: bytes
-    response_annotations: dict[str, bytes]
+    _objserver_stub: Stub
 
     def __init__(
         self,
@@ -139,23 +56,19 @@ class Proxy:
         if timeout_s is not None and timeout_s <= 0:
             raise ValueError(f"timeout_s={timeout_s}: give a positive time, or None to wait for ever")
         parsed = Reference.parse(reference)
-        self.__dict__.update(
-            _objserver_reference=parsed,
-            _objserver_link=_Link(parsed, serializer, session, handshake),
-            _objserver_timeout_s=timeout_s,
-            _objserver_annotations=None,
-            _objserver_correlation=NO_CORRELATION,
-            response_annotations={},
+        pool = ConnectionPool(
+            parsed, _resolve, serializer=serializer, session=session, handshake=handshake
         )
+        self.__dict__.update(_objserver_reference=parsed, _objserver_stub=Stub(pool, timeout_s))
 
     # -- what makes it look local --------------------------------------------------------------------
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(f"{name!r} is private and so never remote")
-        metadata = self._objserver_metadata()
+        metadata = self._objserver_stub.metadata()
         if name in metadata.attrs:
-            return self._objserver_invoke("__getattr__", (name,), {})
+            return self._objserver_stub.invoke("__getattr__", (name,), {})
         if name not in metadata.methods:
             raise errors.MemberNotFound(
                 f"remote object {self._objserver_reference} has no exposed attribute or method {name!r}"
@@ -167,14 +80,14 @@ class Proxy:
     def __setattr__(self, name: str, value: Any) -> None:
         if name.startswith("_"):
             raise AttributeError(f"{name!r} is private and so never remote")
-        if name not in self._objserver_metadata().attrs:
+        if name not in self._objserver_stub.metadata().attrs:
             raise errors.MemberNotFound(
                 f"remote object {self._objserver_reference} has no exposed attribute {name!r}"
             )
-        self._objserver_invoke("__setattr__", (name, value), {})
+        self._objserver_stub.invoke("__setattr__", (name, value), {})
 
     def __dir__(self) -> list[str]:
-        metadata = self._objserver_link.metadata
+        metadata = self._objserver_stub.pool.metadata
         remote = metadata.methods | metadata.attrs if metadata else frozenset()
         return sorted({*super().__dir__(), *remote})
 
@@ -183,8 +96,8 @@ class Proxy:
         return str(self._objserver_reference)
 
     def __repr__(self) -> str:
-        link = self._objserver_link
-        return f"<Proxy {self._objserver_reference} idle_connections={len(link.idle)}>"
+        idle = len(self._objserver_stub.pool.idle)
+        return f"<Proxy {self._objserver_reference} idle_connections={idle}>"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Proxy) and other._objserver_reference == self._objserver_reference
@@ -196,27 +109,27 @@ class Proxy:
         return True
 
     def __len__(self) -> int:
-        return int(self._objserver_invoke("__len__", (), {}))
+        return int(self._objserver_stub.invoke("__len__", (), {}))
 
     def __getitem__(self, index: Any) -> Any:
-        return self._objserver_invoke("__getitem__", (index,), {})
+        return self._objserver_stub.invoke("__getitem__", (index,), {})
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        self._objserver_invoke("__setitem__", (index, value), {})
+        self._objserver_stub.invoke("__setitem__", (index, value), {})
 
     def __delitem__(self, index: Any) -> None:
-        self._objserver_invoke("__delitem__", (index,), {})
+        self._objserver_stub.invoke("__delitem__", (index,), {})
 
     def __contains__(self, value: Any) -> bool:
-        if "__contains__" in self._objserver_metadata().methods:
-            return bool(self._objserver_invoke("__contains__", (value,), {}))
+        if "__contains__" in self._objserver_stub.metadata().methods:
+            return bool(self._objserver_stub.invoke("__contains__", (value,), {}))
         return any(item == value for item in self)
 
     def __iter__(self) -> Iterator[Any]:
-        if "__iter__" in self._objserver_metadata().methods:
-            yield from self._objserver_invoke("__iter__", (), {})
+        if "__iter__" in self._objserver_stub.metadata().methods:
+            yield from self._objserver_stub.invoke("__iter__", (), {})
             return
-        if "__getitem__" not in self._objserver_metadata().methods:
+        if "__getitem__" not in self._objserver_stub.metadata().methods:
             raise TypeError(f"remote object {self._objserver_reference} is not iterable")
         for index in range(sys.maxsize):
             try:
@@ -237,24 +150,19 @@ class Proxy:
         return self.calling()
 
     def __reduce__(self) -> Any:
-        link = self._objserver_link
-        return _rebuild, (str(self._objserver_reference), self._objserver_timeout_s, link.serializer)
+        stub = self._objserver_stub
+        return _rebuild, (str(self._objserver_reference), stub.timeout_s, stub.pool.serializer)
 
     # -- names of our own ----------------------------------------------------------------------------
 
     def release(self) -> None:
         """Close the connections and end the session of this proxy.  The next call connects again."""
-        link = self._objserver_link
-        if link.idle and not link.session_is_shared:
-            connection = link.idle.pop()
-            if connection.native and not connection.is_stale():
-                payload = connection.codec.encode_call(DAEMON_ID, "release_session", (), {})
-                try:
-                    connection.call(payload, Flag.ONEWAY, None, NO_CORRELATION, self._objserver_timeout_s)
-                except errors.CommunicationError:
-                    pass  # the idle timeout will end the session
-            connection.close()
-        link.close()
+        self._objserver_stub.release()
+
+    @property
+    def response_annotations(self) -> dict[str, bytes]:
+        """The annotations that came with the last reply that had any."""
+        return self._objserver_stub.response_annotations
 
     def calling(
         self,
@@ -267,14 +175,16 @@ class Proxy:
 
         After a call, `view.response_annotations` holds the annotations that came with the reply.
         """
+        stub = self._objserver_stub
         view = object.__new__(type(self))
         view.__dict__.update(
             _objserver_reference=self._objserver_reference,
-            _objserver_link=self._objserver_link,
-            _objserver_timeout_s=self._objserver_timeout_s if timeout_s is None else timeout_s,
-            _objserver_annotations=annotations or self._objserver_annotations,
-            _objserver_correlation=correlation_id.bytes if correlation_id else self._objserver_correlation,
-            response_annotations={},
+            _objserver_stub=Stub(
+                stub.pool,
+                stub.timeout_s if timeout_s is None else timeout_s,
+                annotations or stub.annotations,
+                correlation_id.bytes if correlation_id else stub.correlation,
+            ),
         )
         return view
 
@@ -282,143 +192,22 @@ class Proxy:
         """Collect calls and send them in one frame; see `Batch`."""
         return Batch(self)
 
-    # -- the call ------------------------------------------------------------------------------------
-
-    def _objserver_metadata(self) -> Metadata:
-        link = self._objserver_link
-        if link.metadata is None:
-            link.put(link.take(self._objserver_timeout_s))
-        return cast(Metadata, link.metadata)
-
-    def _objserver_invoke(
-        self,
-        method: str,
-        args: Sequence[Any],
-        kwargs: dict[str, Any],
-        flags: int = 0,
-        object_id: str | None = None,
-    ) -> Any:
-        link = self._objserver_link
-        timeout_s = self._objserver_timeout_s
-        annotations = self._objserver_annotations
-        correlation = self._objserver_correlation
-        facts = in_progress.get()
-        connection = link.take(timeout_s)
-        try:
-            payload = connection.codec.encode_call(object_id or link.object_id, method, args, kwargs)
-        except BaseException:
-            link.put(connection)
-            raise
-        if facts is not None:
-            annotations, correlation = _inherit(facts, connection, annotations, correlation)
-            facts.about_to_block()
-        reply = connection.call(payload, flags, annotations, correlation, timeout_s)
-        if reply is None:
-            link.put(connection)
-            return None
-        if reply.annotations:
-            self.__dict__["response_annotations"] = dict(reply.annotations)
-        try:
-            value = None if reply.flags & Flag.ITEM_STREAM else connection.codec.decode(reply.payload)
-        finally:
-            if not reply.flags & Flag.ITEM_STREAM:
-                link.put(connection)
-        if reply.flags & Flag.ITEM_STREAM:
-            stream_id = bytes(reply.annotations.get("STRM", b"")).decode("ascii", "replace")
-            if not stream_id:
-                link.put(connection)
-                raise errors.ProtocolError("the result is an iterator, but the server does not stream items")
-            return ItemStream(self, connection, stream_id)
-        if reply.flags & Flag.EXCEPTION:
-            raise value if isinstance(value, BaseException) else errors.RemoteError(str(value))
-        return value
-
-
 class _RemoteMethod:
     """`proxy.name`, ready to be called."""
 
-    __slots__ = ("_flags", "_name", "_proxy")
+    __slots__ = ("_flags", "_invoke", "_name", "_proxy")
 
     def __init__(self, proxy: Proxy, name: str, flags: int) -> None:
         self._proxy = proxy
+        self._invoke = proxy._objserver_stub.invoke
         self._name = name
         self._flags = flags
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._proxy._objserver_invoke(self._name, args, kwargs, self._flags)
+        return self._invoke(self._name, args, kwargs, self._flags)
 
     def __repr__(self) -> str:
         return f"<remote method {self._name} of {self._proxy!r}>"
-
-
-def _inherit(
-    facts: Facts,
-    connection: ClientConnection,
-    annotations: Mapping[str, bytes] | None,
-    correlation: bytes,
-) -> tuple[Mapping[str, bytes] | None, bytes]:
-    """A call made by a servant carries its correlation id and, to our peers, its call chain."""
-    if correlation is NO_CORRELATION:
-        correlation = facts.correlation_id.bytes
-    if connection.native:
-        context = CallContext(None, (*facts.chain, facts.id))
-        annotations = {**(annotations or {}), wire_extension.ANNOTATION: context.encode()}
-    return annotations, correlation
-
-
-class ItemStream:
-    """A remote iterator.  It keeps the connection it was opened on until it ends or is closed."""
-
-    def __init__(self, proxy: Proxy, connection: ClientConnection, stream_id: str) -> None:
-        self._proxy = proxy
-        self._connection: ClientConnection | None = connection
-        self.stream_id = stream_id
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> Any:
-        connection = self._connection
-        if connection is None:
-            raise StopIteration
-        facts = in_progress.get()
-        if facts is not None:
-            facts.about_to_block()
-        payload = connection.codec.encode_call(DAEMON_ID, "get_next_stream_item", (self.stream_id,), {})
-        try:
-            reply = connection.call(payload, 0, None, NO_CORRELATION, self._proxy._objserver_timeout_s)
-        except BaseException:
-            self._connection = None
-            raise
-        assert reply is not None
-        value = connection.codec.decode(reply.payload)
-        if reply.flags & Flag.EXCEPTION:
-            self._give_back()
-            raise value if isinstance(value, BaseException) else errors.RemoteError(str(value))
-        return value
-
-    def close(self) -> None:
-        """Tell the server that no more items are wanted."""
-        connection = self._connection
-        if connection is None:
-            return
-        payload = connection.codec.encode_call(DAEMON_ID, "close_stream", (self.stream_id,), {})
-        try:
-            connection.call(payload, Flag.ONEWAY, None, NO_CORRELATION, self._proxy._objserver_timeout_s)
-        except errors.CommunicationError:
-            self._connection = None  # the server's linger ends the stream
-        self._give_back()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _give_back(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            self._proxy._objserver_link.put(connection)
 
 
 class Batch:
@@ -460,7 +249,7 @@ class Batch:
         calls, self._calls = self._calls, []
         flags = Flag.BATCH | (Flag.ONEWAY if oneway else 0)
         if calls:
-            self._values = self._proxy._objserver_invoke("<batch>", calls, {}, flags) or []
+            self._values = self._proxy._objserver_stub.invoke("<batch>", calls, {}, flags) or []
 
     def results(self) -> Iterator[Any]:
         """The results of the last `send`, in order; raises at the call that failed."""
@@ -477,11 +266,15 @@ def connect(reference: Reference | str, cls: type[T], **options: Any) -> T:
 
 def invoke(proxy: Proxy, method: str, *args: Any, **kwargs: Any) -> Any:
     """Call `method`, whatever its name; read an attribute if it is one and no arguments are given."""
-    metadata = proxy._objserver_metadata()
+    metadata = proxy._objserver_stub.metadata()
     if method in metadata.attrs and not args and not kwargs:
-        return proxy._objserver_invoke("__getattr__", (method,), {})
+        return proxy._objserver_stub.invoke("__getattr__", (method,), {})
     flags = Flag.ONEWAY if method in metadata.oneway else 0
-    return proxy._objserver_invoke(method, args, kwargs, flags)
+    return proxy._objserver_stub.invoke(method, args, kwargs, flags)
+
+
+def _resolve(reference: Reference, timeout_s: float | None) -> Reference:
+    return resolve(reference, _name_server_call, timeout_s)
 
 
 def _name_server_call(reference: Reference, timeout_s: float | None, method: str, *args: Any) -> Any:

@@ -132,30 +132,38 @@ class NativeCodec:
         self._limits = limits
         self._nesting_max = limits.nesting_max
         self._substitute = substitute
+        self._hook = self._ext
+        self._pack_hook = self._default
 
     def encode_call(
         self, object_id: str, method: str, args: Sequence[Any], kwargs: Mapping[str, Any] | None
     ) -> bytes:
         try:
-            return packb([object_id, method, list(args), kwargs], default=self._default, option=OPTIONS)
+            return packb([object_id, method, list(args), kwargs], default=self._pack_hook, option=OPTIONS)
         except Exception:
             return self._encode_slowly([object_id, method, list(args), kwargs])
 
     def encode(self, value: Any) -> bytes:
         try:
-            return packb(value, default=self._default, option=OPTIONS)
+            return packb(value, default=self._pack_hook, option=OPTIONS)
         except Exception:
             return self._encode_slowly(value)
 
     def decode_call(self, payload: Payload) -> Call:
-        return call_of(self.decode(payload))
+        call = self.decode(payload)
+        if type(call) is list and len(call) == 4:
+            # The usual case of what call_of checks, without the call.
+            object_id, method, args, kwargs = call
+            if type(object_id) is type(method) is str and type(args) is list and kwargs == {}:
+                return object_id, method, args, kwargs
+        return call_of(call)
 
     def decode(self, payload: Payload) -> Any:
         # Each level of nesting takes a byte at least: nothing this small can break a limit.
         if len(payload) > self._nesting_max:
             budget.check_msgpack(payload, self._limits, NESTED)
         try:
-            return unpackb(payload, ext_hook=self._ext)
+            return unpackb(payload, ext_hook=self._hook)
         except Exception as problem:
             raise self._explain(payload, problem) from None
 

@@ -15,17 +15,18 @@ import logging
 import socket
 import threading
 import traceback
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from objserver import errors, pyro5
-from objserver.adapter import Invocation, pyro5_context
+from objserver.adapter import Invocation
 from objserver.codecs import Codec, marshalled
 from objserver.references import DAEMON_ID
 from objserver.wire import CallContext, Extension, Flag, Frame, FrameParser, FrameType, encode_frame
 from objserver.wire import extension as wire_extension
-from objserver.wire.frames import NO_CORRELATION
+from objserver.wire.frames import plain_frame
 
 if TYPE_CHECKING:
     from objserver.server.server import ObjectServer
@@ -40,6 +41,8 @@ costs more than the call."""
 READ_LARGE = 1024 * 1024
 """... except when the rest of a large frame is known to be coming."""
 LINGER_S = 1.0
+# As globals: reading an attribute of a class takes longer.
+_INVOKE, _RESULT, _KEEP_SERIALIZED = FrameType.INVOKE, FrameType.RESULT, Flag.KEEP_SERIALIZED
 _HTTP = (b"GET ", b"POST", b"HEAD", b"PUT ", b"OPTI", b"DELE", b"PATC", b"CONN")
 _HTTP_ANSWER = (
     b"HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n"
@@ -63,9 +66,14 @@ class Connection:
         self.peer: Extension | None = None
         self._codec: Codec = server.codecs.serpent
         self._payload_max = server.settings.limits.frame_size_max
-        self._about_to_block = server.engine.about_to_block
+        self.about_to_block = server.engine.about_to_block
+        self._recv = sock.recv
+        self._send = sock.send
+        self._admit = server.adapter.admit
+        self._run = server.adapter.run
         self._lock = threading.Lock()
         self._unsent = bytearray()
+        self._tracked: weakref.WeakSet[Any] | None = None
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "open" if self.greeted else "greeting"
@@ -73,11 +81,12 @@ class Connection:
 
     # -- reading -------------------------------------------------------------------------------------
 
-    def receive(self, runnable: Callable[[Invocation], None]) -> None:
-        """Read what has come; hand invocations that may run now to `runnable`."""
-        missing = self.parser.missing
+    def receive(self, start: Callable[[Callable[[], None]], None]) -> None:
+        """Read what has come; hand what may run now to `start`."""
+        parser = self.parser
+        before = parser.buffered
         try:
-            data = self.sock.recv(READ_SIZE if missing <= READ_SIZE else min(missing, READ_LARGE))
+            data = self._recv(READ_SIZE if not before else min(max(parser.missing, READ_SIZE), READ_LARGE))
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
@@ -87,17 +96,19 @@ class Connection:
             return
         if self.lingering:
             return
-        parser = self.parser
-        before = parser.buffered
         try:
             if not self.greeted and data[:4] in _HTTP:
                 self._write(_HTTP_ANSWER)
                 raise errors.ProtocolError("an HTTP request")
             for frame in parser.receive_data(data):
-                if self.greeted:
-                    self._frame(frame, runnable)
-                else:
+                if not self.greeted:
                     self._greeting(frame)
+                elif frame.type == _INVOKE:
+                    self._invoke(frame, start)
+                elif frame.type == FrameType.PING:
+                    self.send(encode_frame(FrameType.PING, frame.serializer_id, 0, frame.sequence, b"pong"))
+                else:
+                    raise errors.ProtocolError(f"a client does not send frames of type {frame.type}")
         except errors.ProtocolError as problem:
             self._refuse(problem)
             return
@@ -149,60 +160,36 @@ class Connection:
         else:
             self._linger()
 
-    def _frame(self, frame: Frame, runnable: Callable[[Invocation], None]) -> None:
-        if frame.type == FrameType.INVOKE:
-            invocation = self._invocation(frame)
-            if invocation is not None and self.server.adapter.admit(invocation):
-                runnable(invocation)
-        elif frame.type == FrameType.PING:
-            self.send(encode_frame(FrameType.PING, frame.serializer_id, 0, frame.sequence, b"pong"))
-        else:
-            raise errors.ProtocolError(f"a client does not send frames of type {frame.type}")
-
-    def _invocation(self, frame: Frame) -> Invocation | None:
-        """The invocation that a request asks for; None if it was answered with an error instead."""
-        server = self.server
+    def _invoke(self, frame: Frame, start: Callable[[Callable[[], None]], None]) -> None:
+        """Admit the invocation that a request asks for, or answer with the error that it is."""
         flags = frame.flags
         codec = self._codec
         try:
             if codec.serializer_id != frame.serializer_id:
-                codec = self._codec = server.codecs.get(frame.serializer_id)
-            if flags & Flag.KEEP_SERIALIZED:
+                codec = self._codec = self.server.codecs.get(frame.serializer_id)
+            if flags & _KEEP_SERIALIZED:
                 object_id, method, args, kwargs = self._blob(frame)
             else:
                 object_id, method, args, kwargs = codec.decode_call(frame.payload)
-            correlation = frame.correlation if flags & Flag.CORRELATION else NO_CORRELATION
-            invocation = Invocation(
-                self,
-                object_id,
-                method,
-                args,
-                kwargs,
-                reply_to=(codec, frame.sequence, correlation),
-                annotations=frame.annotations,
-                oneway=bool(flags & Flag.ONEWAY),
-            )
-            if correlation is not NO_CORRELATION:
-                invocation._correlation = correlation
-            invocation.client_address = self.address
-            invocation.session = self.session
-            invocation.about_to_block = self._about_to_block
-            if self.peer is None:
-                invocation.peer_context = pyro5_context(invocation)
-                invocation.peer_context.update(
-                    seq=frame.sequence, msg_flags=flags, serializer_id=frame.serializer_id
-                )
-            elif frame.annotations and wire_extension.ANNOTATION in frame.annotations:
-                context = CallContext.decode(frame.annotations[wire_extension.ANNOTATION])
-                invocation.chain = context.chain
-            if flags & Flag.BATCH:
-                invocation.batch = self._batch(args)
-            return invocation
+            frame.payload = b""  # a request that waits holds its arguments once
+            invocation = Invocation(self, object_id, method, args, kwargs, (codec, frame))
+            if flags:
+                if flags & Flag.CORRELATION:
+                    invocation._correlation = frame.correlation
+                if flags & Flag.ONEWAY:
+                    invocation.oneway = True
+                if flags & Flag.BATCH:
+                    invocation.batch = self._batch(args)
+            if frame.annotations:
+                invocation.annotations = frame.annotations
+                if self.peer is not None and wire_extension.ANNOTATION in frame.annotations:
+                    invocation.chain = CallContext.decode(frame.annotations[wire_extension.ANNOTATION]).chain
         except errors.ProtocolError as problem:
             if not flags & Flag.ONEWAY:
-                request = Invocation(self, DAEMON_ID, "", reply_to=(codec, frame.sequence, NO_CORRELATION))
-                self.send(self.encode_error(request, problem))
-            return None
+                self.send(self.encode_error(Invocation(self, DAEMON_ID, "", (), {}, (codec, frame)), problem))
+            return
+        if self._admit(invocation):
+            start(partial(self._run, invocation))
 
     def _batch(self, calls: Any) -> list[tuple[str, Any, dict[str, Any]]]:
         size_max = self.server.settings.limits.batch_size_max
@@ -240,7 +227,7 @@ class Connection:
                 return
             if not self._unsent:
                 try:
-                    sent = self.sock.send(data)
+                    sent = self._send(data)
                 except (BlockingIOError, InterruptedError):
                     sent = 0
                 except OSError:
@@ -289,34 +276,36 @@ class Connection:
 
     def encode_result(self, invocation: Invocation, value: Any) -> bytes:
         """The frame that carries `value`; SerializeError or MessageTooLarge if it cannot."""
-        codec, sequence, correlation = invocation.reply_to
+        codec, request = invocation.reply_to
         payload = codec.encode(value)
         if len(payload) > self._payload_max:
             raise errors.MessageTooLarge(
                 f"the result takes {len(payload)} bytes, more than {self._payload_max} "
                 "(setting frame_size_max)"
             )
+        annotations = invocation._response_annotations
+        if annotations is None and not request.flags:
+            return plain_frame(_RESULT, request.serializer_id, request.sequence, payload)
         return encode_frame(
-            FrameType.RESULT, codec.serializer_id, 0, sequence, payload,
-            invocation._response_annotations, correlation,
-        )  # fmt: skip
+            FrameType.RESULT, codec.serializer_id, 0, request.sequence, payload, annotations, request.correlation
+        )
 
     def encode_stream(self, invocation: Invocation, stream_id: str) -> bytes:
         """A stream is announced in an annotation; old clients see an exception."""
-        codec, sequence, correlation = invocation.reply_to
+        codec, request = invocation.reply_to
         return encode_frame(
             FrameType.RESULT,
             codec.serializer_id,
             Flag.EXCEPTION | Flag.ITEM_STREAM,
-            sequence,
+            request.sequence,
             codec.encode(errors.ProtocolError("result of call is an iterator")),
             {**invocation.response_annotations, "STRM": stream_id.encode()},
-            correlation,
+            request.correlation,
         )
 
     def encode_error(self, invocation: Invocation, error: BaseException) -> bytes:
         """The frame that carries an exception; one that cannot travel is described instead."""
-        codec, sequence, correlation = invocation.reply_to
+        codec, request = invocation.reply_to
         if not isinstance(error, Exception):
             # SystemExit and its like end what raises them: here the call, never the caller's program.
             error = errors.RemoteError(f"{type(error).__name__}: {error}", type_name=type(error).__qualname__)
@@ -337,8 +326,35 @@ class Connection:
             substitute._pyroTraceback = lines[-20:]
             payload, annotations = codec.encode(substitute), {}
         return encode_frame(
-            FrameType.RESULT, codec.serializer_id, Flag.EXCEPTION, sequence, payload, annotations, correlation
+            FrameType.RESULT,
+            codec.serializer_id,
+            Flag.EXCEPTION,
+            request.sequence,
+            payload,
+            annotations,
+            request.correlation,
         )
+
+    def pyro5_context(self, invocation: Invocation) -> dict[str, Any]:
+        """What Pyro5's `current_context` shows to a servant written for Pyro5 while `invocation` runs."""
+        _, request = invocation.reply_to
+        return {
+            "client": self,
+            "client_sock_addr": self.address,
+            "seq": request.sequence,
+            "msg_flags": request.flags,
+            "serializer_id": request.serializer_id,
+            "annotations": invocation.annotations,
+            "response_annotations": {},
+            "correlation_id": invocation.correlation_id,
+        }
+
+    @property
+    def tracked_resources(self) -> weakref.WeakSet[Any]:
+        """What Pyro5's `current_context.track_resource` wants closed when this connection ends."""
+        if self._tracked is None:
+            self._tracked = weakref.WeakSet()
+        return self._tracked
 
     # -- ending --------------------------------------------------------------------------------------
 
@@ -389,7 +405,15 @@ class Connection:
         self.server.receiving -= self.parser.buffered
         self.sock.close()
         if self.greeted:
-            ended = partial(self.server.adapter.streams_orphaned, self.session)
-            if self.peer is None:
-                ended = partial(self.server.adapter.end_session, self.session)
-            self.server.engine.submit(ended)
+            self.server.engine.submit(self._ended)
+
+    def _ended(self) -> None:
+        for resource in list(self._tracked or ()):
+            try:
+                resource.close()
+            except Exception:
+                log.exception("closing a resource that %s tracked failed", self)
+        if self.peer is None:
+            self.server.adapter.end_session(self.session)
+        else:
+            self.server.adapter.streams_orphaned(self.session)

@@ -56,6 +56,8 @@ class WorkerEngine:
         self._poller = poller
         self._housekeeping = housekeeping
         self._ready: deque[Callable[[], None]] = deque()
+        self.enqueue = self._ready.append
+        """As `submit`, from the leader itself, who need not be woken."""
         self._baton: list[int] = []
         self._serial = 0
         self._lock = threading.Lock()
@@ -100,28 +102,6 @@ class WorkerEngine:
         self._ready.append(work)
         if self._polling:
             self._poller.wake()
-
-    def enqueue(self, work: Callable[[], None]) -> None:
-        """As `submit`, from the leader itself, who need not be woken."""
-        self._ready.append(work)
-
-    def guard(self, work: Callable[[], None]) -> None:
-        """Run `work`, which may block, as the leader: others may take the lead meanwhile."""
-        mine = self._leaders
-        baton = mine.baton
-        self._serial += 1
-        baton.append(self._serial)
-        if self._is_parked:
-            self._unpark.set()
-        try:
-            work()
-        except Exception:
-            log.exception("work failed; this is a bug of objserver, not of a servant")
-        finally:
-            try:
-                baton.pop()
-            except IndexError:
-                mine.leading = False
 
     def about_to_block(self) -> None:
         """The calling worker is going to wait for the network: let another lead at once."""
@@ -192,21 +172,29 @@ class WorkerEngine:
 
     def _lead(self) -> None:
         mine = self._leaders
-        mine.leading = True
-        mine.baton = self._baton = []
-        ready = self._ready
-        poller = self._poller
-        while mine.leading and not self._stopping:
-            try:
-                work = ready.popleft()
-            except IndexError:
+        mine.leading = leading = True
+        mine.baton = baton = self._baton = []
+        ready, poll = self._ready, self._poller.poll
+        while leading and not self._stopping:
+            if not ready:
+                # Told before it is asked: whoever adds work after this look wakes us.
                 self._polling = True
-                try:
-                    poller.poll(not ready)
-                finally:
-                    self._polling = False
+                poll(not ready)
+                self._polling = False
                 continue
-            self.guard(work)
+            work = ready.popleft()
+            self._serial += 1
+            baton.append(self._serial)
+            if self._is_parked:
+                self._unpark.set()
+            try:
+                work()
+            except Exception:
+                log.exception("work failed; this is a bug of objserver, not of a servant")
+            try:
+                baton.pop()
+            except IndexError:
+                mine.leading = leading = False
 
     # -- the monitor ---------------------------------------------------------------------------------
 

@@ -12,10 +12,8 @@ import os
 import select
 import socket
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from objserver.adapter import Invocation
 from objserver.server.connection import Connection
 
 if TYPE_CHECKING:
@@ -25,6 +23,7 @@ __all__ = ["SocketPoller"]
 
 log = logging.getLogger("objserver.server")
 
+EPOLLOUT = select.EPOLLOUT
 ACCEPT_BURST = 64
 """Connections taken per look, so that a flood of them does not starve those that are served."""
 
@@ -46,21 +45,19 @@ class SocketPoller:
 
     def poll(self, wait: bool) -> None:
         """See `objserver.server.engine.Poller`."""
-        server = self._server
-        run = server.adapter.run
-        submit = server.engine.enqueue
-
-        def runnable(invocation: Invocation) -> None:
-            submit(partial(run, invocation))
-
+        start = self._server.engine.enqueue
         connections = self.connections
         for descriptor, events in self._epoll.poll(None if wait else 0):
             connection = connections.get(descriptor)
             if connection is not None:
-                if events & select.EPOLLOUT:
-                    connection.flush()
-                if events & ~select.EPOLLOUT:
-                    connection.receive(runnable)
+                try:
+                    if events & EPOLLOUT:
+                        connection.flush()
+                    if events & ~EPOLLOUT:
+                        connection.receive(start)
+                except Exception:
+                    log.exception("%s failed; this is a bug of objserver, not of its client", connection)
+                    connection.close()
             elif descriptor == self._wakeup:
                 os.eventfd_read(self._wakeup)
             elif descriptor == self._listener_fd:

@@ -32,8 +32,10 @@ HEADER = struct.Struct("!4sHBBHHII16sHH")
 HEADER_SIZE = HEADER.size
 MAGIC = b"PYRO"
 VERSION = 502
+START = MAGIC + VERSION.to_bytes(2, "big")
 CHECK = 0x4DC5
 NO_CORRELATION = bytes(16)
+_PACK = HEADER.pack
 _CHUNK = struct.Struct("!4sI")
 _NO_ANNOTATIONS: Mapping[str, bytes] = {}
 
@@ -64,31 +66,25 @@ class Flag:
 class Frame:
     """A frame that arrived whole: decompressed, its annotations taken apart."""
 
-    __slots__ = ("annotations", "correlation", "flags", "payload", "sequence", "serializer_id", "type")
-
-    def __init__(
-        self,
-        type: int,
-        serializer_id: int,
-        flags: int,
-        sequence: int,
-        payload: bytes,
-        annotations: Mapping[str, bytes] = _NO_ANNOTATIONS,
-        correlation: bytes = NO_CORRELATION,
-    ) -> None:
+    def __init__(self, type: int, serializer_id: int, flags: int, sequence: int, payload: bytes) -> None:
         self.type = type
         self.serializer_id = serializer_id
         self.flags = flags
         self.sequence = sequence
         self.payload = payload
-        self.annotations = annotations
-        self.correlation = correlation
+        self.annotations = _NO_ANNOTATIONS
+        self.correlation = NO_CORRELATION
 
     def __repr__(self) -> str:
         return (
             f"<Frame type={self.type} serializer={self.serializer_id} flags={self.flags:#x} "
             f"sequence={self.sequence} payload={len(self.payload)}B annotations={sorted(self.annotations)}>"
         )
+
+
+def plain_frame(type: int, serializer_id: int, sequence: int, payload: bytes) -> bytes:
+    """The bytes of a frame without flags, annotations and correlation id, as nearly all are."""
+    return _PACK(MAGIC, VERSION, type, serializer_id, 0, sequence, len(payload), 0, NO_CORRELATION, 0, CHECK) + payload
 
 
 def encode_frame(

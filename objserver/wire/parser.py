@@ -8,6 +8,8 @@ connection must be closed, and every further call raises.
 
 from __future__ import annotations
 
+import struct
+
 from objserver import errors
 from objserver.settings import Limits
 from objserver.wire.frames import (
@@ -15,6 +17,7 @@ from objserver.wire.frames import (
     HEADER,
     HEADER_SIZE,
     MAGIC,
+    START,
     VERSION,
     Flag,
     Frame,
@@ -26,7 +29,9 @@ from objserver.wire.frames import (
 __all__ = ["FrameParser"]
 
 _EMPTY: dict[str, bytes] = {}
-_START = MAGIC + VERSION.to_bytes(2, "big")
+_PLAIN = struct.Struct("!6sBBHHII18xH").unpack_from
+"""The header without what a plain frame has no use for."""
+_NOT_PLAIN = Flag.COMPRESSED | Flag.CORRELATION
 
 
 class FrameParser:
@@ -59,20 +64,16 @@ class FrameParser:
         """
         if not self.buffered and len(data) >= HEADER_SIZE:
             # What nearly always comes: one whole, plain frame.
-            (
-                magic, version, type_, serializer, flags, sequence, payload_size, annotations_size,
-                correlation, _reserved, check,
-            ) = HEADER.unpack_from(data)  # fmt: skip
+            start, type_, serializer, flags, sequence, payload_size, annotations_size, check = _PLAIN(data)
             if (
                 len(data) == HEADER_SIZE + payload_size <= self.frame_size_max
-                and magic == MAGIC
+                and start == START
                 and check == CHECK
-                and version == VERSION
+                and not flags & _NOT_PLAIN
                 and not annotations_size
-                and not flags & Flag.COMPRESSED
                 and not self._failed
             ):
-                return [Frame(type_, serializer, flags, sequence, data[HEADER_SIZE:], _EMPTY, correlation)]
+                return [Frame(type_, serializer, flags, sequence, data[HEADER_SIZE:])]
         if self._failed:
             raise errors.ProtocolError("the stream broke the protocol earlier; close the connection")
         try:
@@ -122,7 +123,9 @@ class FrameParser:
                 payload = data[at + HEADER_SIZE : at + size]
             if flags & Flag.COMPRESSED:
                 payload = inflate(payload, self.frame_size_max)
-            frames.append(Frame(type_, serializer, flags, sequence, payload, annotations, correlation))
+            frame = Frame(type_, serializer, flags, sequence, payload)
+            frame.annotations, frame.correlation = annotations, correlation
+            frames.append(frame)
             at += size
         else:
             self._needed = HEADER_SIZE
@@ -134,7 +137,7 @@ class FrameParser:
 
     def _check_start(self, start: bytes) -> None:
         """Refuse what cannot become a header as soon as its first bytes show it."""
-        if start[:6] != _START[: len(start[:6])]:
+        if start[:6] != START[: len(start[:6])]:
             if start[:4] == MAGIC[: len(start[:4])]:
                 raise errors.ProtocolError(
                     f"protocol version {int.from_bytes(start[4:6], 'big')} instead of {VERSION}"

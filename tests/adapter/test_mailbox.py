@@ -5,11 +5,13 @@ import pytest
 from objserver import Concurrent, ReadersWriter, Reentrant, Serial, errors
 from objserver.adapter.invocation import Invocation
 from objserver.adapter.mailbox import Mailbox
+from objserver.adapter.skeleton import Member
 
 
 def call(*, readonly=False, chain=(), ends=False):
-    invocation = Invocation(None, "Thing", "method", chain=chain)
-    invocation.readonly = readonly
+    invocation = Invocation(None, "Thing", "method")
+    invocation.member = Member("method", None, readonly=readonly)
+    invocation.chain = chain
     invocation.ends = ends
     return invocation
 

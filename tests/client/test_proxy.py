@@ -209,7 +209,7 @@ def test_names_that_are_not_exposed_are_refused_here_and_there(proxy):
     with pytest.raises(AttributeError):
         proxy.balance = 3
     with pytest.raises(AttributeError):
-        proxy._objserver_invoke("hidden", (), {})
+        proxy._objserver_stub.invoke("hidden", (), {})
 
 
 def test_remote_names_hidden_by_the_proxy_are_reached_with_invoke(proxy):

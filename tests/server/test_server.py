@@ -113,7 +113,7 @@ def test_a_session_survives_the_loss_of_its_connection(server):
     server.register(Counter, "C", activation=PerClient())
     (a,) = proxies(server, "C", 1)
     a.add()
-    a._objserver_link.close()
+    a._objserver_stub.pool.close()
     assert a.add() == 2
 
 
@@ -463,7 +463,7 @@ def test_a_full_mailbox_refuses_clearly():
         assert entered.wait(WAIT_S)
         threads.append(threading.Thread(target=second.wait))
         threads[1].start()
-        wait_until(lambda: any(len(a.mailbox.waiting) for a in server.adapter._active.values()))
+        wait_until(lambda: any(len(a.mailbox.waiting) for a in server.adapter._active.all()))
         with pytest.raises(errors.ServerBusy):
             third.wait()
         release.set()

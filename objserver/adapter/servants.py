@@ -1,0 +1,110 @@
+"""The servant manager: makes the servant that an activation needs, and lets it go again.
+
+What runs here is the user's code (constructors, hooks, upgrades), inside the activation's mailbox, so it runs
+alone.  Its failures become errors that name the object; nothing half-made is ever put to work.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from objserver import errors
+from objserver.adapter import state
+from objserver.adapter.activation import EMPTY, Activation
+from objserver.adapter.policies import Shared
+from objserver.adapter.skeleton import Skeleton
+from objserver.codecs import Codecs
+from objserver.storage import Store
+
+__all__ = ["ServantManager", "skeleton_of"]
+
+log = logging.getLogger("objserver.adapter")
+
+
+class ServantManager:
+    """`activations` and `passivations` count what it did."""
+
+    def __init__(self, codecs: Codecs, store: Store | None) -> None:
+        self._codecs = codecs
+        self._store = store
+        self.activations = 0
+        self.passivations = 0
+
+    def incarnate(self, activation: Activation) -> tuple[Any, Skeleton]:
+        """Make the servant, give it its stored state, and call its `on_activate`.
+
+        ActivationError if the user's code fails; StoreError and StateError as they are.
+        """
+        registration = activation.registration
+        if registration.removed:
+            raise errors.ObjectNotFound(f"{registration.name!r} has been unregistered")
+        try:
+            servant = registration.make(activation.key)
+            skeleton = activation.skeleton or skeleton_of(servant, activation.object_id)
+            if registration.persistent:
+                self._restore(activation, servant)
+            hook = getattr(servant, "on_activate", None)
+            if hook is not None and registration.instance is EMPTY:
+                hook()
+        except errors.ObjServerError:
+            raise
+        except Exception as problem:
+            raise errors.ActivationError(
+                f"no servant for {activation.object_id!r}: {type(problem).__name__}: {problem}"
+            ) from problem
+        self.activations += 1
+        return servant, skeleton
+
+    def _restore(self, activation: Activation, servant: Any) -> None:
+        assert self._store is not None
+        record = self._store.load(activation.registration.name, activation.key)
+        if record is None:
+            activation.epoch = activation.version = 0
+            activation.saved = None
+            return
+        activation.epoch, activation.version = record.epoch, record.version
+        activation.saved = record.state
+        if record.state is not None:
+            if record.codec != state.CODEC:
+                raise errors.StoreError(
+                    f"the state of {activation.object_id!r} is in encoding {record.codec}, unknown here"
+                )
+            state.restore(servant, record.state, record.state_version, self._codecs)
+
+    def passivate(self, activation: Activation) -> None:
+        """Call the servant's `on_passivate`; what it changes is still saved."""
+        if activation.servant is EMPTY or activation.registration.instance is not EMPTY:
+            return
+        self.passivations += 1
+        hook = getattr(activation.servant, "on_passivate", None)
+        if hook is not None:
+            hook()
+
+    def close(self, activation: Activation) -> Any:
+        """Take the servant out and call its `close`, if that is not a remote method; returns it, or EMPTY."""
+        activation.plain = False
+        servant, activation.servant = activation.servant, EMPTY
+        registration = activation.registration
+        if servant is EMPTY or registration.instance is not EMPTY:
+            return EMPTY
+        if registration.skeleton is None and isinstance(registration.activation, Shared):
+            return servant  # the locator keeps its servants
+        skeleton = activation.skeleton
+        close = getattr(servant, "close", None)
+        if close is not None and (skeleton is None or "close" not in skeleton.methods):
+            try:
+                close()
+            except Exception:
+                log.exception("close() of a servant of %s failed", activation.object_id)
+        return servant
+
+
+def skeleton_of(servant: object, object_id: str) -> Skeleton:
+    """The skeleton of the class of `servant`; ActivationError if it exposes nothing."""
+    skeleton = Skeleton.of(type(servant))
+    if skeleton.empty:
+        raise errors.ActivationError(
+            f"{object_id!r} is a {type(servant).__name__}, which exposes nothing; use @expose"
+        )
+    return skeleton

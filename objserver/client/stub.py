@@ -1,0 +1,260 @@
+"""The stub: what a proxy calls through.
+
+A proxy is a face; its stub knows where the object is, holds the connections to it, and makes the calls.  Every
+call takes a connection from a last-in-first-out pool and puts it back, so threads never wait for each
+other and a single thread always has the warmest connection.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from time import monotonic
+from typing import Any, Self, cast
+
+from objserver import errors
+from objserver.client.connection import ClientConnection, Metadata
+from objserver.codecs import Codecs
+from objserver.invocation import Facts, in_progress
+from objserver.references import DAEMON_ID, Location, Reference
+from objserver.settings import Limits
+from objserver.wire import CallContext, Flag, Frame
+from objserver.wire import extension as wire_extension
+from objserver.wire.frames import NO_CORRELATION
+
+__all__ = ["ConnectionPool", "ItemStream", "Stub"]
+
+IDLE_CONNECTIONS_MAX = 8
+"""Connections a proxy keeps for its next calls; more are closed after use."""
+SURELY_OPEN_S = 0.05
+"""A connection used so recently is not checked for having been closed; the check costs a microsecond."""
+_LIMITS = Limits(frame_size_max=1 << 30)
+"""A client trusts the server it chose more than a server its clients: Pyro5's own limit of 1 GiB."""
+_CODECS = Codecs(_LIMITS)
+
+_ONEWAY, _EXCEPTION, _ITEM_STREAM = Flag.ONEWAY, Flag.EXCEPTION, Flag.ITEM_STREAM
+
+Resolve = Callable[[Reference, float | None], Reference]
+
+
+class ConnectionPool:
+    """What all views of one proxy share: where the object is, and the connections to it."""
+
+    def __init__(
+        self,
+        reference: Reference,
+        resolve: Resolve,
+        *,
+        serializer: str | None,
+        session: str | None,
+        handshake: Any,
+    ) -> None:
+        self.reference = reference
+        self.object_id = reference.object_id
+        self.serializer = serializer
+        self.session = session or uuid.uuid4().hex
+        self.session_is_shared = session is not None
+        self.metadata: Metadata | None = None
+        self.idle: deque[ClientConnection] = deque()
+        self.location: Location | None = None
+        self._resolve = resolve
+        self._handshake = handshake
+
+    def take(self, timeout_s: float | None) -> ClientConnection:
+        """A connection nobody else uses: the one put back last, or a new one."""
+        while True:
+            try:
+                connection = self.idle.pop()
+            except IndexError:
+                return self.connect(timeout_s)
+            if monotonic() - connection.last_used < SURELY_OPEN_S or not connection.is_stale():
+                return connection
+            connection.close()
+
+    def put(self, connection: ClientConnection) -> None:
+        """Done with a connection that is in order."""
+        idle = self.idle
+        if len(idle) < IDLE_CONNECTIONS_MAX:
+            connection.last_used = monotonic()
+            idle.append(connection)
+        else:
+            connection.close()
+
+    def connect(self, timeout_s: float | None) -> ClientConnection:
+        """A new connection; finds the object first if the reference does not say where it is."""
+        target = self._resolve(self.reference, timeout_s)
+        assert target.location is not None
+        connection = ClientConnection(
+            target.location,
+            target.object_id,
+            codecs=_CODECS,
+            serializer=self.serializer,
+            handshake=self._handshake,
+            session=self.session,
+            timeout_s=timeout_s,
+            limits=_LIMITS,
+        )
+        self.object_id = target.object_id
+        self.location = target.location
+        self.metadata = connection.metadata
+        return connection
+
+    def close(self) -> None:
+        """Close what is idle."""
+        while self.idle:
+            self.idle.pop().close()
+
+
+class Stub:
+    """How to call one object.  Safe to share among threads; `response_annotations` are the last reply's."""
+
+    def __init__(
+        self,
+        pool: ConnectionPool,
+        timeout_s: float | None,
+        annotations: Mapping[str, bytes] | None = None,
+        correlation: bytes = NO_CORRELATION,
+    ) -> None:
+        self.pool = pool
+        self.timeout_s = timeout_s
+        self.annotations = annotations
+        self.correlation = correlation
+        self.response_annotations: dict[str, bytes] = {}
+
+    def metadata(self) -> Metadata:
+        """What the object offers; connects if nothing is known yet."""
+        pool = self.pool
+        if pool.metadata is None:
+            pool.put(pool.take(self.timeout_s))
+        return cast(Metadata, pool.metadata)
+
+    def invoke(self, method: str, args: Sequence[Any], kwargs: dict[str, Any], flags: int = 0) -> Any:
+        """Make one call and return its result, or raise what it raised."""
+        pool = self.pool
+        timeout_s, annotations, correlation = self.timeout_s, self.annotations, self.correlation
+        connection = pool.take(timeout_s)
+        codec = connection.codec
+        try:
+            payload = codec.encode_call(pool.object_id, method, args, kwargs)
+        except BaseException:
+            pool.put(connection)
+            raise
+        facts = in_progress.get()
+        if facts is not None:
+            annotations, correlation = _inherit(facts, connection, annotations, correlation)
+            facts.caller.about_to_block()
+        reply = connection.call(payload, flags, annotations, correlation, timeout_s)
+        if reply is None:
+            pool.put(connection)
+            return None
+        if reply.flags or reply.annotations:
+            return self._unusual(connection, reply)
+        try:
+            return codec.decode(reply.payload)
+        finally:
+            pool.put(connection)
+
+    def _unusual(self, connection: ClientConnection, reply: Frame) -> Any:
+        """A reply that is more than a value: it has annotations, opens a stream, or raises."""
+        pool = self.pool
+        if reply.annotations:
+            self.response_annotations = dict(reply.annotations)
+        if reply.flags & _ITEM_STREAM:
+            stream_id = bytes(reply.annotations.get("STRM", b"")).decode("ascii", "replace")
+            if stream_id:
+                return ItemStream(self, connection, stream_id)
+            pool.put(connection)
+            raise errors.ProtocolError("the result is an iterator, but the server does not stream items")
+        try:
+            value = connection.codec.decode(reply.payload)
+        finally:
+            pool.put(connection)
+        if reply.flags & _EXCEPTION:
+            raise _raised(value)
+        return value
+
+    def release(self) -> None:
+        """Close the connections and end the session, if it is this proxy's own."""
+        pool = self.pool
+        if pool.idle and not pool.session_is_shared:
+            connection = pool.idle.pop()
+            if connection.native and not connection.is_stale():
+                payload = connection.codec.encode_call(DAEMON_ID, "release_session", (), {})
+                try:
+                    connection.call(payload, _ONEWAY, None, NO_CORRELATION, self.timeout_s)
+                except errors.CommunicationError:
+                    pass  # the idle timeout will end the session
+            connection.close()
+        pool.close()
+
+
+def _raised(value: Any) -> BaseException:
+    return value if isinstance(value, BaseException) else errors.RemoteError(str(value))
+
+
+def _inherit(
+    facts: Facts,
+    connection: ClientConnection,
+    annotations: Mapping[str, bytes] | None,
+    correlation: bytes,
+) -> tuple[Mapping[str, bytes] | None, bytes]:
+    """A call made by a servant carries its correlation id and, to our peers, its call chain."""
+    if correlation is NO_CORRELATION:
+        correlation = facts.correlation_id.bytes
+    if connection.native:
+        context = CallContext(None, (*facts.chain, facts.id))
+        annotations = {**(annotations or {}), wire_extension.ANNOTATION: context.encode()}
+    return annotations, correlation
+
+
+class ItemStream(Iterator[Any]):
+    """A remote iterator.  It keeps the connection it was opened on until it ends or is closed."""
+
+    def __init__(self, stub: Stub, connection: ClientConnection, stream_id: str) -> None:
+        self._stub = stub
+        self._connection: ClientConnection | None = connection
+        self.stream_id = stream_id
+
+    def __next__(self) -> Any:
+        connection = self._connection
+        if connection is None:
+            raise StopIteration
+        facts = in_progress.get()
+        if facts is not None:
+            facts.caller.about_to_block()
+        payload = connection.codec.encode_call(DAEMON_ID, "get_next_stream_item", (self.stream_id,), {})
+        try:
+            reply = connection.call(payload, 0, None, NO_CORRELATION, self._stub.timeout_s)
+        except BaseException:
+            self._connection = None
+            raise
+        assert reply is not None
+        value = connection.codec.decode(reply.payload)
+        if reply.flags & _EXCEPTION:
+            self._give_back()
+            raise _raised(value)
+        return value
+
+    def close(self) -> None:
+        """Tell the server that no more items are wanted."""
+        connection = self._connection
+        if connection is None:
+            return
+        payload = connection.codec.encode_call(DAEMON_ID, "close_stream", (self.stream_id,), {})
+        try:
+            connection.call(payload, _ONEWAY, None, NO_CORRELATION, self._stub.timeout_s)
+        except errors.CommunicationError:
+            self._connection = None  # the server's linger ends the stream
+        self._give_back()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _give_back(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._stub.pool.put(connection)
