@@ -235,8 +235,12 @@ class ObjectAdapter:
                     if not activation.ended:
                         invocation.activation = activation
                         activation.last_used = self.invocations
-                        return activation.mailbox.offer(invocation)
-        except Exception as problem:
+                        mailbox = activation.mailbox
+                        if not mailbox.running and not mailbox.waiting:
+                            mailbox.running.append(invocation)  # as offer would
+                            return True
+                        return mailbox.offer(invocation)
+        except BaseException as problem:  # a locator may raise anything
             reply = self._encode(invocation, None, problem)
             if not invocation.oneway:
                 invocation.caller.send(reply)
@@ -366,6 +370,17 @@ class ObjectAdapter:
                     return None
         if not invocation.oneway:
             invocation.caller.send(reply)
+        mailbox = activation.mailbox
+        with activation.lock:
+            if (
+                invocation.plain
+                and activation.plain
+                and not mailbox.waiting
+                and not activation.registration.transient
+            ):
+                # Nobody waits, and the servant stays.
+                mailbox.running.remove(invocation)
+                return None
         return self._leave(invocation)
 
     def _save(self, invocation: Invocation, data: bytes, reply: bytes) -> None:

@@ -23,7 +23,7 @@ from objserver.wire.frames import NO_CORRELATION, plain_frame
 
 __all__ = ["ClientConnection", "Metadata"]
 
-READ_SIZE = 32 * 1024
+READ_SIZE = 8 * 1024
 """Bytes asked for at a time.  A larger buffer is mapped and unmapped by the allocator at every call, which
 costs more than the call."""
 READ_LARGE = 1024 * 1024
@@ -81,7 +81,8 @@ class ClientConnection:
             if serializer is not None:
                 del greeting[wire_extension.KEY]  # who chose a stock serializer wants a stock conversation
             frame = encode_frame(FrameType.CONNECT, codec.serializer_id, 0, 0, codec.encode(greeting))
-            reply = self._exchange(frame)
+            self._sendall(frame)
+            reply = (self._parser.receive_data(self._recv(READ_SIZE)) or self._rest())[0]
             answer = codecs.get(reply.serializer_id).decode(reply.payload) if reply.payload else None
             if reply.type != FrameType.CONNECT_OK:
                 raise errors.ConnectFailed(f"{location} refused the connection: {answer}")
@@ -93,9 +94,8 @@ class ClientConnection:
             self.native = peer is not None
             self.frame_size_max = peer.frame_size_max if peer else 0
             self.codec: Codec = codecs.native if peer else codec
-        except errors.OutcomeUnknown as problem:
-            self.close()
-            raise errors.ConnectFailed(f"no connection to {location}: {problem}") from None
+        except OSError as problem:
+            raise errors.ConnectFailed(f"no connection to {location}: {self._broken(problem)}") from None
         except BaseException:
             self.close()
             raise
@@ -129,17 +129,21 @@ class ClientConnection:
         if timeout_s != self._timeout_s:
             self._set_timeout(timeout_s)
         try:
+            self._sendall(request)
             if flags & _ONEWAY:
-                self._send(request)
                 return None
-            reply = self._exchange(request)
-            if reply.sequence != sequence:
+            frames = self._parser.receive_data(self._recv(READ_SIZE)) or self._rest()
+            reply = frames[0]
+            if reply.sequence != sequence or len(frames) > 1:
                 raise errors.ProtocolError(
-                    f"reply {reply.sequence} came instead of {sequence}: the connection is out of step"
+                    f"{self.location} answered {[frame.sequence for frame in frames]} to request {sequence}: "
+                    "the connection is out of step"
                 )
             if reply.serializer_id != codec_id:
                 raise errors.SerializeError(f"the reply came in serializer {reply.serializer_id}")
             return reply
+        except OSError as problem:
+            raise self._broken(problem) from None
         except BaseException:
             # An interrupted call (Ctrl-C included) leaves its reply in the stream.
             self.close()
@@ -160,54 +164,33 @@ class ClientConnection:
 
     # ------------------------------------------------------------------------------------------------
 
-    def _send(self, data: bytes) -> None:
-        try:
-            self._sendall(data)
-        except OSError as problem:
-            raise self._not_sent(problem) from None
-
-    def _not_sent(self, problem: OSError) -> errors.OutcomeUnknown:
-        if isinstance(problem, (BlockingIOError, TimeoutError)):
-            return errors.CallTimeout(f"{self.location} took no request in {self._timeout_s} s")
-        return errors.ConnectionLost(f"the connection to {self.location} broke: {problem}")
-
-    def _exchange(self, request: bytes) -> Frame:
-        try:
-            self._sendall(request)
-        except OSError as problem:
-            raise self._not_sent(problem) from None
+    def _rest(self) -> list[Frame]:
+        """Read on until the reply is whole."""
         parser = self._parser
-        deadline = None
+        # The kernel bounds each wait; a reply that comes in drops is bounded here.
+        deadline = None if self._timeout_s is None else time.monotonic() + self._timeout_s
         while True:
-            try:
-                received = self._recv(
-                    READ_SIZE if not parser.buffered else min(max(parser.missing, READ_SIZE), READ_LARGE)
-                )
-            except BlockingIOError:
-                raise errors.CallTimeout(
-                    f"no reply from {self.location} in {self._timeout_s} s; it may still run there"
-                ) from None
-            except OSError as problem:
-                raise errors.ConnectionLost(
-                    f"the connection to {self.location} broke before the reply came: {problem}"
-                ) from None
-            if not received:
-                raise errors.ConnectionLost(
-                    f"{self.location} closed the connection before the reply came"
-                )
-            frames = parser.receive_data(received)
+            data = self._recv(min(max(parser.missing, READ_SIZE), READ_LARGE))
+            if not data:
+                raise errors.ConnectionLost(f"{self.location} closed the connection before the reply came")
+            frames = parser.receive_data(data)
             if frames:
-                if len(frames) > 1:
-                    raise errors.ProtocolError(f"{self.location} sent {len(frames)} replies to one request")
-                return frames[0]
-            # The kernel bounds each wait; a reply that comes in drops is bounded here.
-            if self._timeout_s is not None:
-                now = time.monotonic()
-                deadline = deadline or now + self._timeout_s
-                if now >= deadline:
-                    raise errors.CallTimeout(
-                        f"the reply of {self.location} did not end in {self._timeout_s} s"
-                    )
+                return frames
+            if deadline is not None and time.monotonic() >= deadline:
+                raise errors.CallTimeout(f"the reply of {self.location} did not end in {self._timeout_s} s")
+
+    def _broken(self, problem: OSError) -> errors.OutcomeUnknown:
+        """What a failed system call means for the call that made it.  Closes the connection."""
+        self.close()
+        if isinstance(problem, errors.OutcomeUnknown):
+            return problem  # ours are OSErrors too
+        if isinstance(problem, BlockingIOError):  # how the kernel reports SO_RCVTIMEO and SO_SNDTIMEO
+            return errors.CallTimeout(
+                f"no reply from {self.location} in {self._timeout_s} s; the call may still run there"
+            )
+        return errors.ConnectionLost(
+            f"the connection to {self.location} broke before the reply came: {problem.strerror or problem}"
+        )
 
     def _set_timeout(self, timeout_s: float | None) -> None:
         self._timeout_s = timeout_s

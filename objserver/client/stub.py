@@ -28,7 +28,7 @@ __all__ = ["ConnectionPool", "ItemStream", "Stub"]
 IDLE_CONNECTIONS_MAX = 8
 """Connections a proxy keeps for its next calls; more are closed after use."""
 SURELY_OPEN_S = 0.05
-"""A connection used so recently is not checked for having been closed; the check costs a microsecond."""
+"""A connection taken so recently is not checked for having been closed; the check costs a microsecond."""
 _LIMITS = Limits(frame_size_max=1 << 30)
 """A client trusts the server it chose more than a server its clients: Pyro5's own limit of 1 GiB."""
 _CODECS = Codecs(_LIMITS)
@@ -68,7 +68,9 @@ class ConnectionPool:
                 connection = self.idle.pop()
             except IndexError:
                 return self.connect(timeout_s)
-            if monotonic() - connection.last_used < SURELY_OPEN_S or not connection.is_stale():
+            now = monotonic()
+            if now - connection.last_used < SURELY_OPEN_S or not connection.is_stale():
+                connection.last_used = now
                 return connection
             connection.close()
 
@@ -76,7 +78,6 @@ class ConnectionPool:
         """Done with a connection that is in order."""
         idle = self.idle
         if len(idle) < IDLE_CONNECTIONS_MAX:
-            connection.last_used = monotonic()
             idle.append(connection)
         else:
             connection.close()
@@ -150,10 +151,8 @@ class Stub:
             return None
         if reply.flags or reply.annotations:
             return self._unusual(connection, reply)
-        try:
-            return codec.decode(reply.payload)
-        finally:
-            pool.put(connection)
+        pool.put(connection)
+        return codec.decode(reply.payload)
 
     def _unusual(self, connection: ClientConnection, reply: Frame) -> Any:
         """A reply that is more than a value: it has annotations, opens a stream, or raises."""
@@ -166,10 +165,8 @@ class Stub:
                 return ItemStream(self, connection, stream_id)
             pool.put(connection)
             raise errors.ProtocolError("the result is an iterator, but the server does not stream items")
-        try:
-            value = connection.codec.decode(reply.payload)
-        finally:
-            pool.put(connection)
+        pool.put(connection)
+        value = connection.codec.decode(reply.payload)
         if reply.flags & _EXCEPTION:
             raise _raised(value)
         return value

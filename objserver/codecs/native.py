@@ -150,13 +150,16 @@ class NativeCodec:
             return self._encode_slowly(value)
 
     def decode_call(self, payload: Payload) -> Call:
-        call = self.decode(payload)
-        if type(call) is list and len(call) == 4:
-            # The usual case of what call_of checks, without the call.
-            object_id, method, args, kwargs = call
-            if type(object_id) is type(method) is str and type(args) is list and kwargs == {}:
-                return object_id, method, args, kwargs
-        return call_of(call)
+        if len(payload) <= self._nesting_max:
+            # The usual call: too small to break a limit, and of the usual types.
+            try:
+                object_id, method, args, kwargs = unpackb(payload, ext_hook=self._hook)
+            except Exception:
+                pass  # decode says what is wrong
+            else:
+                if type(object_id) is type(method) is str and type(args) is list and kwargs == {}:
+                    return object_id, method, args, kwargs
+        return call_of(self.decode(payload))
 
     def decode(self, payload: Payload) -> Any:
         # Each level of nesting takes a byte at least: nothing this small can break a limit.

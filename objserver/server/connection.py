@@ -35,7 +35,7 @@ __all__ = ["Connection"]
 
 log = logging.getLogger("objserver.server")
 
-READ_SIZE = 32 * 1024
+READ_SIZE = 8 * 1024
 """Bytes asked for at a time.  A larger buffer is mapped and unmapped by the allocator at every call, which
 costs more than the call."""
 READ_LARGE = 1024 * 1024
@@ -149,7 +149,7 @@ class Connection:
                 size = server.settings.limits.frame_size_max
                 answer[wire_extension.KEY] = Extension(frame_size_max=size).to_data()
             payload, kind = codec.encode(answer), FrameType.CONNECT_OK
-        except Exception as problem:
+        except BaseException as problem:  # a locator or a handshake check may raise anything
             payload, kind = codec.encode(str(problem)), FrameType.CONNECT_FAIL
         self.send(encode_frame(kind, codec.serializer_id, 0, frame.sequence, payload))
         if kind == FrameType.CONNECT_OK:

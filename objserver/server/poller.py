@@ -24,6 +24,8 @@ __all__ = ["SocketPoller"]
 log = logging.getLogger("objserver.server")
 
 EPOLLOUT = select.EPOLLOUT
+EVENTS_MAX = 64
+"""Connections looked at per poll: the kernel turns through the ready ones, so none starves."""
 ACCEPT_BURST = 64
 """Connections taken per look, so that a flood of them does not starve those that are served."""
 
@@ -47,7 +49,7 @@ class SocketPoller:
         """See `objserver.server.engine.Poller`."""
         start = self._server.engine.enqueue
         connections = self.connections
-        for descriptor, events in self._epoll.poll(None if wait else 0):
+        for descriptor, events in self._epoll.poll(None if wait else 0, EVENTS_MAX):
             connection = connections.get(descriptor)
             if connection is not None:
                 try:
