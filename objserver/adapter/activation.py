@@ -1,8 +1,8 @@
 """An activation: one servant incarnating one object, with its mailbox and what the store knows of it.
 
-    empty -> active -> ended        the servant is made by the first invocation, inside the mailbox, so that
-      ^        |                    later ones wait for it without holding a thread; ending goes through the
-      +--------+                    mailbox too, and calls that came meanwhile go to the next incarnation
+empty -> active -> ended        the servant is made by the first invocation, inside the mailbox, so that
+  ^        |                    later ones wait for it without holding a thread; ending goes through the
+  +--------+                    mailbox too, and calls that came meanwhile go to the next incarnation
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Activation:
         self.seen_at = now
         """When housekeeping last found it used: idle times are as exact as housekeeping is frequent."""
         self.plain = False
-        """A servant is there, and calling it takes no preparation."""
+        """A servant is there and stays, and calling it takes nothing before and leaves nothing to save."""
         self.end_after_streams = False
         self.ending = False
         self.ended = False

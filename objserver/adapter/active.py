@@ -77,7 +77,7 @@ class ActiveObjects:
         """The activations that one client session has to itself."""
         return [
             a for a in self.all()
-            if type(a.slot) is tuple and a.slot[1] == session and isinstance(a.registration.activation, PerClient)
+            if isinstance(a.registration.activation, PerClient) and a.slot[1] == session
         ]  # fmt: skip
 
     def surplus(self, registration: Registration) -> list[Activation]:
@@ -93,7 +93,7 @@ class ActiveObjects:
         return idle[: registration.active - policy.capacity + policy.capacity // 16]
 
     def idle(self, now: float) -> list[Activation]:
-        """Those that nobody has called for their idle time.  Idle times are as exact as this is called often."""
+        """Those that nobody has called for their idle time, which is as exact as this is asked often."""
         idle = []
         for activation in self.all():
             timeout = getattr(activation.registration.activation, "idle_timeout_s", None)

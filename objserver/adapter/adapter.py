@@ -228,7 +228,7 @@ class ObjectAdapter:
                     member = skeleton.methods.get(invocation.method)
                     if member is not None and invocation.batch is None:
                         invocation.member = member
-                        invocation.plain = True
+                        invocation.plain = not invocation.oneway
                     else:
                         self._resolve(invocation, skeleton)
                 with activation.lock:
@@ -256,7 +256,6 @@ class ObjectAdapter:
         """Find what to call; MemberNotFound refuses the invocation before it waits for anything."""
         if invocation.batch is None:
             invocation.member, invocation.args = skeleton.find(invocation.method, invocation.args)
-            invocation.plain = True
             return
         members = []
         for method, args, kwargs in invocation.batch:
@@ -345,16 +344,22 @@ class ObjectAdapter:
         if following is not None:
             self._engine.submit(partial(self.run, following))
 
-    def _settle(
-        self, invocation: Invocation, value: Any, error: BaseException | None
-    ) -> Invocation | None:
+    def _settle(self, invocation: Invocation, value: Any, error: BaseException | None) -> Invocation | None:
         """Encode, save, send, leave.  Returns the invocation that this thread should run next."""
         activation = invocation.activation
-        if error is None and type(value) in _VALUES and not invocation.oneway:
+        if error is None and invocation.plain and type(value) in _VALUES:
             try:
                 reply = invocation.caller.encode_result(invocation, value)
             except Exception as problem:
                 reply = self._encode(invocation, None, problem)
+            if activation.plain:
+                invocation.caller.send(reply)
+                mailbox = activation.mailbox
+                with activation.lock:
+                    if not mailbox.waiting:
+                        mailbox.running.remove(invocation)  # as leave would
+                        return None
+                return self._leave(invocation)
         else:
             reply = self._encode(invocation, value, error)
         if activation.registration.persistent and activation.servant is not EMPTY and not invocation.readonly:
@@ -370,17 +375,6 @@ class ObjectAdapter:
                     return None
         if not invocation.oneway:
             invocation.caller.send(reply)
-        mailbox = activation.mailbox
-        with activation.lock:
-            if (
-                invocation.plain
-                and activation.plain
-                and not mailbox.waiting
-                and not activation.registration.transient
-            ):
-                # Nobody waits, and the servant stays.
-                mailbox.running.remove(invocation)
-                return None
         return self._leave(invocation)
 
     def _save(self, invocation: Invocation, data: bytes, reply: bytes) -> None:
@@ -499,7 +493,10 @@ class ObjectAdapter:
     def _incarnated(activation: Activation, servant: Any, skeleton: Skeleton) -> None:
         activation.servant = servant
         activation.skeleton = skeleton
-        activation.plain = not skeleton.written_for_pyro5
+        registration = activation.registration
+        activation.plain = not (
+            skeleton.written_for_pyro5 or registration.persistent or registration.transient
+        )
         activation.mailbox.open = True
 
     # -- ending --------------------------------------------------------------------------------------
@@ -629,4 +626,3 @@ def _pyro5_policy(mode: str) -> ActivationPolicy:
     if mode == "percall":
         return PerRequest()
     return Shared() if mode == "single" else PerClient()
-

@@ -48,13 +48,14 @@ class Invocation(Facts):
     members: Sequence[Bound] = ()
     work: Callable[[Any], Any] | None = None
     """Replaces the call: the next item of a stream is drawn through the same mailbox as everybody's calls."""
+
     def __init__(
         self,
         caller: Caller,
         object_id: str,
         method: str,
         args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] = {},  # noqa: B006  (never written to)
+        kwargs: Mapping[str, Any] = {},
         reply_to: Any = None,
     ) -> None:
         # What Facts.__init__ does, without the call.
@@ -67,7 +68,7 @@ class Invocation(Facts):
         self.oneway = False
         self.batch: Sequence[Call] | None = None
         self.plain = False
-        """One call that takes no preparation but its servant."""
+        """One call of one member, with a reply."""
         self.ends = False
         """This is the servant's last: it runs alone, and who comes after gets a new servant."""
         self._response_annotations: dict[str, bytes] | None = None

@@ -98,9 +98,7 @@ class Skeleton:
         if member is not None:
             return member, args
         if method in ("__getattr__", "__setattr__") and args and isinstance(args[0], str):
-            table, verb = (
-                (self.getters, "get") if method == "__getattr__" else (self.setters, "set")
-            )
+            table, verb = (self.getters, "get") if method == "__getattr__" else (self.setters, "set")
             member = table.get(args[0])
             if member is not None:
                 return member, args[1:]

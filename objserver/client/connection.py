@@ -19,7 +19,7 @@ from objserver.references import Location
 from objserver.settings import Limits
 from objserver.wire import Extension, Flag, Frame, FrameParser, FrameType, encode_frame
 from objserver.wire import extension as wire_extension
-from objserver.wire.frames import NO_CORRELATION, plain_frame
+from objserver.wire.frames import NO_CORRELATION, plain_frame, plain_start
 
 __all__ = ["ClientConnection", "Metadata"]
 
@@ -28,8 +28,7 @@ READ_SIZE = 8 * 1024
 costs more than the call."""
 READ_LARGE = 1024 * 1024
 """... except when the rest of a large frame is known to be coming."""
-# As globals: reading an attribute of a class takes longer.
-_INVOKE, _ONEWAY = FrameType.INVOKE, Flag.ONEWAY
+_ONEWAY = Flag.ONEWAY  # as a global: reading an attribute of a class takes longer
 _TIMEVAL = struct.Struct("ll")
 
 
@@ -94,6 +93,7 @@ class ClientConnection:
             self.native = peer is not None
             self.frame_size_max = peer.frame_size_max if peer else 0
             self.codec: Codec = codecs.native if peer else codec
+            self._start = plain_start(FrameType.INVOKE, self.codec.serializer_id)
         except OSError as problem:
             raise errors.ConnectFailed(f"no connection to {location}: {self._broken(problem)}") from None
         except BaseException:
@@ -125,7 +125,7 @@ class ClientConnection:
                 FrameType.INVOKE, codec_id, flags, sequence, payload, annotations, correlation
             )
         else:
-            request = plain_frame(_INVOKE, codec_id, sequence, payload)
+            request = plain_frame(self._start, sequence, payload)
         if timeout_s != self._timeout_s:
             self._set_timeout(timeout_s)
         try:
@@ -217,5 +217,3 @@ def _connect(location: Location, timeout_s: float | None) -> socket.socket:
         raise errors.ConnectFailed(f"cannot connect to {location}: {problem.strerror or problem}") from None
     sock.settimeout(None)
     return sock
-
-

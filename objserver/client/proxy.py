@@ -25,6 +25,7 @@ __all__ = ["Batch", "ItemStream", "Proxy", "connect", "invoke"]
 
 T = TypeVar("T")
 
+
 class Proxy:
     """A remote object.
 
@@ -56,9 +57,7 @@ class Proxy:
         if timeout_s is not None and timeout_s <= 0:
             raise ValueError(f"timeout_s={timeout_s}: give a positive time, or None to wait for ever")
         parsed = Reference.parse(reference)
-        pool = ConnectionPool(
-            parsed, _resolve, serializer=serializer, session=session, handshake=handshake
-        )
+        pool = ConnectionPool(parsed, _resolve, serializer=serializer, session=session, handshake=handshake)
         self.__dict__.update(_objserver_reference=parsed, _objserver_stub=Stub(pool, timeout_s))
 
     # -- what makes it look local --------------------------------------------------------------------
@@ -191,6 +190,7 @@ class Proxy:
     def batch(self) -> Batch:
         """Collect calls and send them in one frame; see `Batch`."""
         return Batch(self)
+
 
 class _RemoteMethod:
     """`proxy.name`, ready to be called."""

@@ -1,8 +1,8 @@
 """The stub: what a proxy calls through.
 
-A proxy is a face; its stub knows where the object is, holds the connections to it, and makes the calls.  Every
-call takes a connection from a last-in-first-out pool and puts it back, so threads never wait for each
-other and a single thread always has the warmest connection.
+A proxy is a face; its stub knows where the object is, holds the connections to it, and makes the calls.
+Every call takes a connection from a last-in-first-out pool and puts it back, so threads never wait for
+each other and a single thread always has the warmest connection.
 """
 
 from __future__ import annotations

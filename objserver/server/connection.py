@@ -26,7 +26,7 @@ from objserver.codecs import Codec, marshalled
 from objserver.references import DAEMON_ID
 from objserver.wire import CallContext, Extension, Flag, Frame, FrameParser, FrameType, encode_frame
 from objserver.wire import extension as wire_extension
-from objserver.wire.frames import plain_frame
+from objserver.wire.frames import plain_frame, plain_start
 
 if TYPE_CHECKING:
     from objserver.server.server import ObjectServer
@@ -42,7 +42,8 @@ READ_LARGE = 1024 * 1024
 """... except when the rest of a large frame is known to be coming."""
 LINGER_S = 1.0
 # As globals: reading an attribute of a class takes longer.
-_INVOKE, _RESULT, _KEEP_SERIALIZED = FrameType.INVOKE, FrameType.RESULT, Flag.KEEP_SERIALIZED
+_INVOKE, _KEEP_SERIALIZED = FrameType.INVOKE, Flag.KEEP_SERIALIZED
+_RESULTS = [plain_start(FrameType.RESULT, serializer_id) for serializer_id in range(256)]
 _HTTP = (b"GET ", b"POST", b"HEAD", b"PUT ", b"OPTI", b"DELE", b"PATC", b"CONN")
 _HTTP_ANSWER = (
     b"HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n"
@@ -285,9 +286,15 @@ class Connection:
             )
         annotations = invocation._response_annotations
         if annotations is None and not request.flags:
-            return plain_frame(_RESULT, request.serializer_id, request.sequence, payload)
+            return plain_frame(_RESULTS[request.serializer_id], request.sequence, payload)
         return encode_frame(
-            FrameType.RESULT, codec.serializer_id, 0, request.sequence, payload, annotations, request.correlation
+            FrameType.RESULT,
+            codec.serializer_id,
+            0,
+            request.sequence,
+            payload,
+            annotations,
+            request.correlation,
         )
 
     def encode_stream(self, invocation: Invocation, stream_id: str) -> bytes:

@@ -258,5 +258,3 @@ class WorkerEngine:
             if pending:
                 loop.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
             loop.close()
-
-

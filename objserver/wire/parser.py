@@ -8,8 +8,6 @@ connection must be closed, and every further call raises.
 
 from __future__ import annotations
 
-import struct
-
 from objserver import errors
 from objserver.settings import Limits
 from objserver.wire.frames import (
@@ -17,6 +15,8 @@ from objserver.wire.frames import (
     HEADER,
     HEADER_SIZE,
     MAGIC,
+    PLAIN,
+    PLAIN_TAIL,
     START,
     VERSION,
     Flag,
@@ -29,9 +29,8 @@ from objserver.wire.frames import (
 __all__ = ["FrameParser"]
 
 _EMPTY: dict[str, bytes] = {}
-_PLAIN = struct.Struct("!6sBBHHII18xH").unpack_from
-"""The header without what a plain frame has no use for."""
-_NOT_PLAIN = Flag.COMPRESSED | Flag.CORRELATION
+_PLAIN = PLAIN.unpack_from
+_COMPRESSED = Flag.COMPRESSED
 
 
 class FrameParser:
@@ -64,13 +63,12 @@ class FrameParser:
         """
         if not self.buffered and len(data) >= HEADER_SIZE:
             # What nearly always comes: one whole, plain frame.
-            start, type_, serializer, flags, sequence, payload_size, annotations_size, check = _PLAIN(data)
+            start, type_, serializer, flags, sequence, payload_size, tail = _PLAIN(data)
             if (
-                len(data) == HEADER_SIZE + payload_size <= self.frame_size_max
+                tail == PLAIN_TAIL
                 and start == START
-                and check == CHECK
-                and not flags & _NOT_PLAIN
-                and not annotations_size
+                and len(data) == HEADER_SIZE + payload_size <= self.frame_size_max
+                and not flags & _COMPRESSED
                 and not self._failed
             ):
                 return [Frame(type_, serializer, flags, sequence, data[HEADER_SIZE:])]

@@ -154,8 +154,20 @@ def send(sock, data):
         (frame(CONNECT, size=1000), b"no handshake"),
         (b"", b"no handshake"),
     ],
-    ids=["zeros", "bytes", "version", "damaged", "order", "payload", "list", "oversize",
-         "magic", "half", "body", "mute"],
+    ids=[
+        "zeros",
+        "bytes",
+        "version",
+        "damaged",
+        "order",
+        "payload",
+        "list",
+        "oversize",
+        "magic",
+        "half",
+        "body",
+        "mute",
+    ],
 )
 def test_a_bad_greeting_is_refused_in_words_and_in_time(wire, data, said):
     send(wire, data)

@@ -473,6 +473,4 @@ def test_an_unknown_serializer_is_refused_with_a_readable_answer(bank, stock, ki
     connection.close()
     text = repr(serializers.serializers_by_id[answer.serializer_id].loads(answer.data))
     assert "99" in text
-    assert answer.type == (
-        protocol.MSG_CONNECTFAIL if kind == protocol.MSG_CONNECT else protocol.MSG_RESULT
-    )
+    assert answer.type == (protocol.MSG_CONNECTFAIL if kind == protocol.MSG_CONNECT else protocol.MSG_RESULT)
