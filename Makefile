@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
 
-.PHONY: demo test check docs bench clean
+.PHONY: demo test check docs notebooks bench clean
 
 # One stamp per set of needs, so that a second run installs nothing.
 $(VENV)/base: setup.cfg pyproject.toml
@@ -29,6 +29,9 @@ check: $(VENV)/test $(VENV)/check
 docs: $(VENV)/docs
 	$(PY) -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo "built docs/_build/html/index.html"
+
+notebooks: $(VENV)/test
+	$(PY) demos/refresh.py
 
 bench: $(VENV)/bench
 	$(PY) -m benchmarks

@@ -70,14 +70,16 @@ class ObjectServer:
             raise ValueError(f"workers={self.settings.workers_max}: a server needs at least one")
         self.clock: Clock = clock or SystemClock()
         self._location = Location.parse(address)
-        self._listener = _listen(self._location, insecure)
+        # Whoever reaches the port must find somebody at home, so the store is opened first.
+        self._store = open_store(store) if isinstance(store, str) else store
+        try:
+            self._listener = _listen(self._location, insecure)
+        except BaseException:
+            if isinstance(store, str) and self._store is not None:
+                self._store.close()
+            raise
         if not self._location.path:
             self._location = Location(self._location.host, self._listener.getsockname()[1])
-        try:
-            self._store = open_store(store) if isinstance(store, str) else store
-        except BaseException:
-            self._listener.close()
-            raise
         self._committer = Committer(self._store) if self._store is not None else None
         self.codecs = Codecs(self.settings.limits, substitute=self._substitute, marshal=self.settings.marshal)
         self.hurried: set[Connection] = set()
