@@ -17,10 +17,10 @@ codecs = Codecs(limits, marshal=True)
 
 
 def quickly_refused(codec, payload, limit):
-    started = time.perf_counter()
+    started = time.process_time()  # a busy machine must not fail this
     with pytest.raises(errors.ProtocolError) as caught:
         codec.decode(payload)
-    assert time.perf_counter() - started < 3
+    assert time.process_time() - started < 3
     if limit:
         assert isinstance(caught.value, errors.MessageTooLarge)
         assert caught.value.limit == limit
@@ -93,7 +93,7 @@ def test_serpent_accepts_literals_only(source):
     "noise", [b'"\\' * 4_000_000, b'"' * 8_000_001, b"'''\\" * 2_000_000, b"#'" * 4_000_000]
 )
 def test_strings_are_skipped_in_linear_time(noise):
-    started = time.perf_counter()
+    started = time.process_time()  # a busy machine must not fail this
     for check in (budget.check_json, budget.check_serpent):
         try:
             check(noise, limits)
@@ -131,7 +131,7 @@ def test_the_walk_of_noise_ends(data):
 def test_large_ordinary_values_are_quick():
     for value in ([1.5] * 500_000, [1] * 2_000_000, bytes(range(256)) * 40_000, ["x" * 1000] * 10_000):
         payload = codecs.native.encode(value)
-        started = time.perf_counter()
+        started = time.process_time()  # a busy machine must not fail this
         budget.check_msgpack(payload, limits, NESTED)
         assert time.perf_counter() - started < 0.5
         assert codecs.native.decode(payload) == value
