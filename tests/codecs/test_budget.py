@@ -99,7 +99,7 @@ def test_strings_are_skipped_in_linear_time(noise):
             check(noise, limits)
         except errors.ProtocolError:
             pass
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 plain = st.recursive(
@@ -133,7 +133,7 @@ def test_large_ordinary_values_are_quick():
         payload = codecs.native.encode(value)
         started = time.process_time()  # a busy machine must not fail this
         budget.check_msgpack(payload, limits, NESTED)
-        assert time.perf_counter() - started < 0.5
+        assert time.process_time() - started < 0.5
         assert codecs.native.decode(payload) == value
     wrong = ormsgpack.packb(ormsgpack.Ext(1, b"\x90\x90")) + b"\x91" * 101
     with pytest.raises(errors.SerializeError, match="wrong length"):
