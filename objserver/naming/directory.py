@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import threading
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
+
+import regex as re
 
 from objserver import errors
 from objserver.adapter import expose, readonly
@@ -44,6 +46,8 @@ class NamingLimits:
     """Characters of one tag."""
     regex_length_max: int = 200
     """Characters of a regular expression sent by a caller: its cost grows with its length at least."""
+    regex_timeout_s: float = 1.0
+    """Seconds that matching may take: a short expression can need centuries for a short name."""
 
 
 @expose
@@ -120,8 +124,7 @@ class NameServer:
         """URIs, or pairs of URI and metadata, by name: all, or those with a prefix or that match."""
         if prefix and regex:
             raise ValueError("filter by prefix or by regex, not by both")
-        with self._lock:
-            return _shown(self._select(prefix, regex), return_metadata)
+        return _shown(self._select(prefix, regex), return_metadata)
 
     @readonly
     def yplookup(
@@ -152,18 +155,33 @@ class NameServer:
         except KeyError:
             raise errors.NamingError(f"unknown name: {name}") from None
 
+    def _snapshot(self) -> Collection[tuple[str, Entry]]:
+        with self._lock:
+            return [*self._entries.items()]
+
     def _select(self, prefix: str | None, regex: str | None) -> dict[str, Entry]:
         if prefix:
-            return {name: entry for name, entry in self._entries.items() if name.startswith(prefix)}
+            return {name: entry for name, entry in self._snapshot() if name.startswith(prefix)}
         if not regex:
-            return dict(self._entries)
+            return dict(self._snapshot())
         if len(regex) > self._limits.regex_length_max:
             raise errors.NamingError(f"a regex may have {self._limits.regex_length_max} characters at most")
+        deadline = time.monotonic() + self._limits.regex_timeout_s
         try:
             matches = re.compile(regex).match
+            # Without holding the interpreter, so that a bad expression holds up its sender only.
+            return {
+                name: entry
+                for name, entry in self._snapshot()
+                if matches(name, timeout=max(deadline - time.monotonic(), 1e-6), concurrent=True)
+            }
         except (re.error, OverflowError, RecursionError) as problem:
             raise errors.NamingError(f"invalid regex: {problem}") from None
-        return {name: entry for name, entry in self._entries.items() if matches(name)}
+        except TimeoutError:
+            raise errors.NamingError(
+                f"matching {regex!r} took more than {self._limits.regex_timeout_s} s; "
+                "write it so that it cannot backtrack much"
+            ) from None
 
     def _uri(self, uri: Any) -> str:
         # References travel, but arrive as proxies where the client room is loaded.

@@ -95,3 +95,12 @@ def test_the_store_keeps_names_through_removal_and_return(tmp_path: pathlib.Path
     store = open_store(url)
     assert NameServer(store).list(return_metadata=True) == {"a": (URI, {"z"})}
     store.close()
+
+
+def test_an_expression_that_backtracks_without_end_is_stopped():
+    names = NameServer(limits=NamingLimits(regex_timeout_s=0.05))
+    for n in range(5):
+        names.register("a" * 40 + str(n), "PYRO:x@h:1")
+    with pytest.raises(errors.NamingError, match="took more than"):
+        names.list(regex="(a|aa)+$")
+    assert len(names.list(regex="(a|aa)+[0-4]$")) == 5
