@@ -40,10 +40,12 @@ __all__ = [
     "SecurityError",
     "SerializeError",
     "TimeoutError",
+    "blob_parts",
     "call_context",
     "class_to_dict",
     "dict_to_class_converter",
     "enter_call_context",
+    "is_blob",
     "proxy_state",
     "serialized_blob",
 ]
@@ -83,6 +85,22 @@ def proxy_state(value: object) -> tuple[str, tuple[Any, ...]] | None:
     if name in ("Pyro5.core.URI", "Pyro5.client.Proxy"):
         return name, value.__getstate__()  # type: ignore[return-value]
     return None
+
+
+def is_blob(value: object) -> bool:
+    """Whether `value` is Pyro5's SerializedBlob, asked without importing Pyro5's client."""
+    return type(value).__name__ == "SerializedBlob" and type(value).__module__ == "Pyro5.client"
+
+
+def blob_parts(blob: Any) -> tuple[Any, Any, tuple[int, bytes] | None]:
+    """The label of a SerializedBlob, its data, and (serializer id, payload) if it is still as it came."""
+    if not blob._contains_blob:
+        return blob.info, blob._data, None
+    message = blob._data
+    data = bytes(message.data)
+    # A message about to be sent has its header before the payload, one that was received has not.
+    payload = data if type(message).__name__ == "ReceivingMessage" else data[-message.data_size :]
+    return blob.info, None, (message.serializer_id, payload)
 
 
 def serialized_blob(info: object, message: object) -> object:

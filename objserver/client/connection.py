@@ -102,13 +102,14 @@ class ClientConnection:
 
     def call(
         self,
+        codec: Codec,
         payload: bytes,
         flags: int,
         annotations: Mapping[str, bytes] | None,
         correlation: bytes,
         timeout_s: float | None,
     ) -> Frame | None:
-        """Send one request; return its reply, or None for a oneway.
+        """Send one request, whose payload `codec` made; return its reply, or None for a oneway.
 
         ConnectFailed: certainly not sent whole.  ConnectionLost, CallTimeout: the outcome is unknown.
         After any of them the connection is closed.
@@ -119,10 +120,9 @@ class ClientConnection:
                 "(its setting frame_size_max)"
             )
         self._sequence = sequence = (self._sequence + 1) & 0xFFFF
-        codec_id = self.codec.serializer_id
         if flags or annotations or correlation is not NO_CORRELATION:
             request = encode_frame(
-                FrameType.INVOKE, codec_id, flags, sequence, payload, annotations, correlation
+                FrameType.INVOKE, codec.serializer_id, flags, sequence, payload, annotations, correlation
             )
         else:
             request = plain_frame(self._start, sequence, payload)
@@ -139,7 +139,7 @@ class ClientConnection:
                     f"{self.location} answered {[frame.sequence for frame in frames]} to request {sequence}: "
                     "the connection is out of step"
                 )
-            if reply.serializer_id != codec_id:
+            if reply.serializer_id != codec.serializer_id:
                 raise errors.SerializeError(f"the reply came in serializer {reply.serializer_id}")
             return reply
         except OSError as problem:

@@ -7,15 +7,16 @@ each other and a single thread always has the warmest connection.
 
 from __future__ import annotations
 
+import marshal
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from time import monotonic
 from typing import Any, Self, cast
 
-from objserver import errors
+from objserver import errors, pyro5
 from objserver.client.connection import ClientConnection, Metadata
-from objserver.codecs import Codecs
+from objserver.codecs import Codec, Codecs
 from objserver.invocation import Facts, in_progress
 from objserver.references import DAEMON_ID, Location, Reference
 from objserver.settings import Limits
@@ -139,22 +140,42 @@ class Stub:
         try:
             payload = codec.encode_call(pool.object_id, method, args, kwargs)
         except BaseException:
-            pool.put(connection)
-            raise
+            if len(args) != 1 or kwargs or not pyro5.is_blob(args[0]):
+                pool.put(connection)
+                raise
+            try:
+                codec, payload, annotations = self._blob(connection, method, args[0])
+            except BaseException:
+                pool.put(connection)
+                raise
+            flags |= Flag.KEEP_SERIALIZED
         facts = in_progress.get()
         if facts is not None:
             annotations, correlation = _inherit(facts, connection, annotations, correlation)
             facts.caller.about_to_block()
-        reply = connection.call(payload, flags, annotations, correlation, timeout_s)
+        reply = connection.call(codec, payload, flags, annotations, correlation, timeout_s)
         if reply is None:
             pool.put(connection)
             return None
         if reply.flags or reply.annotations:
-            return self._unusual(connection, reply)
+            return self._unusual(connection, codec, reply)
         pool.put(connection)
         return codec.decode(reply.payload)
 
-    def _unusual(self, connection: ClientConnection, reply: Frame) -> Any:
+    def _blob(
+        self, connection: ClientConnection, method: str, blob: object
+    ) -> tuple[Codec, bytes, Mapping[str, bytes]]:
+        """What carries Pyro5's SerializedBlob: a payload that is not opened, in a serializer Pyro5 knows."""
+        info, data, message = pyro5.blob_parts(blob)
+        if message is not None:
+            codec, payload = _CODECS.get(message[0]), message[1]
+        else:
+            codec = _CODECS.serpent if connection.native else connection.codec
+            payload = codec.encode_call(self.pool.object_id, method, data, {})
+        label = marshal.dumps((info, self.pool.object_id, method))
+        return codec, payload, {**(self.annotations or {}), "BLBI": label}
+
+    def _unusual(self, connection: ClientConnection, codec: Codec, reply: Frame) -> Any:
         """A reply that is more than a value: it has annotations, opens a stream, or raises."""
         pool = self.pool
         if reply.annotations:
@@ -166,7 +187,7 @@ class Stub:
             pool.put(connection)
             raise errors.ProtocolError("the result is an iterator, but the server does not stream items")
         pool.put(connection)
-        value = connection.codec.decode(reply.payload)
+        value = codec.decode(reply.payload)
         if reply.flags & _EXCEPTION:
             raise _raised(value)
         return value
@@ -179,7 +200,7 @@ class Stub:
             if connection.native and not connection.is_stale():
                 payload = connection.codec.encode_call(DAEMON_ID, "release_session", (), {})
                 try:
-                    connection.call(payload, _ONEWAY, None, NO_CORRELATION, self.timeout_s)
+                    connection.call(connection.codec, payload, _ONEWAY, None, NO_CORRELATION, self.timeout_s)
                 except errors.CommunicationError:
                     pass  # the idle timeout will end the session
             connection.close()
@@ -222,7 +243,7 @@ class ItemStream(Iterator[Any]):
             facts.caller.about_to_block()
         payload = connection.codec.encode_call(DAEMON_ID, "get_next_stream_item", (self.stream_id,), {})
         try:
-            reply = connection.call(payload, 0, None, NO_CORRELATION, self._stub.timeout_s)
+            reply = connection.call(connection.codec, payload, 0, None, NO_CORRELATION, self._stub.timeout_s)
         except BaseException:
             self._connection = None
             raise
@@ -240,7 +261,7 @@ class ItemStream(Iterator[Any]):
             return
         payload = connection.codec.encode_call(DAEMON_ID, "close_stream", (self.stream_id,), {})
         try:
-            connection.call(payload, _ONEWAY, None, NO_CORRELATION, self._stub.timeout_s)
+            connection.call(connection.codec, payload, _ONEWAY, None, NO_CORRELATION, self._stub.timeout_s)
         except errors.CommunicationError:
             self._connection = None  # the server's linger ends the stream
         self._give_back()

@@ -204,6 +204,8 @@ class NativeCodec:
         for base in _PLAIN:
             if isinstance(value, base):
                 return base(value)
+        if pyro5.is_blob(value):
+            raise errors.SerializeError("a SerializedBlob must be the only argument of a call")
         cls = type(value)
         raise errors.SerializeError(
             f"a value of type {cls.__module__}.{cls.__qualname__} cannot travel: send plain data, register"

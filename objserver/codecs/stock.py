@@ -86,6 +86,8 @@ class Classes:
                 "args": value.args,
                 "attributes": exceptions.attributes_of(value),
             }
+        if pyro5.is_blob(value):
+            raise errors.SerializeError("a SerializedBlob must be the only argument of a call")
         if isinstance(value, pyro5.ExceptionWrapper):
             return {"__class__": "Pyro5.core._ExceptionWrapper", "exception": self.special(value.exception)}
         return None

@@ -1,12 +1,13 @@
 """Our Proxy against a stock Pyro5 daemon and against our server: the same calls, the same outcome."""
 
+import contextlib
 import socket
 import threading
 import uuid
 
 import Pyro5.api
 import pytest
-from Pyro5.api import current_context
+from Pyro5.api import SerializedBlob, current_context
 
 from objserver import ObjectServer, Proxy, Reference, errors, invoke
 
@@ -92,6 +93,16 @@ class Bank:
     @Pyro5.api.expose
     def __setitem__(self, index, value):
         self.items[index] = value
+
+    @Pyro5.api.expose
+    def blob(self, blob):
+        return blob.info, blob.deserialized()
+
+    @Pyro5.api.expose
+    def forward(self, blob):
+        """A gateway: passes on what it has not opened."""
+        with Proxy(self.reference, timeout_s=WAIT_S) as onward:
+            return onward.blob(blob)
 
     def hidden(self):
         raise AssertionError
@@ -260,3 +271,83 @@ def test_a_server_that_never_answers_is_a_failure_to_connect():
 def test_unusable_options_are_refused(options):
     with pytest.raises(ValueError):
         Proxy("PYRO:x@localhost:1", **options)
+
+
+def test_a_serialized_blob_reaches_the_servant_unopened(proxy, bank):
+    if proxy._objserver_stub.pool.serializer == "json":
+        pytest.skip("Pyro5's SerializedBlob.deserialized() takes the keys of a json call for its values")
+    assert [*proxy.blob(SerializedBlob("label", [1, {"two": 3}]))] == ["label", [1, {"two": 3}]]
+    with pytest.raises(errors.SerializeError, match="only argument"):
+        proxy.add(SerializedBlob("label", [1]), times=2)
+    assert proxy.add(1) == 1
+
+
+def test_a_serialized_blob_is_passed_on_unopened(proxy, bank):
+    if proxy._objserver_stub.pool.serializer == "json":
+        pytest.skip("see above")
+    assert [*proxy.forward(SerializedBlob("label", [1, 2]))] == ["label", [1, 2]]
+
+
+class Doorman(ObjectServer):
+    def validate_handshake(self, greeting):
+        if greeting != {"password": 42}:
+            raise PermissionError("no entry")
+        return ["welcome"]
+
+
+class StockDoorman(Pyro5.api.Daemon):
+    def validateHandshake(self, conn, data):
+        return Doorman.validate_handshake(self, data)
+
+
+@contextlib.contextmanager
+def stock_daemon(daemon):
+    thread = threading.Thread(target=daemon.requestLoop, daemon=True)
+    thread.start()
+    try:
+        yield daemon
+    finally:
+        daemon.shutdown()
+        thread.join(WAIT_S)
+        daemon.close()
+        assert not thread.is_alive()
+
+
+@pytest.fixture(params=["stock", "ours"])
+def host(request):
+    """A function that starts a server of either kind, at an address of either kind."""
+    with contextlib.ExitStack() as stack:
+
+        def host(stock, ours):
+            if request.param == "stock":
+                return stack.enter_context(stock_daemon(stock()))
+            return stack.enter_context(ours())
+
+        yield host
+
+
+def test_unix_sockets_are_connected_to(host, tmp_path):
+    path = str(tmp_path / "s")
+    server = host(lambda: Pyro5.api.Daemon(unixsocket=path), lambda: ObjectServer(f"./u:{path}"))
+    reference = server.register(Child, "child")
+    assert str(reference) == f"PYRO:child@./u:{path}"
+    with Proxy(str(reference), timeout_s=WAIT_S) as proxy:
+        assert proxy.name() == "child"
+
+
+def test_ipv6_is_connected_to(host):
+    server = host(lambda: Pyro5.api.Daemon(host="::1"), lambda: ObjectServer("[::1]:0"))
+    reference = str(server.register(Child, "child"))
+    assert "@[::1]:" in reference
+    with Proxy(reference, timeout_s=WAIT_S) as proxy:
+        assert proxy.name() == "child"
+
+
+@pytest.mark.parametrize("serializer", SERIALIZERS)
+def test_the_handshake_carries_data_of_the_user(host, serializer):
+    server = host(StockDoorman, Doorman)
+    reference = str(server.register(Child, "child"))
+    with Proxy(reference, handshake={"password": 42}, serializer=serializer, timeout_s=WAIT_S) as proxy:
+        assert proxy.name() == "child"
+    with pytest.raises(errors.ConnectFailed, match="no entry"):
+        Proxy(reference, handshake="open up", serializer=serializer, timeout_s=WAIT_S).name()
