@@ -51,7 +51,7 @@ class ServerSettings:
     frame_timeout_s: float = 30.0
     """From the first byte of a frame to its last."""
     receive_memory_max: int = 256 * MiB
-    """Bytes of unfinished frames over all connections."""
+    """Bytes over all connections of frames that are unfinished, or large and not yet decoded."""
     send_memory_max: int = 32 * MiB
     """Bytes that wait for one peer that does not read; beyond it the peer is disconnected."""
     mailbox_size_max: int = 1_000

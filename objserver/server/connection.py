@@ -40,7 +40,10 @@ READ_SIZE = 8 * 1024
 costs more than the call."""
 READ_LARGE = 1024 * 1024
 """... except when the rest of a large frame is known to be coming."""
+LARGE = 64 * 1024
+"""Bytes from which decoding a request is work of its own: beyond it, it would hold up the other clients."""
 LINGER_S = 1.0
+Start = Callable[[Callable[[], None]], None]
 # As globals: reading an attribute of a class takes longer.
 _INVOKE, _KEEP_SERIALIZED = FrameType.INVOKE, Flag.KEEP_SERIALIZED
 _RESULTS = [plain_start(FrameType.RESULT, serializer_id) for serializer_id in range(256)]
@@ -74,6 +77,8 @@ class Connection:
         self._run = server.adapter.run
         self._lock = threading.Lock()
         self._unsent = bytearray()
+        self._reading = True
+        self._held = 0
         self._tracked: weakref.WeakSet[Any] | None = None
 
     def __repr__(self) -> str:
@@ -82,7 +87,7 @@ class Connection:
 
     # -- reading -------------------------------------------------------------------------------------
 
-    def receive(self, start: Callable[[Callable[[], None]], None]) -> None:
+    def receive(self, start: Start) -> None:
         """Read what has come; hand what may run now to `start`."""
         parser = self.parser
         before = parser.buffered
@@ -101,25 +106,52 @@ class Connection:
             if not self.greeted and data[:4] in _HTTP:
                 self._write(_HTTP_ANSWER)
                 raise errors.ProtocolError("an HTTP request")
-            for frame in parser.receive_data(data):
-                if not self.greeted:
-                    self._greeting(frame)
-                elif frame.type == _INVOKE:
-                    self._invoke(frame, start)
-                elif frame.type == FrameType.PING:
-                    self.send(encode_frame(FrameType.PING, frame.serializer_id, 0, frame.sequence, b"pong"))
+            frames = parser.receive_data(data)
+            if parser.buffered or before:
+                self._account(parser.buffered)
+            rest = iter(frames)
+            for frame in rest:
+                if len(frame.payload) > LARGE:
+                    self._set_apart([frame, *rest], start)
                 else:
-                    raise errors.ProtocolError(f"a client does not send frames of type {frame.type}")
+                    self._take(frame, start)
         except errors.ProtocolError as problem:
             self._refuse(problem)
-            return
-        if parser.buffered or before:
-            self._account(parser.buffered - before, parser.buffered)
 
-    def _account(self, grown: int, buffered: int) -> None:
+    def _take(self, frame: Frame, start: Start) -> None:
+        if not self.greeted:
+            self._greeting(frame)
+        elif frame.type == _INVOKE:
+            self._invoke(frame, start)
+        elif frame.type == FrameType.PING:
+            self.send(encode_frame(FrameType.PING, frame.serializer_id, 0, frame.sequence, b"pong"))
+        else:
+            raise errors.ProtocolError(f"a client does not send frames of type {frame.type}")
+
+    def _set_apart(self, frames: list[Frame], start: Start) -> None:
+        """Have a large request, and what came behind it, taken in a worker's own time.
+
+        While it decodes another leads, and this peer is not read, which keeps its requests in order.
+        """
+        size = sum(len(frame.payload) for frame in frames)
+        self.server.hold(size)
+        self._read_on(False)
+
+        def take() -> None:
+            try:
+                for frame in frames:
+                    self._take(frame, self.server.engine.submit)
+            except errors.ProtocolError as problem:
+                self._refuse(problem)
+            finally:
+                self.server.hold(-size)
+                self._read_on(True)
+
+        start(take)
+
+    def _account(self, buffered: int) -> None:
         """An unfinished frame has a deadline, and all of them together a budget."""
         server = self.server
-        server.receiving += grown
         if not buffered:
             if self.greeted:
                 self.deadline = None
@@ -127,8 +159,19 @@ class Connection:
         elif self.greeted and self.deadline is None:
             self.deadline = server.clock.monotonic() + server.settings.frame_timeout_s
             server.hurried.add(self)
-        if server.receiving > server.settings.receive_memory_max:
-            self._refuse(errors.MessageTooLarge("the server holds too many unfinished frames"))
+        server.hold(buffered - self._held)
+        self._held = buffered
+
+    def _read_on(self, wanted: bool) -> None:
+        with self._lock:
+            self._reading = wanted
+            if not self.closed:
+                self.server.poller.watch(self)
+
+    @property
+    def interest(self) -> tuple[bool, bool]:
+        """Whether to read from this peer, and to write.  One that does not read is not read from either."""
+        return self._reading and not self._unsent, bool(self._unsent)
 
     def _greeting(self, frame: Frame) -> None:
         if frame.type != FrameType.CONNECT:
@@ -161,7 +204,7 @@ class Connection:
         else:
             self._linger()
 
-    def _invoke(self, frame: Frame, start: Callable[[Callable[[], None]], None]) -> None:
+    def _invoke(self, frame: Frame, start: Start) -> None:
         """Admit the invocation that a request asks for, or answer with the error that it is."""
         flags = frame.flags
         codec = self._codec
@@ -237,7 +280,7 @@ class Connection:
                     return
                 if sent >= 0:
                     self._unsent += memoryview(data)[sent:]
-                    self.server.poller.want_write(self, True)
+                    self.server.poller.watch(self)
                     return
             else:
                 room = self.server.settings.send_memory_max + self.server.settings.limits.frame_size_max
@@ -269,7 +312,7 @@ class Connection:
             else:
                 failed = False
             if not self._unsent:
-                self.server.poller.want_write(self, False)
+                self.server.poller.watch(self)
         if failed:
             self.close()
 
@@ -383,7 +426,7 @@ class Connection:
         self._linger()
 
     def _linger(self) -> None:
-        self.server.receiving -= self.parser.buffered
+        self._account(0)
         self.parser = FrameParser(self.server.settings.limits)
         self.lingering = True
         self.deadline = self.server.clock.monotonic() + LINGER_S
@@ -409,7 +452,7 @@ class Connection:
             self.closed = True
             self._unsent.clear()
         self.server.forget(self)
-        self.server.receiving -= self.parser.buffered
+        self._account(0)
         self.sock.close()
         if self.greeted:
             self.server.engine.submit(self._ended)

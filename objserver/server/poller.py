@@ -42,6 +42,7 @@ class SocketPoller:
         self._epoll.register(listener.fileno(), select.EPOLLIN)
         self._listener_fd = listener.fileno()
         self.accepting = True
+        self.reading = True
         self.connections: dict[int, Connection] = {}
         self._accepted = 0
 
@@ -69,9 +70,10 @@ class SocketPoller:
         """Make a blocked poll return."""
         os.eventfd_write(self._wakeup, 1)
 
-    def want_write(self, connection: Connection, wanted: bool) -> None:
-        """A peer that does not read is not read from either."""
-        mask = select.EPOLLOUT if wanted else select.EPOLLIN
+    def watch(self, connection: Connection) -> None:
+        """Look for what the connection is interested in now.  Called with its lock held."""
+        read, write = connection.interest
+        mask = (select.EPOLLIN if read and self.reading else 0) | (EPOLLOUT if write else 0)
         self._try(self._epoll.modify, connection.sock.fileno(), mask)
 
     def forget(self, connection: Connection) -> None:
@@ -88,9 +90,10 @@ class SocketPoller:
 
     def pause_reading(self) -> None:
         """No new requests from here on; replies still go out."""
+        self.reading = False
         for connection in list(self.connections.values()):
-            mask = select.EPOLLOUT if connection._unsent else 0
-            self._try(self._epoll.modify, connection.sock.fileno(), mask)
+            with connection._lock:
+                self.watch(connection)
 
     def resume_accepting(self) -> None:
         """After a pause for lack of descriptors."""

@@ -84,6 +84,7 @@ class ObjectServer:
         self.codecs = Codecs(self.settings.limits, substitute=self._substitute, marshal=self.settings.marshal)
         self.hurried: set[Connection] = set()
         self.receiving = 0
+        self._receiving_lock = threading.Lock()
         self.refused = 0
         self.poller = SocketPoller(self, self._listener)
         self.engine = WorkerEngine(self.poller, self.settings.workers_max, self._housekeeping)
@@ -247,6 +248,15 @@ class ObjectServer:
         if self.poller.accepting:
             self.poller.resume_accepting()
         self.adapter.housekeeping(now)
+
+    def hold(self, size: int) -> None:
+        """Count bytes of requests that are unfinished or not yet decoded; too many are refused."""
+        with self._receiving_lock:
+            if size > 0 and self.receiving + size > self.settings.receive_memory_max:
+                raise errors.MessageTooLarge(
+                    "the server holds too many large requests now (setting receive_memory_max); try later"
+                )
+            self.receiving += size
 
     def forget(self, connection: Connection) -> None:
         """A connection is about to close."""

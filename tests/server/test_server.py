@@ -7,6 +7,7 @@ import sys
 import textwrap
 import threading
 
+import Pyro5.api
 import pytest
 
 from objserver import (
@@ -372,6 +373,47 @@ def test_calls_meet_inside_where_the_policy_allows(server, threading_policy):
     server.register(Meeting, "M", threading=threading_policy)
     met = in_threads([p.meet for p in proxies(server, "M", 3)])
     assert sorted(met) == [0, 1, 2]
+
+
+def test_decoding_a_large_request_holds_up_nobody_else(server):
+    decoding, go_on = threading.Event(), threading.Event()
+
+    def slow(name, data):
+        decoding.set()
+        assert go_on.wait(WAIT_S)
+        return data["text"]
+
+    @expose
+    class Log:
+        def __init__(self):
+            self.seen = []
+
+        @oneway
+        def note(self, value):
+            self.seen.append(len(value))
+
+        def all(self):
+            return self.seen
+
+    server.register(Log, "L")
+    server.register(Counter, "C")
+    (log,) = proxies(server, "L", 1)
+    (counter,) = proxies(server, "C", 1)
+    Pyro5.api.register_dict_to_class("test.Slow", slow)
+    try:
+        log = Proxy(f"PYRO:L@{server.address}", serializer="serpent", timeout_s=WAIT_S)
+        log.note({"__class__": "test.Slow", "text": "x" * 100_000})
+        for n in range(5):
+            log.note("y" * n)
+        assert decoding.wait(WAIT_S)
+        assert counter.add() == 1
+        assert server.statistics()["receiving_bytes"] > 100_000
+        go_on.set()
+        assert log.all() == [100_000, 0, 1, 2, 3, 4]
+        assert server.statistics()["receiving_bytes"] == 0
+    finally:
+        go_on.set()
+        Pyro5.api.unregister_dict_to_class("test.Slow")
 
 
 def test_a_blocked_servant_holds_up_nobody_else(server):
