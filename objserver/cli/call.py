@@ -38,6 +38,9 @@ def call(uri: str, method: str, args: tuple[str, ...], as_json: bool, timeout: f
     from objserver.client import Proxy, invoke
     from objserver.client.proxy import ItemStream
 
+    for arg in args:
+        if re.match(r"--[a-z]", arg):
+            raise click.UsageError(f"there is no option {arg}; text that begins so is written '\"{arg}\"'")
     positional = [_value(arg) for arg in args if not _KEYWORD.fullmatch(arg)]
     keywords = {found[1]: _value(found[2]) for arg in args if (found := _KEYWORD.fullmatch(arg))}
     try:

@@ -70,3 +70,10 @@ def test_nobody_there() -> None:
     result = run("PYRO:x@localhost:1", "x", "--timeout", "5")
     assert result.exit_code == 1
     assert "ConnectFailed" in result.stderr
+
+
+def test_a_mistyped_option_is_not_sent_as_text(uri: str) -> None:
+    result = run(uri, "same", "--timout", "3")
+    assert result.exit_code == 2
+    assert "there is no option --timout" in result.output
+    assert run(uri, "same", '"--timout"').output == "[['--timout'], {}]\n"
