@@ -2,6 +2,7 @@
 
     ObjServerError
     ├── RegistrationError          a class, name or mix of policies that cannot be served (also ValueError)
+    │   └── ListenFailed           an address that cannot be listened at (also OSError)
     ├── NamingError                a name that nobody knows, or a name server that nobody finds
     ├── ObjectError                the server answered: this call was refused before the servant saw it
     │   ├── ObjectNotFound         no such object here (also LookupError)
@@ -28,6 +29,8 @@ clause written for Pyro5 goes on working.  Evidence is in attributes, never only
 from __future__ import annotations
 
 import builtins
+import difflib
+from collections.abc import Iterable
 
 from objserver import pyro5
 
@@ -38,6 +41,7 @@ __all__ = [
     "ConnectFailed",
     "ConnectionLost",
     "Deadlock",
+    "ListenFailed",
     "MemberNotFound",
     "MessageTooLarge",
     "NamingError",
@@ -55,12 +59,26 @@ __all__ = [
 ]
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown `name`: the likeliest of the known ones, or nothing."""
+    close = difflib.get_close_matches(name, sorted(known), 1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
 class ObjServerError(pyro5.PyroError):
     """Base of all errors that objserver raises on its own account."""
 
 
 class RegistrationError(ObjServerError, pyro5.DaemonError, ValueError):
     """What was registered cannot be served as asked; the sentence says why and what would be."""
+
+
+class ListenFailed(RegistrationError, OSError):
+    """The server cannot listen at its address.  `errno` says why, as for any OSError."""
+
+    def __init__(self, sentence: str, errno: int | None = None) -> None:
+        super().__init__(sentence)
+        self.errno = errno
 
 
 class NamingError(ObjServerError, pyro5.NamingError):

@@ -25,7 +25,13 @@ class Client(Protocol):
     session: str
 
     def about_to_block(self) -> None:
-        """The calling thread is going to wait for the network: another may take its place meanwhile."""
+        """The calling thread is going to wait for the network: another may take its place meanwhile.
+
+        ServerBusy if too many wait already.
+        """
+
+    def no_longer_blocked(self) -> None:
+        """The wait is over; called once for every `about_to_block` that returned."""
 
 
 class Facts:

@@ -45,9 +45,11 @@ __all__ = [
     "class_to_dict",
     "dict_to_class_converter",
     "enter_call_context",
+    "introduce",
     "is_blob",
     "proxy_state",
     "serialized_blob",
+    "travels_as_uri",
 ]
 
 # Pyro5 keeps these two private by name mangling; they are the registries its documented
@@ -85,6 +87,23 @@ def proxy_state(value: object) -> tuple[str, tuple[Any, ...]] | None:
     if name in ("Pyro5.core.URI", "Pyro5.client.Proxy"):
         return name, value.__getstate__()  # type: ignore[return-value]
     return None
+
+
+def travels_as_uri(cls: type) -> None:
+    """Let stock Pyro5 code in this process send instances of `cls`, whose str() is a URI, as its own URIs."""
+
+    def to_dict(value: object) -> dict[str, Any]:
+        return {"__class__": "Pyro5.core.URI", "state": URI(str(value)).__getstate__()}
+
+    SerializerBase.register_class_to_dict(cls, to_dict)
+
+
+def introduce(servant: Any, object_id: str, daemon: object) -> None:
+    """Give a servant written for Pyro5 the attributes that a stock daemon gives it."""
+    try:
+        servant._pyroId, servant._pyroDaemon = object_id, daemon
+    except AttributeError:
+        pass  # it has slots; a stock daemon could not host it at all
 
 
 def is_blob(value: object) -> bool:

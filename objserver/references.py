@@ -14,7 +14,7 @@ import urllib.parse
 from collections.abc import Callable
 from typing import Any
 
-from objserver import errors
+from objserver import errors, pyro5
 
 __all__ = ["DAEMON_ID", "NAMESERVER_ID", "NAMESERVER_PORT", "Location", "Reference", "object_id"]
 
@@ -66,7 +66,7 @@ class Location:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Reference:
     """Names one object.  `str()` gives its URI, `Reference.parse()` reads one."""
 
@@ -100,10 +100,15 @@ class Reference:
         """The metadata that a PYROMETA reference asks for."""
         return frozenset(tag.strip() for tag in self.object_id.split(","))
 
+    def __repr__(self) -> str:
+        return f"Reference({str(self)!r})"
+
     def __str__(self) -> str:
         at = f"@{self.location}" if self.location else ""
         return f"{self.protocol}:{self.object_id}{at}"
 
+
+pyro5.travels_as_uri(Reference)
 
 _arrival: list[Callable[[Reference], Any]] = []
 

@@ -75,6 +75,9 @@ class _Nobody:
     def about_to_block(self) -> None:
         pass
 
+    def no_longer_blocked(self) -> None:
+        pass
+
     def encode_result(self, invocation: Invocation, value: Any) -> bytes:
         return b""
 
@@ -110,6 +113,7 @@ class ObjectAdapter:
         clock: Clock,
         store: Store | None = None,
         committer: Committer | None = None,
+        pyro5_daemon: object = None,
     ) -> None:
         self.codecs = codecs
         self.settings = settings
@@ -118,6 +122,7 @@ class ObjectAdapter:
         self._clock = clock
         self._store = store
         self._committer = committer
+        self._pyro5_daemon = pyro5_daemon
         self._lock = Lock()
         self._registrations: dict[str, Registration] = {}
         self._active = ActiveObjects()
@@ -139,9 +144,10 @@ class ObjectAdapter:
         is_locator = not is_class and (inspect.isroutine(thing) or isinstance(thing, partial))
         skeleton = None if is_locator else Skeleton.of(thing if is_class else type(thing))
         if skeleton is not None and skeleton.empty:
-            raise errors.RegistrationError(
-                f"{skeleton.cls.__name__} exposes nothing; decorate it, or some of its methods, with @expose"
-            )
+            hint = "decorate it, or some of its methods, with @expose"
+            if skeleton.cls.__module__ == "builtins" and not is_class:
+                hint = f"{thing!r} is no object to serve; give a class, an instance, or a function"
+            raise errors.RegistrationError(f"{skeleton.cls.__name__} exposes nothing; {hint}")
         make: Callable[[str], Any] = (
             thing if is_locator else (lambda key: thing()) if is_class else (lambda key: thing)
         )
@@ -170,6 +176,8 @@ class ObjectAdapter:
             self._registrations[name] = registration
         if instance is not EMPTY:
             self._active.name(instance, name)
+            if skeleton is not None and skeleton.written_for_pyro5:
+                pyro5.introduce(instance, name, self._pyro5_daemon)
         return registration
 
     def unregister(self, name: str) -> None:
@@ -191,8 +199,13 @@ class ObjectAdapter:
     def find(self, object_id: str) -> tuple[Registration, str]:
         """The registration an object id belongs to, and the key inside it."""
         registration = self._registrations.get(object_id)
-        if registration is not None:
+        if registration is not None and not registration.persistent:
             return registration, ""
+        if registration is not None or object_id.endswith("/"):
+            name = object_id.rstrip("/")
+            raise errors.ObjectNotFound(
+                f"{object_id!r} names no single object: {name} has one for each key, such as {name}/alice"
+            )
         at = object_id.rfind("/")
         while at > 0:
             registration = self._registrations.get(object_id[:at])
@@ -351,7 +364,7 @@ class ObjectAdapter:
             try:
                 reply = invocation.caller.encode_result(invocation, value)
             except Exception as problem:
-                reply = self._encode(invocation, None, problem)
+                reply = self._encode(invocation, None, _unsendable(invocation, problem))
             if activation.plain:
                 invocation.caller.send(reply)
                 mailbox = activation.mailbox
@@ -423,7 +436,10 @@ class ObjectAdapter:
                     raise errors.SerializeError("a dict view is not sent; return list(...) of it")
                 return invocation.caller.encode_result(invocation, value)
             except Exception as problem:
-                error = problem
+                error = _unsendable(invocation, problem)
+        if isinstance(error, (errors.ActivationError, errors.StoreError)):
+            # The caller is told, but who runs the server has to do something about it.
+            log.warning("%s.%s: %s", invocation.object_id, invocation.method, error)
         if invocation.oneway:
             log.warning("oneway %s.%s failed", invocation.object_id, invocation.method, exc_info=error)
             return b""
@@ -483,6 +499,8 @@ class ObjectAdapter:
         """Make the servant.  Runs inside the mailbox, which lets nobody else in before."""
         servant, skeleton = self._servants.incarnate(activation)
         self._active.name(servant, activation.object_id)
+        if skeleton.written_for_pyro5:
+            pyro5.introduce(servant, activation.object_id, self._pyro5_daemon)
         with activation.lock:
             self._incarnated(activation, servant, skeleton)
             starting = activation.mailbox.startable() if activation.mailbox.waiting else []
@@ -619,6 +637,12 @@ class ObjectAdapter:
             "streams_max": self.settings.streams_max,
             "mailbox_size_max": self.settings.mailbox_size_max,
         }
+
+
+def _unsendable(invocation: Invocation, problem: Exception) -> Exception:
+    if isinstance(problem, errors.SerializeError):
+        problem.args = (f"the result of {invocation.object_id}.{invocation.method}: {problem}",)
+    return problem
 
 
 def _pyro5_policy(mode: str) -> ActivationPolicy:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 from objserver import errors
 
@@ -49,6 +49,9 @@ class PerClient:
     idle_timeout_s: float = 600.0
     capacity: int = 10_000
 
+    def __post_init__(self) -> None:
+        _check_bounds(self)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Persistent:
@@ -60,6 +63,9 @@ class Persistent:
 
     idle_timeout_s: float = 300.0
     capacity: int = 10_000
+
+    def __post_init__(self) -> None:
+        _check_bounds(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,10 +132,29 @@ class Concurrent(Serial):
 ThreadingPolicy = Serial | Reentrant | ReadersWriter | Concurrent
 
 
+def _check_bounds(policy: PerClient | Persistent) -> None:
+    if policy.idle_timeout_s <= 0 or policy.capacity < 1:
+        raise ValueError(f"{policy}: the idle time must be positive and the capacity at least 1")
+
+
+def _check_kind(argument: str, value: object, kinds: Any, others: Any) -> None:
+    if isinstance(value, get_args(kinds)):
+        return
+    if isinstance(value, type):
+        hint = f"write {value.__name__}(), with parentheses"
+    elif isinstance(value, get_args(others)):
+        hint = "that is the other kind of policy"
+    else:
+        hint = f"choose one of {', '.join(kind.__name__ + '()' for kind in get_args(kinds))}"
+    raise errors.RegistrationError(f"{argument}={value!r} is no {argument} policy: {hint}")
+
+
 def check_combination(
     activation: ActivationPolicy, threading: ThreadingPolicy, *, instance: bool, store: bool
 ) -> None:
-    """RegistrationError with the reason if these cannot go together."""
+    """RegistrationError with the reason if these are no policies, or cannot go together."""
+    _check_kind("activation", activation, ActivationPolicy, ThreadingPolicy)
+    _check_kind("threading", threading, ThreadingPolicy, ActivationPolicy)
     kind, order = type(activation).__name__, type(threading).__name__
     if instance and not isinstance(activation, Shared):
         raise errors.RegistrationError(

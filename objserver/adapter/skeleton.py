@@ -102,8 +102,15 @@ class Skeleton:
             member = table.get(args[0])
             if member is not None:
                 return member, args[1:]
-            raise errors.MemberNotFound(f"{self.cls.__name__} has no exposed attribute {args[0]!r} to {verb}")
-        raise errors.MemberNotFound(f"{self.cls.__name__} has no exposed method {method!r}")
+            hint = errors.did_you_mean(args[0], table)
+            raise errors.MemberNotFound(
+                f"{self.cls.__name__} has no exposed attribute {args[0]!r} to {verb}{hint}"
+            )
+        if method in self.getters:
+            hint = "; it is an attribute, which is read and not called"
+        else:
+            hint = errors.did_you_mean(method, self.methods)
+        raise errors.MemberNotFound(f"{self.cls.__name__} has no exposed method {method!r}{hint}")
 
 
 @functools.lru_cache(maxsize=1024)

@@ -32,13 +32,25 @@ def capture(servant: object, codecs: Codecs) -> bytes:
     else:
         state = {name: getattr(servant, name) for name in _slots(cls) if hasattr(servant, name)}
         state.update(getattr(servant, "__dict__", {}))
+        state.pop("_pyroId", None)
+        state.pop("_pyroDaemon", None)  # set by pyro5.introduce
     try:
         return codecs.native.encode(state)
     except errors.SerializeError as problem:
         raise errors.StateError(
-            f"the state of {cls.__name__} cannot be stored: {problem}; keep plain data in its attributes, "
-            "or define __getstate__ and __setstate__"
+            f"the state of {cls.__name__} cannot be stored: {_culprit(state, codecs) or problem}; "
+            "keep plain data in its attributes, or define __getstate__ and __setstate__"
         ) from None
+
+
+def _culprit(state: Any, codecs: Codecs) -> str:
+    """Which attribute is no data."""
+    for name, value in state.items() if isinstance(state, dict) else ():
+        try:
+            codecs.native.encode(value)
+        except errors.SerializeError:
+            return f"its attribute {name!r} is a {type(value).__name__}"
+    return ""
 
 
 def restore(servant: Any, data: bytes, version: int, codecs: Codecs) -> None:

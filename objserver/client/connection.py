@@ -29,6 +29,8 @@ costs more than the call."""
 READ_LARGE = 1024 * 1024
 """... except when the rest of a large frame is known to be coming."""
 _ONEWAY = Flag.ONEWAY  # as a global: reading an attribute of a class takes longer
+HANDSHAKE_TIMEOUT_S = 10.0
+"""For the answer to the greeting, where the user gave no timeout: a server that never answers is none."""
 _TIMEVAL = struct.Struct("ll")
 
 
@@ -70,7 +72,6 @@ class ClientConnection:
         self._sendall = self._sock.sendall
         self._recv = self._sock.recv
         try:
-            self._set_timeout(timeout_s)
             codec = codecs.by_name[serializer or "serpent"]
             greeting = {
                 "handshake": handshake,
@@ -79,14 +80,18 @@ class ClientConnection:
             }
             if serializer is not None:
                 del greeting[wire_extension.KEY]  # who chose a stock serializer wants a stock conversation
+            self._set_timeout(HANDSHAKE_TIMEOUT_S if timeout_s is None else timeout_s)
             frame = encode_frame(FrameType.CONNECT, codec.serializer_id, 0, 0, codec.encode(greeting))
             self._sendall(frame)
             reply = (self._parser.receive_data(self._recv(READ_SIZE)) or self._rest())[0]
             answer = codecs.get(reply.serializer_id).decode(reply.payload) if reply.payload else None
+            if isinstance(answer, errors.ObjectNotFound):
+                raise answer
             if reply.type != FrameType.CONNECT_OK:
                 raise errors.ConnectFailed(f"{location} refused the connection: {answer}")
             if not isinstance(answer, dict):
                 raise errors.ProtocolError(f"{location} answered the handshake with {type(answer).__name__}")
+            self._set_timeout(timeout_s)
             self.handshake = answer.get("handshake")
             self.metadata = Metadata(answer.get("meta"))
             peer = Extension.from_handshake(answer)
@@ -94,10 +99,15 @@ class ClientConnection:
             self.frame_size_max = peer.frame_size_max if peer else 0
             self.codec: Codec = codecs.native if peer else codec
             self._start = plain_start(FrameType.INVOKE, self.codec.serializer_id)
-        except OSError as problem:
-            raise errors.ConnectFailed(f"no connection to {location}: {self._broken(problem)}") from None
-        except BaseException:
+        except BaseException as problem:
             self.close()
+            if isinstance(problem, (BlockingIOError, errors.CallTimeout)):
+                raise errors.ConnectFailed(
+                    f"{location} accepted the connection, but did not answer the handshake in "
+                    f"{self._timeout_s} s: is it a Pyro5 or objserver server, and has it been started?"
+                ) from None
+            if isinstance(problem, OSError) and not isinstance(problem, errors.ConnectFailed):
+                raise errors.ConnectFailed(f"{location} closed the connection during the handshake") from None
             raise
 
     def call(

@@ -18,6 +18,7 @@ from typing import Any, Self, TypeVar, cast
 from objserver import errors, pyro5, references
 from objserver.client.resolve import resolve
 from objserver.client.stub import ConnectionPool, ItemStream, Stub
+from objserver.errors import did_you_mean
 from objserver.references import Reference
 from objserver.wire import Flag
 
@@ -64,24 +65,30 @@ class Proxy:
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
-            raise AttributeError(f"{name!r} is private and so never remote")
+            raise _private(name)
         metadata = self._objserver_stub.metadata()
         if name in metadata.attrs:
             return self._objserver_stub.invoke("__getattr__", (name,), {})
         if name not in metadata.methods:
             raise errors.MemberNotFound(
                 f"remote object {self._objserver_reference} has no exposed attribute or method {name!r}"
+                f"{did_you_mean(name, metadata.attrs | metadata.methods)}"
             )
         method = _RemoteMethod(self, name, Flag.ONEWAY if name in metadata.oneway else 0)
         self.__dict__[name] = method
         return method
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "_pyroTimeout":
+            self._objserver_stub.timeout_s = value or None
+            return
         if name.startswith("_"):
-            raise AttributeError(f"{name!r} is private and so never remote")
-        if name not in self._objserver_stub.metadata().attrs:
+            raise _private(name)
+        attrs = self._objserver_stub.metadata().attrs
+        if name not in attrs:
             raise errors.MemberNotFound(
                 f"remote object {self._objserver_reference} has no exposed attribute {name!r}"
+                f"{did_you_mean(name, attrs)}"
             )
         self._objserver_stub.invoke("__setattr__", (name, value), {})
 
@@ -191,6 +198,34 @@ class Proxy:
         """Collect calls and send them in one frame; see `Batch`."""
         return Batch(self)
 
+    # -- names that programs written for Pyro5 use ---------------------------------------------------
+
+    @property
+    def _pyroTimeout(self) -> float | None:
+        return self._objserver_stub.timeout_s
+
+    @property
+    def _pyroUri(self) -> Reference:
+        return self._objserver_reference
+
+    def _pyroClaimOwnership(self) -> None:
+        """Nothing to do: no thread owns a proxy of ours."""
+
+    def _pyroBind(self) -> None:
+        self._objserver_stub.metadata()
+
+    def _pyroRelease(self) -> None:
+        self.release()
+
+
+def _private(name: str) -> AttributeError:
+    if name.startswith("_pyro"):
+        return AttributeError(
+            f"{name} belongs to Pyro5's own Proxy; here timeouts, serializers and the like are options of "
+            "Proxy(...) and of proxy.calling(...)"
+        )
+    return AttributeError(f"{name!r} is private and so never remote")
+
 
 class _RemoteMethod:
     """`proxy.name`, ready to be called."""
@@ -218,7 +253,8 @@ class Batch:
             batch.withdraw(2)
         balances = list(batch.results())
 
-    `results()` yields the results in order and raises where a call did.
+    `results()` yields the results in order and raises where a call did.  `batch()` sends and returns them, as
+    with Pyro5's BatchProxy.
     """
 
     def __init__(self, proxy: Proxy) -> None:
@@ -228,7 +264,7 @@ class Batch:
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         if name.startswith("_"):
-            raise AttributeError(f"{name!r} is private and so never remote")
+            raise _private(name)
 
         def collect(*args: Any, **kwargs: Any) -> None:
             self._calls.append((name, args, kwargs))
@@ -251,12 +287,23 @@ class Batch:
         if calls:
             self._values = self._proxy._objserver_stub.invoke("<batch>", calls, {}, flags) or []
 
+    def __call__(self, oneway: bool = False) -> Iterator[Any]:
+        self.send(oneway=oneway)
+        return self.results()
+
     def results(self) -> Iterator[Any]:
         """The results of the last `send`, in order; raises at the call that failed."""
-        for value in self._values:
-            if isinstance(value, pyro5.ExceptionWrapper):
-                raise value.exception
-            yield value
+        if self._calls:
+            raise RuntimeError(
+                f"{len(self._calls)} calls of this batch are not sent yet: leave its `with` block, or send()"
+            )
+        return map(_value, self._values)
+
+
+def _value(result: Any) -> Any:
+    if isinstance(result, pyro5.ExceptionWrapper):
+        raise result.exception
+    return result
 
 
 def connect(reference: Reference | str, cls: type[T], **options: Any) -> T:

@@ -7,12 +7,13 @@ variable PYRO_NS_PORT), as Pyro5 does.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 from collections.abc import Callable
 from typing import Any
 
-from objserver import errors
+from objserver import errors, pyro5
 from objserver.references import NAMESERVER_ID, NAMESERVER_PORT, Location, Reference
 
 __all__ = ["name_server", "resolve"]
@@ -36,13 +37,31 @@ def resolve(reference: Reference, call: Callable[..., Any], timeout_s: float | N
     server = name_server(reference.location)
     try:
         if reference.protocol == "PYRONAME":
-            return Reference.parse(str(call(server, timeout_s, "lookup", reference.object_id)))
-        found = call(server, timeout_s, "yplookup", None, sorted(reference.tags), False)
+            return _lookup(reference.object_id, lambda name: call(server, timeout_s, "lookup", name))
+        found = call(server, timeout_s, "yplookup", sorted(reference.tags), None, False)
     except errors.ConnectFailed as problem:
         raise errors.NamingError(
             f"cannot resolve {reference}: no name server answers at {server.location}; "
             "start one with `objserver nameserver`"
         ) from problem
     if not found:
-        raise errors.NamingError(f"no object is registered with any of the tags {sorted(reference.tags)}")
+        raise errors.NamingError(f"no object is registered with all of the tags {sorted(reference.tags)}")
     return Reference.parse(str(random.choice(sorted(found.values()))))
+
+
+def _lookup(name: str, lookup: Callable[[str], Any]) -> Reference:
+    """What stands behind `name`, or behind the part of it that is a name, with the rest as the object's key.
+
+    Only `Account` is registered where `Account/alice` is meant: every key exists.
+    """
+    head, key = name, ""
+    while True:
+        try:
+            found = Reference.parse(str(lookup(head)))
+        except pyro5.NamingError:
+            head, slash, last = head.rpartition("/")
+            if not slash:
+                raise
+            key = f"/{last}{key}"
+        else:
+            return dataclasses.replace(found, object_id=found.object_id + key)

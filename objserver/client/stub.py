@@ -32,7 +32,8 @@ SURELY_OPEN_S = 0.05
 """A connection taken so recently is not checked for having been closed; the check costs a microsecond."""
 _LIMITS = Limits(frame_size_max=1 << 30)
 """A client trusts the server it chose more than a server its clients: Pyro5's own limit of 1 GiB."""
-_CODECS = Codecs(_LIMITS)
+_CODECS = Codecs(_LIMITS, marshal=True)
+"""marshal is used only by a proxy that was told to."""
 
 _ONEWAY, _EXCEPTION, _ITEM_STREAM = Flag.ONEWAY, Flag.EXCEPTION, Flag.ITEM_STREAM
 
@@ -139,9 +140,11 @@ class Stub:
         codec = connection.codec
         try:
             payload = codec.encode_call(pool.object_id, method, args, kwargs)
-        except BaseException:
+        except BaseException as problem:
             if len(args) != 1 or kwargs or not pyro5.is_blob(args[0]):
                 pool.put(connection)
+                if isinstance(problem, errors.SerializeError):
+                    problem.args = (f"an argument of {pool.object_id}.{method}: {problem}",)
                 raise
             try:
                 codec, payload, annotations = self._blob(connection, method, args[0])
@@ -153,7 +156,11 @@ class Stub:
         if facts is not None:
             annotations, correlation = _inherit(facts, connection, annotations, correlation)
             facts.caller.about_to_block()
-        reply = connection.call(codec, payload, flags, annotations, correlation, timeout_s)
+        try:
+            reply = connection.call(codec, payload, flags, annotations, correlation, timeout_s)
+        except errors.OutcomeUnknown as problem:
+            problem.args = (f"{pool.object_id}.{method}: {problem}",)
+            raise
         if reply is None:
             pool.put(connection)
             return None

@@ -12,6 +12,7 @@ more is read from that peer.
 from __future__ import annotations
 
 import logging
+import pathlib
 import socket
 import threading
 import traceback
@@ -47,6 +48,7 @@ Start = Callable[[Callable[[], None]], None]
 # As globals: reading an attribute of a class takes longer.
 _INVOKE, _KEEP_SERIALIZED = FrameType.INVOKE, Flag.KEEP_SERIALIZED
 _RESULTS = [plain_start(FrameType.RESULT, serializer_id) for serializer_id in range(256)]
+_OURS = str(pathlib.Path(__file__).parent.parent)
 _HTTP = (b"GET ", b"POST", b"HEAD", b"PUT ", b"OPTI", b"DELE", b"PATC", b"CONN")
 _HTTP_ANSWER = (
     b"HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n"
@@ -71,6 +73,7 @@ class Connection:
         self._codec: Codec = server.codecs.serpent
         self._payload_max = server.settings.limits.frame_size_max
         self.about_to_block = server.engine.about_to_block
+        self.no_longer_blocked = server.engine.no_longer_blocked
         self._recv = sock.recv
         self._send = sock.send
         self._admit = server.adapter.admit
@@ -194,7 +197,10 @@ class Connection:
                 answer[wire_extension.KEY] = Extension(frame_size_max=size).to_data()
             payload, kind = codec.encode(answer), FrameType.CONNECT_OK
         except BaseException as problem:  # a locator or a handshake check may raise anything
-            payload, kind = codec.encode(str(problem)), FrameType.CONNECT_FAIL
+            told: Any = str(problem)
+            if self.peer is not None and isinstance(problem, errors.ObjectNotFound):
+                codec, told = server.codecs.native, problem  # stock peers know text only
+            payload, kind = codec.encode(told), FrameType.CONNECT_FAIL
         self.send(encode_frame(kind, codec.serializer_id, 0, frame.sequence, payload))
         if kind == FrameType.CONNECT_OK:
             self.greeted = True
@@ -359,7 +365,7 @@ class Connection:
         if not isinstance(error, Exception):
             # SystemExit and its like end what raises them: here the call, never the caller's program.
             error = errors.RemoteError(f"{type(error).__name__}: {error}", type_name=type(error).__qualname__)
-        lines = traceback.format_exception(error) if self.server.settings.tracebacks else []
+        lines = _traceback_of(error) if self.server.settings.tracebacks else []
         try:
             setattr(error, "_pyroTraceback", lines)  # noqa: B010  (Pyro5's name for it, on any exception)
         except AttributeError:
@@ -467,3 +473,11 @@ class Connection:
             self.server.adapter.end_session(self.session)
         else:
             self.server.adapter.streams_orphaned(self.session)
+
+
+def _traceback_of(error: BaseException) -> list[str]:
+    """The lines of a traceback that begins in the servant: how we got there is of no interest."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_OURS):
+        trace = trace.tb_next
+    return traceback.format_exception(type(error), error, trace or error.__traceback__)

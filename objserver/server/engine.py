@@ -113,6 +113,9 @@ class WorkerEngine:
             self._leaders.leading = False
             self._appoint()
 
+    def no_longer_blocked(self) -> None:
+        """The wait that `about_to_block` announced is over."""
+
     def run_coroutine(
         self, coroutine: Coroutine[Any, Any, Any], done: Callable[[Any, BaseException | None], None]
     ) -> None:

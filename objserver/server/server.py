@@ -10,6 +10,7 @@ connections close, so a client sees a graceful end or its reply.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import ipaddress
 import logging
 import os
@@ -36,6 +37,7 @@ from objserver.references import DAEMON_ID, Location, Reference
 from objserver.server.connection import Connection
 from objserver.server.engine import WorkerEngine
 from objserver.server.poller import SocketPoller
+from objserver.server.pyro5_daemon import Pyro5Daemon
 from objserver.settings import ServerSettings
 from objserver.storage import Committer, Store, open_store
 
@@ -95,6 +97,7 @@ class ObjectServer:
             clock=self.clock,
             store=self._store,
             committer=self._committer,
+            pyro5_daemon=Pyro5Daemon(self),
         )
         self.adapter.register(DaemonObject(self.adapter, self._describe), DAEMON_ID, Shared(), Concurrent())
         self._state = "new"
@@ -125,6 +128,8 @@ class ObjectServer:
         Pyro5 keeps Pyro5's meaning (session unless @behavior says otherwise, called concurrently).
         Raises RegistrationError with the reason if this cannot be served.
         """
+        if self._state in ("stopping", "stopped"):
+            raise errors.RegistrationError(f"the server at {self.address} has stopped")
         if name is None:
             name = f"obj_{uuid.uuid4().hex}"
         self.adapter.register(class_or_instance, name, activation, threading)
@@ -292,7 +297,8 @@ def _listen(location: Location, insecure: bool) -> socket.socket:
         sock.listen(1024)
     except OSError as problem:
         sock.close()
-        raise errors.RegistrationError(f"cannot listen on {location}: {problem.strerror}") from problem
+        hint = "; choose another port, or 0 for any free one" if problem.errno == errno.EADDRINUSE else ""
+        raise errors.ListenFailed(f"cannot listen on {location}: {problem.strerror}{hint}", problem.errno)
     sock.setblocking(False)
     return sock
 

@@ -17,9 +17,10 @@ def open_store(url: str) -> Store:
     """Open the store at a URL, creating it if need be."""
     scheme, colon, _ = url.partition(":")
     if not colon or scheme != "sqlite":
-        # Only the scheme is repeated: the rest of a URL may hold a password.
+        # Of a URL only the scheme is repeated: the rest may hold a password.  Without a colon it is a path.
+        hint = f" (did you mean sqlite:///{url}?)" if url and not colon else ""
         raise errors.StoreError(
-            f"no store for {scheme + ':' if colon else 'a text without a scheme'}; supported are "
+            f"no store for {scheme + ':' if colon else 'a text without a scheme'}{hint}; supported are "
             "sqlite:///path (a file) and sqlite:// (memory); postgresql comes with a later release"
         )
     from objserver.storage.sqlite import SqliteStore

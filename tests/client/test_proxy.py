@@ -252,7 +252,7 @@ def test_a_proxy_travels_as_an_argument(proxy, bank):
 
 def test_an_unknown_object_cannot_be_connected_to(bank):
     uri = bank.reference.replace("bank", "nobody")
-    with pytest.raises(errors.ConnectFailed, match="unknown object"):
+    with pytest.raises((errors.ConnectFailed, errors.ObjectNotFound), match="unknown object"):
         Proxy(uri, timeout_s=WAIT_S).echo(1)
 
 
@@ -351,3 +351,69 @@ def test_the_handshake_carries_data_of_the_user(host, serializer):
         assert proxy.name() == "child"
     with pytest.raises(errors.ConnectFailed, match="no entry"):
         Proxy(reference, handshake="open up", serializer=serializer, timeout_s=WAIT_S).name()
+
+
+def test_what_was_not_sent_has_no_results(proxy):
+    batch = proxy.batch()
+    batch.add(1)
+    with pytest.raises(RuntimeError, match="1 calls of this batch are not sent"):
+        batch.results()
+    assert [*batch()] == [1]
+
+
+def test_unknown_names_come_with_a_suggestion(proxy):
+    with pytest.raises(errors.MemberNotFound, match="did you mean 'level'"):
+        proxy.levle
+    with pytest.raises(errors.MemberNotFound, match="did you mean 'level'"):
+        proxy.levle = 1
+
+
+def test_names_of_stock_proxies_work_or_are_explained(proxy):
+    proxy._pyroBind()
+    proxy._pyroClaimOwnership()
+    assert proxy._pyroTimeout == WAIT_S
+    proxy._pyroTimeout = 5
+    assert (proxy._pyroTimeout, proxy.add(1)) == (5, 1)
+    assert str(proxy._pyroUri) == str(proxy)
+    proxy._pyroRelease()
+    with pytest.raises(AttributeError, match="options of Proxy"):
+        proxy._pyroHandshake
+
+
+def test_errors_name_what_was_called():
+    go_on = threading.Event()
+
+    class Slow:
+        @Pyro5.api.expose
+        def wait(self, *args):
+            go_on.wait(WAIT_S)
+
+        @Pyro5.api.expose
+        def lock(self):
+            return threading.Lock()
+
+    with ObjectServer() as server:
+        uri = server.register(Slow, "Slow")
+        with Proxy(uri, timeout_s=0.1) as proxy, pytest.raises(errors.CallTimeout, match=r"^Slow\.wait: no"):
+            proxy.wait()
+        go_on.set()
+        with Proxy(uri, timeout_s=WAIT_S) as proxy:
+            with pytest.raises(errors.SerializeError, match=r"^an argument of Slow\.wait: .*lock"):
+                proxy.wait(threading.Lock())
+            with pytest.raises(errors.SerializeError, match=r"^the result of Slow\.lock: .*lock"):
+                proxy.lock()
+
+
+def test_an_unknown_object_is_not_found_at_our_server():
+    with ObjectServer() as server, pytest.raises(errors.ObjectNotFound, match=r"^unknown object 'Nope'"):
+        Proxy(f"PYRO:Nope@{server.address}", timeout_s=WAIT_S).anything()
+
+
+def test_a_server_that_was_not_started_does_not_hang_its_clients(monkeypatch):
+    monkeypatch.setattr("objserver.client.connection.HANDSHAKE_TIMEOUT_S", 0.1)
+    server = ObjectServer()
+    try:
+        with pytest.raises(errors.ConnectFailed, match="has it been started"):
+            Proxy(server.register(Child, "child")).name()
+    finally:
+        server.stop()

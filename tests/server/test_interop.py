@@ -12,7 +12,7 @@ from Pyro5 import protocol, serializers, socketutil
 from Pyro5.api import BatchProxy, SerializedBlob, current_context
 from Pyro5.core import DAEMON_NAME
 
-from objserver import ObjectServer, ServerSettings, current, expose, oneway
+from objserver import ObjectServer, ServerSettings, Shared, current, expose, oneway
 
 WAIT_S = 10
 
@@ -474,3 +474,58 @@ def test_an_unknown_serializer_is_refused_with_a_readable_answer(bank, stock, ki
     text = repr(serializers.serializers_by_id[answer.serializer_id].loads(answer.data))
     assert "99" in text
     assert answer.type == (protocol.MSG_CONNECTFAIL if kind == protocol.MSG_CONNECT else protocol.MSG_RESULT)
+
+
+def test_a_servant_written_for_pyro5_knows_its_daemon(server, stock):
+    closed = threading.Event()
+
+    class Resource:
+        def close(self):
+            closed.set()
+
+    class Part:
+        @Pyro5.api.expose
+        def name(self):
+            return "part"
+
+    class Factory:
+        @Pyro5.api.expose
+        def make(self):
+            part = Part()
+            self._pyroDaemon.register(part)
+            assert str(self._pyroDaemon.uriFor(part)) == f"PYRO:{part._pyroId}@{self._pyroDaemon.locationStr}"
+            return part
+
+        @Pyro5.api.expose
+        def hold(self):
+            self.resource = Resource()
+            current_context.track_resource(self.resource)
+            return self._pyroId
+
+    with stock(server.register(Factory, "Factory", activation=Shared())) as proxy:
+        with proxy.make() as part:
+            assert part.name() == "part"
+        assert proxy.hold() == "Factory"
+    assert closed.wait(WAIT_S)
+
+
+def test_a_reference_travels_to_stock_peers_as_a_uri(server):
+    class Book:
+        @Pyro5.api.expose
+        def note(self, uri):
+            return type(uri).__name__, str(uri)
+
+    reference = server.register(Child, "child")
+    daemon = Pyro5.api.Daemon(host="127.0.0.1", port=0)
+    uri = daemon.register(Book)
+    thread = threading.Thread(target=daemon.requestLoop, daemon=True)
+    thread.start()
+    try:
+        for serializer in ("serpent", "json", "msgpack", "marshal"):
+            with Pyro5.api.Proxy(uri) as proxy:
+                proxy._pyroSerializer = serializer
+                assert [*proxy.note(reference)] == ["URI", str(reference)]
+    finally:
+        daemon.shutdown()
+        thread.join(WAIT_S)
+        daemon.close()

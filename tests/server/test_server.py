@@ -561,7 +561,7 @@ def test_other_machines_are_not_let_in_by_accident():
 
 
 def test_an_address_in_use_is_named():
-    with ObjectServer() as server, pytest.raises(errors.RegistrationError, match="in use"):
+    with ObjectServer() as server, pytest.raises(OSError, match="in use; choose another port"):
         ObjectServer(server.address)
 
 
@@ -612,3 +612,39 @@ def in_threads(works):
     if problems:
         raise problems[0]
     return results
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"activation": Persistent}, r"write Persistent\(\), with parentheses"),
+        ({"activation": "persistent"}, "is no activation policy: choose one of PerRequest"),
+        ({"activation": Serial()}, "the other kind of policy"),
+        ({"threading": Serial}, r"write Serial\(\)"),
+        ({"threading": Shared()}, "the other kind of policy"),
+    ],
+)
+def test_what_is_no_policy_is_refused(server, options, sentence):
+    with pytest.raises(errors.RegistrationError, match=sentence):
+        server.register(Counter, "C", **options)
+
+
+def test_a_persistent_object_is_named_with_its_key(server):
+    server.register(Counter, "C", activation=Persistent())
+    for name in ("C", "C/"):
+        with pytest.raises(errors.ObjectNotFound, match="such as C/alice"):
+            Proxy(f"PYRO:{name}@{server.address}", timeout_s=WAIT_S).add()
+
+
+def test_a_state_error_names_the_attribute(server):
+    server.register(Counter, "C", activation=Persistent())
+    (proxy,) = proxies(server, "C/a", 1)
+    with pytest.raises(errors.StateError, match="its attribute 'n' is a lock"):
+        proxy.spoil()
+
+
+def test_nothing_is_registered_at_a_stopped_server():
+    with ObjectServer() as server:
+        pass
+    with pytest.raises(errors.RegistrationError, match="has stopped"):
+        server.register(Counter)
