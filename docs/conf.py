@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import builtins
+import importlib
 import inspect
 import itertools
 import pathlib
@@ -15,28 +17,30 @@ from sphinx.util.docutils import SphinxDirective
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 import objserver
-from objserver import settings
 
 project = "objserver"
 author = "the objserver authors"
+project_copyright = f"2026, {author}"
 release = version = objserver.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
+default_role = "code"  # docstrings are written with single backticks
 html_theme = "furo"
 html_title = f"objserver {release}"
 exclude_patterns = ["_build"]
 
 
 class LimitsTable(SphinxDirective):
-    """`{limits-table} Limits`: name, default and reason of every field, from the class's source."""
+    """`{limits-table} package.Class`: name, default and reason of every field, from the class's source."""
 
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        cls = getattr(settings, self.arguments[0])
+        module, _, name = self.arguments[0].rpartition(".")
+        cls = getattr(importlib.import_module(module), name)
         body = ast.parse(inspect.getsource(cls)).body[0].body
         lines = ["| setting | default | reason |", "|---|---|---|"]
         for field, reason in itertools.pairwise(body):
@@ -65,6 +69,15 @@ def _indented_is_code(app: Sphinx, what: str, name: str, obj: object, opts: obje
             lines[at:at] = ["::", ""]
 
 
+def _say_whose(app: Sphinx, name: str, obj: object, opts: object, bases: list[object]) -> None:
+    """Bases are shown by their last name only, and Pyro5 has a TimeoutError too."""
+    for at, base in enumerate(bases):
+        module = getattr(base, "__module__", builtins.__name__)
+        if module.startswith("Pyro5"):
+            bases[at] = f"``{module}.{base.__qualname__}``"
+
+
 def setup(app: Sphinx) -> None:
+    app.connect("autodoc-process-bases", _say_whose)
     app.connect("autodoc-process-docstring", _indented_is_code)
     app.add_directive("limits-table", LimitsTable)

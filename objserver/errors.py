@@ -102,7 +102,12 @@ class ServerBusy(ObjectError):
 
 
 class Deadlock(ObjectError):
-    """The call would have waited for an invocation of its own call chain."""
+    """The call would have waited for an invocation of its own call chain.
+
+    `cycle` are the calls in question, outermost first, as `object.method`.
+    """
+
+    cycle: tuple[str, ...] = ()
 
 
 class ActivationError(ObjectError):

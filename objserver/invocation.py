@@ -23,6 +23,8 @@ class Client(Protocol):
 
     address: Any
     session: str
+    session_is_connection: bool
+    """A stock client has no session beyond its connection."""
 
     def about_to_block(self) -> None:
         """The calling thread is going to wait for the network: another may take its place meanwhile.
@@ -68,7 +70,7 @@ class Facts:
     def id(self) -> str:
         """Names this invocation in the call chains of the calls it makes; made when first asked for."""
         if not self._id:
-            self._id = uuid.uuid4().hex
+            self._id = f"{self.object_id}.{self.method} {uuid.uuid4().hex}"
         return self._id
 
     @property
@@ -109,9 +111,7 @@ class Current:
     @property
     def key(self) -> str:
         """What follows `Name/` in the object id, decoded; empty without a key."""
-        from urllib.parse import unquote
-
-        return unquote(self._facts().key)
+        return self._facts().key
 
     @property
     def method(self) -> str:

@@ -47,6 +47,7 @@ __all__ = [
     "enter_call_context",
     "introduce",
     "is_blob",
+    "leave_call_context",
     "proxy_state",
     "serialized_blob",
     "travels_as_uri",
@@ -132,6 +133,17 @@ def serialized_blob(info: object, message: object) -> object:
     return SerializedBlob(info, received, is_blob=True)
 
 
-def enter_call_context(values: Mapping[str, Any]) -> None:
-    """Show a call to code that reads `Pyro5.api.current_context` (client address, annotations, ids)."""
+def enter_call_context(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Show a call to code that reads `Pyro5.api.current_context` (client address, annotations, ids).
+
+    Returns what `leave_call_context` takes: nobody else on this thread may see the call.
+    """
+    before = dict(current_context.__dict__)
     current_context.__dict__.update(values)
+    return before
+
+
+def leave_call_context(before: Mapping[str, Any]) -> None:
+    """Show again what was there before."""
+    current_context.__dict__.clear()
+    current_context.__dict__.update(before)

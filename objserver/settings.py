@@ -44,6 +44,10 @@ class ServerSettings:
     workers_max: int = 34
     """Threads that run servants.  One makes the server iterative.  With the listener's helpers the
     process stays below 40, however many connections there are."""
+    workers_blocked_max: int = 256
+    """Threads beyond `workers_max` whose servants wait for answers of other objects.  Those may live in this
+    server, and a worker must be left to run them; each waiting thread costs its stack.  Beyond it the
+    servant's call gets ServerBusy."""
     connections_max: int = 10_000
     """Open connections; each costs a descriptor and a few kB, no thread."""
     handshake_timeout_s: float = 5.0
@@ -62,6 +66,12 @@ class ServerSettings:
     """How long an item stream lives at all; 0 is without end (Pyro5's ITER_STREAM_LIFETIME)."""
     streams_max: int = 1_000
     """Open item streams of a server."""
+    streams_per_session_max: int = 100
+    """... and of one client session, so that one does not take them all."""
+    active_objects_max: int = 100_000
+    """Servants that are active or being made, over all policies; beyond it callers get ServerBusy."""
+    unsent_memory_max: int = 256 * MiB
+    """Bytes of replies that wait for all peers that do not read; who adds to it beyond is disconnected."""
     drain_timeout_s: float = 10.0
     """How long stop() waits for invocations in progress."""
     marshal: bool = False

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from objserver.adapter.invocation import EMPTY
 from objserver.adapter.mailbox import Mailbox
 from objserver.adapter.policies import (
     ActivationPolicy,
@@ -22,9 +23,6 @@ from objserver.adapter.policies import (
 from objserver.adapter.skeleton import Skeleton
 
 __all__ = ["EMPTY", "Activation", "Registration"]
-
-EMPTY: Any = type("Empty", (), {"__repr__": lambda self: "<no servant>"})()
-"""In place of a servant: a servant may be falsy, or even None-like, so nothing but identity is asked."""
 
 
 class Registration:
@@ -47,6 +45,10 @@ class Registration:
         self.skeleton = skeleton
         """None for a locator: each servant has the skeleton of its own class."""
         self.instance = instance
+        self.skeleton_seen = skeleton
+        """... of which the first stands for all when a client asks what the object offers."""
+        self.located = skeleton is None and isinstance(activation, Shared)
+        """A locator says which servant it is; a new one is never made."""
         self.keyed = skeleton is None or isinstance(activation, Persistent)
         self.persistent = isinstance(activation, Persistent)
         self.transient = isinstance(activation, PerRequest) or (
@@ -77,7 +79,9 @@ class Activation:
         "object_id",
         "plain",
         "registration",
+        "resettle",
         "saved",
+        "saving",
         "seen_at",
         "servant",
         "skeleton",
@@ -100,6 +104,10 @@ class Activation:
         self.epoch = 0
         self.version = 0
         self.saved: bytes | None = None
+        self.saving = False
+        """A save is under way: one at a time, so that the version it goes with is known."""
+        self.resettle: list[Callable[[], None]] = []
+        """Invocations that ended meanwhile, to be settled after it."""
         self.streams = 0
         self.last_used = 0
         """Number of the last invocation: an order among activations that costs no look at the clock."""

@@ -20,8 +20,10 @@ __all__ = ["ActiveObjects"]
 class ActiveObjects:
     """Every method may be called from any thread.  `get` is the plain dict's, for the path of a call."""
 
-    def __init__(self) -> None:
+    def __init__(self, size_max: int) -> None:
         self._lock = threading.Lock()
+        self._size_max = size_max
+        self._retired: set[Activation] = set()
         self._by_slot: dict[Any, Activation] = {}
         self._ids: dict[int, str] = {}
         self.get = self._by_slot.get
@@ -41,6 +43,10 @@ class ActiveObjects:
                 raise errors.ServerBusy(
                     f"{registration.name} already serves {registration.active} client sessions (its capacity)"
                 )
+            if len(self._by_slot) >= self._size_max:
+                raise errors.ServerBusy(
+                    f"{len(self._by_slot)} objects are active (setting active_objects_max)"
+                )
             self._by_slot[made.slot] = made
             registration.active += 1
             return made
@@ -51,14 +57,24 @@ class ActiveObjects:
             if self._by_slot.get(activation.slot) is activation:
                 del self._by_slot[activation.slot]
                 activation.registration.active -= 1
+            self._retired.discard(activation)
+
+    def retire(self, activation: Activation) -> None:
+        """Nobody finds it any more, but it is there until it has ended and is removed."""
+        with self._lock:
+            if self._by_slot.get(activation.slot) is activation:
+                del self._by_slot[activation.slot]
+                activation.registration.active -= 1
+                self._retired.add(activation)
 
     def name(self, servant: object, object_id: str) -> None:
         """From now on `servant` incarnates `object_id`."""
         self._ids[id(servant)] = object_id
 
-    def unname(self, servant: object) -> None:
+    def unname(self, servant: object, object_id: str) -> None:
         """No longer."""
-        self._ids.pop(id(servant), None)
+        if self._ids.get(id(servant)) == object_id:
+            del self._ids[id(servant)]
 
     def id_of(self, servant: object) -> str | None:
         """The id of the object that `servant` incarnates, if it does."""
@@ -67,7 +83,7 @@ class ActiveObjects:
     def all(self) -> list[Activation]:
         """Every activation there is."""
         with self._lock:
-            return list(self._by_slot.values())
+            return [*self._by_slot.values(), *self._retired]
 
     def of(self, registration: Registration) -> list[Activation]:
         """The activations of one registration."""
@@ -99,11 +115,17 @@ class ActiveObjects:
             timeout = getattr(activation.registration.activation, "idle_timeout_s", None)
             if timeout is None:
                 continue
-            if activation.last_used != activation.last_seen or not activation.mailbox.idle:
+            used = activation.last_used != activation.last_seen
+            if used or activation.streams or not activation.mailbox.idle:
                 activation.last_seen, activation.seen_at = activation.last_used, now
             elif now - activation.seen_at >= timeout:
                 idle.append(activation)
         return idle
+
+    @property
+    def waiting(self) -> int:
+        """How many invocations wait, in all mailboxes."""
+        return sum(len(a.mailbox.waiting) for a in self.all())
 
     @property
     def busy(self) -> int:

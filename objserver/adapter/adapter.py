@@ -6,9 +6,10 @@ It owns the table of what is registered.  A request passes through it as
     run      make the servant if there is none, call it, encode the result
     settle   save changed state through the committer, send the reply, leave the mailbox
 
-`admit` never runs foreign code (a Shared locator excepted) and decides the order; `run` may take as long as
-the servant likes. They are apart so that the engine can let another thread lead while a servant runs,
-without losing the order in which requests came. The adapter has no thread and no socket: its engine runs
+`admit` decides the order and never runs foreign code; `run` may take as long as the servant likes.  They
+are apart so that the engine can let another thread lead while a servant runs, without losing the order in
+which requests came.  What a Shared locator says is foreign code too: such an invocation is admitted twice,
+first to be located, then to the servant. The adapter has no thread and no socket: its engine runs
 what it submits, callers send what it encodes, the clock is an argument.
 
 A plain call (one method, no batch, no stream, a servant that is there) is what nearly all calls are.  It goes
@@ -17,20 +18,21 @@ through as few Python functions as the stages allow, because each costs more tha
 
 from __future__ import annotations
 
-import inspect
 import logging
 import traceback
 from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Future
 from functools import partial
 from threading import Lock
 from types import CoroutineType
 from typing import Any, Protocol
+from urllib.parse import unquote
 
 from objserver import errors, pyro5
 from objserver.adapter import state
 from objserver.adapter.activation import EMPTY, Activation, Registration
 from objserver.adapter.active import ActiveObjects
-from objserver.adapter.invocation import Invocation
+from objserver.adapter.invocation import Caller, Invocation
 from objserver.adapter.mailbox import Mailbox
 from objserver.adapter.policies import (
     ActivationPolicy,
@@ -44,11 +46,12 @@ from objserver.adapter.policies import (
 )
 from objserver.adapter.servants import ServantManager, skeleton_of
 from objserver.adapter.skeleton import Skeleton
-from objserver.adapter.streams import StreamTable
+from objserver.adapter.streams import Stream, StreamTable
 from objserver.clock import Clock
 from objserver.codecs import Codecs
 from objserver.invocation import in_progress
 from objserver.references import DAEMON_ID, Reference
+from objserver.references import object_id as reference_id
 from objserver.settings import ServerSettings
 from objserver.storage import Change, Committer, Store
 
@@ -71,6 +74,7 @@ class _Nobody:
 
     address = None
     session = ""
+    session_is_connection = False
 
     def about_to_block(self) -> None:
         pass
@@ -125,7 +129,7 @@ class ObjectAdapter:
         self._pyro5_daemon = pyro5_daemon
         self._lock = Lock()
         self._registrations: dict[str, Registration] = {}
-        self._active = ActiveObjects()
+        self._active = ActiveObjects(settings.active_objects_max)
         self._activation_at = self._active.get
         self._servants = ServantManager(codecs, store)
         self.invocations = 0
@@ -141,7 +145,7 @@ class ObjectAdapter:
     ) -> Registration:
         """Serve a class, an instance or a locator (a function from key to servant) under `name`."""
         is_class = isinstance(thing, type)
-        is_locator = not is_class and (inspect.isroutine(thing) or isinstance(thing, partial))
+        is_locator = not is_class and callable(thing) and Skeleton.of(type(thing)).empty
         skeleton = None if is_locator else Skeleton.of(thing if is_class else type(thing))
         if skeleton is not None and skeleton.empty:
             hint = "decorate it, or some of its methods, with @expose"
@@ -188,8 +192,12 @@ class ObjectAdapter:
                 raise errors.ObjectNotFound(f"nothing is registered as {name!r}")
         registration.removed = True
         if registration.instance is not EMPTY:
-            self._active.unname(registration.instance)
+            self._active.unname(registration.instance, name)
+            for other in list(self._registrations.values()):
+                if other.instance is registration.instance:
+                    self._active.name(other.instance, other.name)
         for activation in self._active.of(registration):
+            self._active.retire(activation)
             self.end(activation)
 
     def registered(self) -> list[str]:
@@ -197,7 +205,7 @@ class ObjectAdapter:
         return list(self._registrations)
 
     def find(self, object_id: str) -> tuple[Registration, str]:
-        """The registration an object id belongs to, and the key inside it."""
+        """The registration an object id belongs to, and the key inside it, decoded."""
         registration = self._registrations.get(object_id)
         if registration is not None and not registration.persistent:
             return registration, ""
@@ -210,17 +218,17 @@ class ObjectAdapter:
         while at > 0:
             registration = self._registrations.get(object_id[:at])
             if registration is not None and registration.keyed:
-                return registration, object_id[at + 1 :]
+                return registration, unquote(object_id[at + 1 :])
             at = object_id.rfind("/", 0, at)
         raise errors.ObjectNotFound(f"unknown object {object_id!r}: nothing of that name is served here")
 
     def metadata(self, object_id: str) -> dict[str, set[str]]:
-        """What a proxy must know of an object: exposed `methods`, `oneway` methods and `attrs`."""
+        """What a proxy must know of an object: exposed `methods`, `oneway` methods and `attrs`.
+
+        Runs foreign code where a locator has not been asked before.
+        """
         registration, key = self.find(object_id)
-        skeleton = registration.skeleton
-        if skeleton is None:
-            skeleton = skeleton_of(registration.make(key), object_id)
-        return skeleton.metadata
+        return self._servants.offers(registration, key, object_id).metadata
 
     def reference_id(self, servant: object) -> str | None:
         """The id of the object that `servant` incarnates here, if it does."""
@@ -233,9 +241,11 @@ class ObjectAdapter:
         self.invocations += 1
         try:
             if invocation.object_id == DAEMON_ID and invocation.method == "get_next_stream_item":
-                return self._offer(self._route_to_stream(invocation), invocation)
+                return self._admit_to_stream(invocation)
             while True:
                 activation = self._activation_at(invocation.object_id) or self._activation_for(invocation)
+                if activation is None:
+                    return True
                 skeleton = activation.skeleton
                 if skeleton is not None:
                     member = skeleton.methods.get(invocation.method)
@@ -253,17 +263,20 @@ class ObjectAdapter:
                             mailbox.running.append(invocation)  # as offer would
                             return True
                         return mailbox.offer(invocation)
-        except BaseException as problem:  # a locator may raise anything
-            reply = self._encode(invocation, None, problem)
-            if not invocation.oneway:
-                invocation.caller.send(reply)
+        except BaseException as problem:
+            self._refuse(invocation, problem)
             return False
 
-    def _offer(self, activation: Activation, invocation: Invocation) -> bool:
-        """Into the mailbox of this very activation, if it is still there."""
+    def _refuse(self, invocation: Invocation, problem: BaseException) -> None:
+        reply = self._encode(invocation, None, problem)
+        if not invocation.oneway:
+            invocation.caller.send(reply)
+
+    def _offer(self, activation: Activation, invocation: Invocation) -> bool | None:
+        """Into the mailbox of this very activation; None if it has ended."""
         with activation.lock:
             invocation.activation = activation
-            return not activation.ended and activation.mailbox.offer(invocation)
+            return None if activation.ended else activation.mailbox.offer(invocation)
 
     def _resolve(self, invocation: Invocation, skeleton: Skeleton) -> None:
         """Find what to call; MemberNotFound refuses the invocation before it waits for anything."""
@@ -280,6 +293,9 @@ class ObjectAdapter:
         """Run an admitted invocation, and then those that its end lets this thread run."""
         while invocation is not None:
             activation = invocation.activation
+            if activation is None:
+                invocation = self._locate(invocation)
+                continue
             token = in_progress.set(invocation)
             value: Any = None
             error = None
@@ -290,13 +306,27 @@ class ObjectAdapter:
                     )
                 else:
                     value = self._perform(invocation)
+                if type(value) is CoroutineType:
+                    # Here, where the invocation is in the context that the coroutine will inherit.
+                    self._engine.run_coroutine(value, partial(self._coroutine_done, invocation))
+                    return
             except BaseException as problem:
                 error = problem
-            in_progress.reset(token)
-            if type(value) is CoroutineType:
-                self._engine.run_coroutine(value, partial(self._coroutine_done, invocation))
-                return
+                if type(value) is CoroutineType:
+                    value.close()
+            finally:
+                in_progress.reset(token)
             invocation = self._settle(invocation, value, error)
+
+    def _locate(self, invocation: Invocation) -> Invocation | None:
+        """Ask a Shared locator which servant it is, then admit the invocation to that one."""
+        try:
+            registration, key = self.find(invocation.object_id)
+            invocation.located = self._servants.make(registration, key, invocation.object_id)
+        except BaseException as problem:
+            self._refuse(invocation, problem)
+            return None
+        return invocation if self.admit(invocation) else None
 
     def _perform(self, invocation: Invocation) -> Any:
         """The long way: whatever is more than one call of a servant that is there."""
@@ -313,38 +343,37 @@ class ObjectAdapter:
             self._resolve(invocation, skeleton)
         if not skeleton.written_for_pyro5:
             return self._call(servant, invocation)
-        pyro5.enter_call_context(invocation.caller.pyro5_context(invocation))
+        before = pyro5.enter_call_context(invocation.caller.pyro5_context(invocation))
         try:
             return self._call(servant, invocation)
         finally:
             if pyro5.call_context.response_annotations:
                 invocation.response_annotations.update(pyro5.call_context.response_annotations)
+            pyro5.leave_call_context(before)
 
     def _call(self, servant: Any, invocation: Invocation) -> Any:
         if invocation.batch is None:
             assert invocation.member is not None
             return invocation.member.call(servant, *invocation.args, **invocation.kwargs)
-        if any(member.asynchronous for member, _, _ in invocation.members):
-            return self._batch_async(servant, invocation)
         values: list[Any] = []
         for member, args, kwargs in invocation.members:
             try:
-                values.append(member.call(servant, *args, **kwargs))
+                value = member.call(servant, *args, **kwargs)
+                values.append(self._awaited(value) if type(value) is CoroutineType else value)
             except Exception as problem:
                 values.append(self._wrapped(problem))
                 break
         return values
 
-    async def _batch_async(self, servant: Any, invocation: Invocation) -> list[Any]:
-        values: list[Any] = []
-        for member, args, kwargs in invocation.members:
-            try:
-                value = member.call(servant, *args, **kwargs)
-                values.append(await value if member.asynchronous else value)
-            except Exception as problem:
-                values.append(self._wrapped(problem))
-                break
-        return values
+    def _awaited(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """The outcome of a coroutine inside a batch, for which this worker waits."""
+        outcome: Future[Any] = Future()
+
+        def done(value: Any, error: BaseException | None) -> None:
+            outcome.set_exception(error) if error is not None else outcome.set_result(value)
+
+        self._engine.run_coroutine(coroutine, done)
+        return outcome.result()
 
     def _wrapped(self, problem: Exception) -> object:
         """What stands in a batch's results for a call that raised."""
@@ -353,65 +382,112 @@ class ObjectAdapter:
         return pyro5.ExceptionWrapper(problem)
 
     def _coroutine_done(self, invocation: Invocation, value: Any, error: BaseException | None) -> None:
+        # On the event loop: what may run code of the user's is a worker's business.
+        activation = invocation.activation
+        if activation.registration.persistent or activation.registration.transient:
+            self._engine.submit(partial(self._settle_and_run, invocation, value, error))
+            return
         following = self._settle(invocation, value, error)
         if following is not None:
             self._engine.submit(partial(self.run, following))
 
+    def _settle_and_run(self, invocation: Invocation, value: Any, error: BaseException | None) -> None:
+        self.run(self._settle(invocation, value, error))
+
     def _settle(self, invocation: Invocation, value: Any, error: BaseException | None) -> Invocation | None:
         """Encode, save, send, leave.  Returns the invocation that this thread should run next."""
         activation = invocation.activation
-        if error is None and invocation.plain and type(value) in _VALUES:
-            try:
-                reply = invocation.caller.encode_result(invocation, value)
-            except Exception as problem:
-                reply = self._encode(invocation, None, _unsendable(invocation, problem))
-            if activation.plain:
-                invocation.caller.send(reply)
-                mailbox = activation.mailbox
-                with activation.lock:
-                    if not mailbox.waiting:
-                        mailbox.running.remove(invocation)  # as leave would
-                        return None
-                return self._leave(invocation)
-        else:
-            reply = self._encode(invocation, value, error)
-        if activation.registration.persistent and activation.servant is not EMPTY and not invocation.readonly:
-            try:
-                data = state.capture(activation.servant, self.codecs)
-            except errors.StateError as problem:
-                # The servant is no longer what the store can hold: it goes, and the object stays as it was.
-                self._discard(activation)
-                reply = self._encode(invocation, None, problem)
+        try:
+            if error is None and invocation.plain and type(value) in _VALUES:
+                try:
+                    reply = invocation.caller.encode_result(invocation, value)
+                except BaseException as problem:
+                    reply = self._encode(invocation, None, _unsendable(invocation, problem))
+                if activation.plain:
+                    invocation.caller.send(reply)
+                    mailbox = activation.mailbox
+                    with activation.lock:
+                        if not mailbox.waiting:
+                            mailbox.running.remove(invocation)  # as leave would
+                            return None
+                    return self._leave(invocation)
             else:
-                if data != activation.saved:
-                    self._save(invocation, data, reply)
+                reply = self._encode(invocation, value, error)
+            if activation.registration.persistent and not invocation.readonly:
+                if activation.servant is EMPTY and error is None and not invocation.ends:
+                    lost = errors.StoreError(
+                        f"{invocation.object_id} was dropped while this call ran in it: another call's "
+                        "change could not be stored; nothing of this one was"
+                    )
+                    reply = self._encode(invocation, None, lost)
+                elif (
+                    activation.servant is not EMPTY
+                    and not self._inside_its_own_chain(invocation)
+                    and self._save(invocation, value, error, reply)
+                ):
                     return None
-        if not invocation.oneway:
-            invocation.caller.send(reply)
+            if not invocation.oneway:
+                invocation.caller.send(reply)
+        except BaseException:
+            log.exception("%s.%s could not be settled", invocation.object_id, invocation.method)
+            if activation.registration.persistent:
+                self._discard(activation)
+            self._refuse(invocation, errors.RemoteError("the outcome of the call could not be sent"))
         return self._leave(invocation)
 
-    def _save(self, invocation: Invocation, data: bytes, reply: bytes) -> None:
+    @staticmethod
+    def _inside_its_own_chain(invocation: Invocation) -> bool:
+        """A call that its own caller waits for inside the same object: the caller saves what both changed."""
+        chain = invocation.chain
         activation = invocation.activation
+        if not chain or activation.saving:
+            return False
+        with activation.lock:
+            return any(inside.id in chain for inside in activation.mailbox.running)
+
+    def _save(self, invocation: Invocation, value: Any, error: BaseException | None, reply: bytes) -> bool:
+        """Save what changed; True if the reply is sent later, when it is safe (or the save has failed)."""
+        activation = invocation.activation
+        with activation.lock:
+            if activation.saving:
+                activation.resettle.append(partial(self._settle_and_run, invocation, value, error))
+                return True
+            activation.saving = True
+        try:
+            data = state.capture(activation.servant, self.codecs)
+            version = state.state_version(activation.servant)
+        except BaseException as problem:
+            # The servant is no longer what the store can hold: it goes, and the object stays as it was.
+            self._saved(activation)
+            self._engine.submit(partial(self._save_failed, invocation, problem))
+            return True
+        if data == activation.saved:
+            self._saved(activation)
+            return False
         change = Change(
             type=activation.registration.name,
             key=activation.key,
             epoch=activation.epoch,
             version=activation.version,
             codec=state.CODEC,
-            state_version=state.state_version(activation.servant),
+            state_version=version,
             state=data,
         )
 
         def done(problem: BaseException | None) -> None:
-            nonlocal reply
-            if problem is None:
-                activation.version += 1
-                activation.saved = data
-            else:
-                self._discard(activation)
-                reply = self._encode(invocation, None, problem)
+            # On the committer's thread: what may run code of the user's is a worker's business.
+            if problem is not None:
+                self._saved(activation)
+                self._engine.submit(partial(self._save_failed, invocation, problem))
+                return
+            activation.version += 1
+            activation.saved = data
+            self._saved(activation)
             if not invocation.oneway:
                 invocation.caller.send(reply)
+            if invocation.ends or activation.servant is EMPTY:
+                self._engine.submit(partial(self._leave_and_run, invocation))
+                return
             following = self._leave(invocation)
             if following is not None:
                 self._engine.submit(partial(self.run, following))
@@ -421,6 +497,22 @@ class ObjectAdapter:
             self._committer.submit(change, done)
         except errors.ObjServerError as problem:
             done(problem)
+        return True
+
+    def _saved(self, activation: Activation) -> None:
+        with activation.lock:
+            activation.saving = False
+            resettle, activation.resettle = activation.resettle, []
+        for settle in resettle:
+            self._engine.submit(settle)
+
+    def _save_failed(self, invocation: Invocation, problem: BaseException) -> None:
+        self._discard(invocation.activation)
+        self._refuse(invocation, problem)
+        self._leave_and_run(invocation)
+
+    def _leave_and_run(self, invocation: Invocation) -> None:
+        self.run(self._leave(invocation))
 
     def _encode(self, invocation: Invocation, value: Any, error: BaseException | None) -> bytes:
         if error is None:
@@ -435,7 +527,7 @@ class ObjectAdapter:
                 if kind in _LAZY_VIEWS:
                     raise errors.SerializeError("a dict view is not sent; return list(...) of it")
                 return invocation.caller.encode_result(invocation, value)
-            except Exception as problem:
+            except BaseException as problem:
                 error = _unsendable(invocation, problem)
         if isinstance(error, (errors.ActivationError, errors.StoreError)):
             # The caller is told, but who runs the server has to do something about it.
@@ -469,28 +561,34 @@ class ObjectAdapter:
 
     # -- activation ----------------------------------------------------------------------------------
 
-    def _activation_for(self, invocation: Invocation) -> Activation:
-        """Find or make the activation that a new invocation of an object belongs to."""
-        object_id = invocation.object_id
-        registration, key = self.find(object_id)
+    def _activation_for(self, invocation: Invocation) -> Activation | None:
+        """Find or make the activation of a new invocation; None if it must be located first."""
+        registration, key = self.find(invocation.object_id)
         policy = registration.activation
+        object_id = registration.name if not key else reference_id(registration.name, key)
         slot: Any = object_id
         servant = registration.instance
         if isinstance(policy, PerRequest):
             slot = object()
         elif isinstance(policy, PerClient):
             slot = (object_id, invocation.caller.session)
-        elif registration.skeleton is None and isinstance(policy, Shared):
-            servant = registration.make(key)
+        elif registration.located:
+            servant = invocation.located
+            if servant is EMPTY:
+                return None
             slot = (registration.name, id(servant))
-        found = self._active.get(slot)
+        found = self._activation_at(slot)
         if found is not None:
             return found
         mailbox = Mailbox(registration.threading, self.settings.mailbox_size_max)
         made = Activation(slot, object_id, key, registration, mailbox, self._clock.monotonic())
         if servant is not EMPTY:
             self._incarnated(made, servant, skeleton_of(servant, object_id))
+            self._active.name(servant, object_id)
         made = self._active.add(made)
+        if registration.removed:
+            self._active.remove(made)
+            raise errors.ObjectNotFound(f"{registration.name!r} has been unregistered")
         for activation in self._active.surplus(registration):
             self.end(activation)
         return made
@@ -530,13 +628,17 @@ class ObjectAdapter:
             activation.ending = True
         invocation = Invocation(_NOBODY, activation.object_id, "on_passivate")
         invocation.ends = True
+        self._run_errand(activation, invocation)
+
+    def _run_errand(self, activation: Activation, invocation: Invocation) -> None:
+        invocation.errand = invocation.oneway = True
         if self._offer(activation, invocation):
             self._engine.submit(partial(self.run, invocation))
 
     def _close(self, activation: Activation) -> None:
         servant = self._servants.close(activation)
         if servant is not EMPTY:
-            self._active.unname(servant)
+            self._active.unname(servant, activation.object_id)
 
     def _discard(self, activation: Activation) -> None:
         """Drop a servant whose memory may differ from the store; the next call loads the object again."""
@@ -545,20 +647,21 @@ class ObjectAdapter:
             activation.mailbox.open = False
 
     def end_session(self, session: str) -> None:
-        """A client session is over: its PerClient servants end, its streams linger."""
-        self.streams_orphaned(session)
+        """A client session is over: its PerClient servants end."""
         for activation in self._active.of_session(session):
             self.end(activation)
 
-    def streams_orphaned(self, session: str) -> None:
-        """A client's connection is gone: its streams linger."""
-        for stream in self.streams.orphan(session, self._clock.monotonic()):
-            self._stream_ended(stream.activation)
+    def disconnected(self, caller: Caller) -> None:
+        """A connection is gone: its streams linger, and with a stock client its session ends."""
+        for stream in self.streams.orphan(caller, self._clock.monotonic()):
+            self._end_stream(stream)
+        if caller.session_is_connection:
+            self.end_session(caller.session)
 
     def housekeeping(self, now: float) -> None:
         """Passivate what has been idle too long, close what outlived its time.  Call about once a second."""
         for stream in self.streams.expire(now):
-            self._stream_ended(stream.activation)
+            self._end_stream(stream)
         for activation in self._active.idle(now):
             self.end(activation)
 
@@ -582,41 +685,57 @@ class ObjectAdapter:
 
     def _open_stream(self, invocation: Invocation, iterator: Iterator[Any]) -> str:
         activation = invocation.activation
-        stream_id = self.streams.open(
-            iterator, activation, invocation.caller.session, self._clock.monotonic()
-        )
+        stream_id = self.streams.open(iterator, activation, invocation.caller, self._clock.monotonic())
         with activation.lock:
             activation.streams += 1
         return stream_id
 
-    def _route_to_stream(self, invocation: Invocation) -> Activation:
+    def _admit_to_stream(self, invocation: Invocation) -> bool:
         """The next item is drawn inside the mailbox of the object whose generator it is."""
-        args = invocation.args
-        stream_id = args[0] if args else None
-        stream = self.streams.claim(stream_id, invocation.caller.session)
-        invocation.work = partial(self._draw, stream_id, stream.iterator)
-        return stream.activation
+        stream_id = invocation.args[0] if invocation.args else None
+        stream = self.streams.claim(stream_id, invocation.caller)
 
-    def _draw(self, stream_id: Any, iterator: Iterator[Any], servant: Any) -> Any:
-        try:
-            return next(iterator)
-        except BaseException:
-            self.close_stream(stream_id)
-            raise
+        def draw(servant: Any) -> Any:
+            try:
+                return next(stream.iterator)
+            except BaseException:
+                if self.streams.close(str(stream_id)) is not None:
+                    self._stream_ended(stream.activation)
+                raise
+
+        invocation.work = draw
+        admitted = self._offer(stream.activation, invocation)
+        if admitted is None:
+            raise errors.ObjectNotFound("item stream terminated")
+        return admitted
 
     def close_stream(self, stream_id: str) -> None:
         """The client is done with a stream."""
         stream = self.streams.close(stream_id)
         if stream is not None:
-            self._stream_ended(stream.activation)
+            self._end_stream(stream)
+
+    def _end_stream(self, stream: Stream) -> None:
+        """Close the iterator where it ran, inside the mailbox: a generator may have a `finally`."""
+
+        def finish(servant: Any) -> None:
+            try:
+                close = getattr(stream.iterator, "close", None)
+                if close is not None:
+                    close()
+            finally:
+                self._stream_ended(stream.activation)
+
+        invocation = Invocation(_NOBODY, stream.activation.object_id, "close_stream")
+        invocation.work = finish
+        self._run_errand(stream.activation, invocation)
 
     def _stream_ended(self, activation: Activation) -> None:
+        """Inside the mailbox: who leaves it next sees that a PerRequest servant has nothing to stay for."""
         with activation.lock:
             activation.streams = max(0, activation.streams - 1)
-            last = not activation.streams
-        if last and (
-            activation.end_after_streams or isinstance(activation.registration.activation, PerRequest)
-        ):
+            ending = not activation.streams and activation.end_after_streams
+        if ending:
             self.end(activation)
 
     def reference(self, object_id: str, location: Any) -> Reference:
@@ -632,6 +751,9 @@ class ObjectAdapter:
             "activations": self._servants.activations,
             "passivations": self._servants.passivations,
             "active_objects": len(self._active),
+            "active_objects_max": self.settings.active_objects_max,
+            "active_by_name": {name: r.active for name, r in list(self._registrations.items())},
+            "invocations_waiting": self._active.waiting,
             "busy_objects": self.busy,
             "streams": len(self.streams),
             "streams_max": self.settings.streams_max,
@@ -639,7 +761,7 @@ class ObjectAdapter:
         }
 
 
-def _unsendable(invocation: Invocation, problem: Exception) -> Exception:
+def _unsendable(invocation: Invocation, problem: BaseException) -> BaseException:
     if isinstance(problem, errors.SerializeError):
         problem.args = (f"the result of {invocation.object_id}.{invocation.method}: {problem}",)
     return problem

@@ -7,7 +7,7 @@ object for both: every call makes one, and making two would show.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from objserver.adapter.skeleton import Member
 from objserver.invocation import Client, Facts
@@ -15,7 +15,10 @@ from objserver.invocation import Client, Facts
 if TYPE_CHECKING:
     from objserver.adapter.activation import Activation
 
-__all__ = ["Call", "Caller", "Invocation"]
+__all__ = ["EMPTY", "Call", "Caller", "Invocation"]
+
+EMPTY: Any = type("Empty", (), {"__repr__": lambda self: "<no servant>"})()
+"""In place of a servant: a servant may be falsy, or even None-like, so nothing but identity is asked."""
 
 Call = tuple[str, Sequence[Any], dict[str, Any]]
 """Method, positional and keyword arguments."""
@@ -43,9 +46,16 @@ class Invocation(Facts):
     """
 
     caller: Caller
-    activation: Activation
+    activation: Activation = cast("Activation", None)
+    """Set by `admit`."""
+    located: Any = EMPTY
+    """What a Shared locator found."""
     member: Member | None = None
     members: Sequence[Bound] = ()
+    errand = False
+    """Of the adapter's own making: it cannot be refused, since nobody would repeat it."""
+    weight: object = None
+    """Lives as long as the invocation, and with it what the server counts for its arguments."""
     work: Callable[[Any], Any] | None = None
     """Replaces the call: the next item of a stream is drawn through the same mailbox as everybody's calls."""
 

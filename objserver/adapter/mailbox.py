@@ -37,7 +37,7 @@ class Mailbox:
 
     def offer(self, invocation: Invocation) -> bool:
         """True: run it now.  False: it waits.  ServerBusy when too many wait, Deadlock when it would
-        wait for its own call chain."""
+        wait for its own call chain; the adapter's own errands always find room."""
         running = self.running
         if not running and not self.waiting:
             running.append(invocation)
@@ -54,19 +54,31 @@ class Mailbox:
         ):
             running.append(invocation)
             return True
-        chain = invocation.chain
-        if chain and self.policy.exclusive and any(inside.id in chain for inside in running):
-            raise errors.Deadlock(
-                f"{invocation.object_id}.{invocation.method} was called from a call that "
-                f"{invocation.object_id} itself is waiting for; make it Reentrant or call it oneway"
-            )
-        if len(self.waiting) >= self.size_max:
-            raise errors.ServerBusy(
-                f"{len(self.waiting)} invocations already wait for {invocation.object_id} "
-                "(setting mailbox_size_max)"
-            )
+        if not invocation.errand:
+            if invocation.chain and not invocation.oneway:
+                self._check_chain(invocation)
+            if len(self.waiting) >= self.size_max:
+                raise errors.ServerBusy(
+                    f"{len(self.waiting)} invocations already wait for {invocation.object_id} "
+                    "(setting mailbox_size_max)"
+                )
         self.waiting.append(invocation)
         return False
+
+    def _check_chain(self, invocation: Invocation) -> None:
+        """Deadlock if `invocation` would wait for a call that waits for it."""
+        own = [inside for inside in self.running if inside.id in invocation.chain]
+        # Where one place is enough to start, a deadlock takes all places; else one is enough for it.
+        if own and (self.policy.exclusive or not self.open or len(own) == len(self.running)):
+            start = invocation.chain.index(own[0].id)
+            cycle = [link.rpartition(" ")[0] for link in invocation.chain[start:]]
+            cycle.append(f"{invocation.object_id}.{invocation.method}")
+            error = errors.Deadlock(
+                f"{cycle[-1]} would wait for the call it comes from: {' -> '.join(cycle)}; "
+                "make the object Reentrant, or the call oneway"
+            )
+            error.cycle = tuple(cycle)
+            raise error
 
     def leave(self, invocation: Invocation) -> list[Invocation]:
         """`invocation` has ended; the ones to start now."""

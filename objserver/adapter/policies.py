@@ -101,8 +101,8 @@ class Reentrant(Serial):
         return not running or self.overtakes(running, invocation)
 
     def overtakes(self, running: Collection[Invocation], invocation: Invocation) -> bool:
-        chain = invocation.chain
-        return bool(chain) and any(inside.id in chain for inside in running)
+        chain = invocation.chain  # nobody waits for a oneway, so it may wait itself
+        return bool(chain) and not invocation.oneway and any(inside.id in chain for inside in running)
 
 
 @dataclasses.dataclass(frozen=True)

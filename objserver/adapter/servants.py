@@ -11,7 +11,7 @@ from typing import Any
 
 from objserver import errors
 from objserver.adapter import state
-from objserver.adapter.activation import EMPTY, Activation
+from objserver.adapter.activation import EMPTY, Activation, Registration
 from objserver.adapter.policies import Shared
 from objserver.adapter.skeleton import Skeleton
 from objserver.codecs import Codecs
@@ -39,22 +39,39 @@ class ServantManager:
         registration = activation.registration
         if registration.removed:
             raise errors.ObjectNotFound(f"{registration.name!r} has been unregistered")
+        servant: Any = EMPTY
         try:
-            servant = registration.make(activation.key)
-            skeleton = activation.skeleton or skeleton_of(servant, activation.object_id)
+            servant = self.make(registration, activation.key, activation.object_id)
+            skeleton = activation.skeleton or Skeleton.of(type(servant))
             if registration.persistent:
                 self._restore(activation, servant)
             hook = getattr(servant, "on_activate", None)
             if hook is not None and registration.instance is EMPTY:
                 hook()
-        except errors.ObjServerError:
-            raise
-        except Exception as problem:
+        except BaseException as problem:
+            if servant is not EMPTY and registration.instance is EMPTY:
+                self._call_close(activation, servant)
+            if isinstance(problem, errors.ObjServerError):
+                raise
             raise errors.ActivationError(
                 f"no servant for {activation.object_id!r}: {type(problem).__name__}: {problem}"
             ) from problem
         self.activations += 1
         return servant, skeleton
+
+    @staticmethod
+    def make(registration: Registration, key: str, object_id: str) -> Any:
+        """A servant from the class or the locator; ActivationError with the reason if there is none."""
+        try:
+            servant = registration.make(key)
+            skeleton_of(servant, object_id)
+            return servant
+        except errors.ObjServerError:
+            raise
+        except BaseException as problem:
+            raise errors.ActivationError(
+                f"no servant for {object_id!r}: {type(problem).__name__}: {problem}"
+            ) from problem
 
     def _restore(self, activation: Activation, servant: Any) -> None:
         assert self._store is not None
@@ -74,7 +91,9 @@ class ServantManager:
 
     def passivate(self, activation: Activation) -> None:
         """Call the servant's `on_passivate`; what it changes is still saved."""
-        if activation.servant is EMPTY or activation.registration.instance is not EMPTY:
+        registration = activation.registration
+        located = registration.skeleton is None and isinstance(registration.activation, Shared)
+        if activation.servant is EMPTY or registration.instance is not EMPTY or located:
             return
         self.passivations += 1
         hook = getattr(activation.servant, "on_passivate", None)
@@ -90,14 +109,31 @@ class ServantManager:
             return EMPTY
         if registration.skeleton is None and isinstance(registration.activation, Shared):
             return servant  # the locator keeps its servants
-        skeleton = activation.skeleton
+        self._call_close(activation, servant)
+        return servant
+
+    def offers(self, registration: Registration, key: str, object_id: str) -> Skeleton:
+        """What an object of `registration` offers, for a client that asks before it calls.
+
+        A locator must make a servant to show it; the first one stands for all.
+        """
+        if registration.skeleton_seen is None:
+            servant = self.make(registration, key, object_id)
+            registration.skeleton_seen = Skeleton.of(type(servant))
+            if not isinstance(registration.activation, Shared):
+                self._call_close(None, servant)
+        return registration.skeleton_seen
+
+    @staticmethod
+    def _call_close(activation: Activation | None, servant: Any) -> None:
+        if "close" in Skeleton.of(type(servant)).methods:
+            return  # a remote method of that name, for its callers
         close = getattr(servant, "close", None)
-        if close is not None and (skeleton is None or "close" not in skeleton.methods):
+        if close is not None:
             try:
                 close()
-            except Exception:
-                log.exception("close() of a servant of %s failed", activation.object_id)
-        return servant
+            except BaseException:
+                log.exception("close() of %r failed", activation.object_id if activation else servant)
 
 
 def skeleton_of(servant: object, object_id: str) -> Skeleton:

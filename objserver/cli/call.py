@@ -47,7 +47,9 @@ def call(uri: str, method: str, args: tuple[str, ...], as_json: bool, timeout: f
         with Proxy(uri, timeout_s=timeout) as proxy:
             result = invoke(proxy, method, *positional, **keywords)
             for value in result if isinstance(result, ItemStream) else [result]:
-                click.echo(json.dumps(value, default=_plain) if as_json else repr(value))
+                click.echo(_json(value) if as_json else repr(value))
+    except click.ClickException:
+        raise
     except Exception as problem:
         # Whatever class it is: the object's own exceptions end here too.
         raise click.ClickException(f"{type(problem).__name__}: {' '.join(str(problem).split())}") from problem
@@ -62,6 +64,13 @@ def _value(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return text
+
+
+def _json(value: Any) -> str:
+    try:
+        return json.dumps(value, default=_plain)
+    except (TypeError, ValueError, RecursionError) as problem:
+        raise click.ClickException(f"JSON cannot say this result: {problem}; leave out --json") from problem
 
 
 def _plain(value: Any) -> Any:

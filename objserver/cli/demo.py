@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import pathlib
+import signal
 import socket
 import statistics
 import subprocess
@@ -20,14 +21,16 @@ import sys
 import sysconfig
 import tempfile
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import click
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from objserver.cli.demo_objects import STOCK_CLIENT
+from objserver.cli.demo_objects import STOCK_CLIENT, location_of_modules
 from objserver.client import Proxy
 from objserver.errors import CommunicationError
 from objserver.references import NAMESERVER_ID
@@ -38,6 +41,8 @@ _OWNERS = ("alice", "bob", "carol", "dave", "erin", "frank", "grace", "heidi")
 _OURS = (sys.executable, "-m", "objserver.cli.demo_objects")
 _PATIENCE_S = 120
 """A client that takes longer than this is stuck."""
+_WORDS_TO_ASK = ("heapq", "import")
+"""Shown is the answer about the first that occurs; a small index has only the second."""
 
 
 class _Processes:
@@ -116,6 +121,7 @@ def demo(modules: int, clients: int, seconds: float, keep: pathlib.Path | None) 
     """A bank whose server is killed, and a search index over Python's own sources."""
     console = Console()
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_leaving_on_sigterm())
         if keep is None:
             directory = pathlib.Path(
                 stack.enter_context(tempfile.TemporaryDirectory(prefix="objserver-demo-"))
@@ -132,6 +138,20 @@ def demo(modules: int, clients: int, seconds: float, keep: pathlib.Path | None) 
         console.print(f"[bold red]VIOLATED[/] {problem}")
     if problems:
         raise SystemExit(1)
+
+
+@contextlib.contextmanager
+def _leaving_on_sigterm() -> Iterator[None]:
+    """Make SIGTERM an exception, as Ctrl-C is, so that the contexts inside end what they began."""
+
+    def leave(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    previous = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _run(console: Console, processes: _Processes, modules: int, clients: int, seconds: float) -> list[str]:
@@ -153,58 +173,61 @@ def _run(console: Console, processes: _Processes, modules: int, clients: int, se
     if count != len(listing):
         problems.append(f"{len(listing)} modules were indexed, but the index knows {count}")
 
-    table = Table(title="objserver demo: what was done, and how fast")
-    for heading in ("part", "objects", "calls", "calls/s", "p50", "notes"):
-        table.add_column(heading, justify="left" if heading in ("part", "notes") else "right")
-    acknowledged = sum(each["acknowledged"] for each in accounts)
-    _row(
-        table,
-        "bank",
-        len(accounts),
-        accounts,
-        seconds,
-        f"{acknowledged:,} acknowledged deposits, 1 client stock Pyro5",
+    _ask(console, name_server, count)
+    figures = _table("part")
+    for heading in ("objects", "calls", "calls/s", "p50"):
+        figures.add_column(heading, justify="right")
+    for part, objects, reports, lasted_s in (
+        ("bank", len(accounts), accounts, seconds),
+        ("index", count + 1, filled, fill_s),
+        ("search", count + 1, found, search_s),
+    ):
+        figures.add_row(part, f"{objects:,}", *_speed(reports, lasted_s))
+    source, stored = _sum(filled, "source"), _sum(filled, "stored")
+    searched, verified = _sum(found, "words"), _sum(found, "verified")
+    notes = (
+        "",
+        f"bank        {_sum(accounts, 'acknowledged')} acknowledged deposits, 1 client stock Pyro5",
+        f"index       {source} bytes of source, {words:,} words, {stored} bytes stored",
+        f"search      {searched} words, {verified} verified against the source text",
+        f"recoveries  1 (kill -9, serving again after {recovery_s:.2f} s)",
     )
-    _row(
-        table,
-        "index",
-        count + 1,
-        filled,
-        fill_s,
-        f"{sum(each['source'] for each in filled):,} bytes of source, {words:,} words, "
-        f"{sum(each['stored'] for each in filled):,} bytes stored",
-    )
-    _row(
-        table,
-        "search",
-        count + 1,
-        found,
-        search_s,
-        f"{sum(each['words'] for each in found):,} words, "
-        f"{sum(each['verified'] for each in found)} verified against the source text",
-    )
-    table.add_row("recoveries", "", "", "", "", f"1 (kill -9, serving again after {recovery_s:.2f} s)")
-    console.print(table)
+    _show(console, "objserver demo: what was done, and how fast", figures, *notes)
     return problems
 
 
-def _row(
-    table: Table, part: str, objects: int, reports: list[dict[str, Any]], seconds: float, notes: str
-) -> None:
+def _table(*names: str) -> Table:
+    """A table that begins with columns of names, which are never cut."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for name in names:
+        table.add_column(name, no_wrap=True)
+    return table
+
+
+def _show(console: Console, title: str, *what: Table | str) -> None:
+    console.print(f"\n[bold]{title}[/]", highlight=False)
+    for each in what:
+        console.print(each, highlight=False, soft_wrap=isinstance(each, str))
+
+
+def _sum(reports: list[dict[str, Any]], what: str) -> str:
+    return f"{sum(each[what] for each in reports):,}"
+
+
+def _speed(reports: list[dict[str, Any]], lasted_s: float) -> tuple[str, str, str]:
+    """How many calls, how many a second, and how long one took in the middle of all."""
     latencies = [latency for each in reports for latency in each["latencies"]]
     middle = f"{statistics.median(latencies) / 1000:.2f} ms" if latencies else "-"
-    table.add_row(
-        part, f"{objects:,}", f"{len(latencies):,}", f"{len(latencies) / seconds:,.0f}", middle, notes
-    )
+    return f"{len(latencies):,}", f"{len(latencies) / lasted_s:,.0f}", middle
 
 
 def _start_name_server(processes: _Processes) -> str:
     # The port is chosen here and not read from the command's output, which is for people.
     with socket.create_server(("127.0.0.1", 0)) as probe:
         address = f"localhost:{probe.getsockname()[1]}"
-    process = processes.start(
-        "nameserver", sys.executable, "-m", "objserver", "nameserver", "--address", address
-    )
+    # No beacon: its port may be taken, by a name server that runs here for other reasons.
+    options = ("--address", address, "--no-beacon")
+    process = processes.start("nameserver", sys.executable, "-m", "objserver", "nameserver", *options)
     deadline = time.monotonic() + 20
     while True:
         try:
@@ -265,13 +288,13 @@ def _watch(progress: Progress, task: Any, began: float, until: float) -> None:
 def _settle(console: Console, accounts: list[dict[str, Any]]) -> list[str]:
     """Compare what clients were told with what the accounts hold; the violations."""
     problems = []
-    table = Table(title="bank: settled after kill -9")
-    for heading in ("account", "client", "acknowledged", "unknown", "balance", "of unknown, happened"):
-        table.add_column(heading, justify="left" if heading in ("account", "client") else "right")
+    table = _table("account", "client")
+    for heading in ("acknowledged", "unknown", "of which done", "balance"):
+        table.add_column(heading, justify="right")
     for each in accounts:
         happened = each["balance"] - each["acknowledged"]
         name = f"Account/{each['owner']}"
-        figures = (each["acknowledged"], each["unknown"], each["balance"], happened)
+        figures = (each["acknowledged"], each["unknown"], happened, each["balance"])
         table.add_row(name, each["kind"], *(f"{figure:,}" for figure in figures))
         if not 0 <= happened <= each["unknown"]:
             problems.append(
@@ -280,7 +303,7 @@ def _settle(console: Console, accounts: list[dict[str, Any]]) -> list[str]:
             )
         if not each["acknowledged"]:
             problems.append(f"{name}: no deposit was acknowledged, so nothing was shown")
-    console.print(table)
+    _show(console, "bank: settled after kill -9", table)
     return problems
 
 
@@ -337,6 +360,25 @@ def _search(
     passed = time.monotonic() - began
     progress.update(task, completed=clients)
     return processes.answers(running), passed
+
+
+def _ask(console: Console, name_server: str, count: int) -> None:
+    """One question to the index as a user would put it, and what comes back."""
+    where = location_of_modules(name_server)
+    with Proxy(f"PYRONAME:Index@{name_server}", timeout_s=30) as index:
+        for word in _WORDS_TO_ASK:
+            names: list[str] = index.modules_with(word)
+            if names:
+                break
+    lines = {}
+    for name in names:
+        with where(name) as module:
+            lines[name] = module.lines(word)
+    most = sorted(names, key=lambda name: (-lines[name], name))[:3]
+    answer = f"{len(names)} of {count:,} modules; most lines in " + ", ".join(
+        f"{name} ({lines[name]})" for name in most
+    )
+    _show(console, "search: one query and its answer", f"which modules contain {word!r}?", answer)
 
 
 def _share_out(

@@ -24,7 +24,7 @@ from objserver.errors import ConnectFailed, OutcomeUnknown
 from objserver.references import NAMESERVER_ID, Reference, object_id
 from objserver.server import ObjectServer
 
-__all__ = ["STOCK_CLIENT", "Account", "Index", "Module", "postings"]
+__all__ = ["STOCK_CLIENT", "Account", "Index", "Module", "location_of_modules", "postings"]
 
 WORD = re.compile(r"\b[A-Za-z_]\w{2,}\b")
 MODULES_ASKED = 4
@@ -228,7 +228,7 @@ def fill(name_server: str, listing: str, share: str, shares: str) -> dict[str, A
     source = stored = 0
     modules = json.loads(pathlib.Path(listing).read_text())
     with Proxy(f"PYRONAME:Index@{name_server}", timeout_s=30) as index:
-        where = _location_of_modules(name_server)
+        where = location_of_modules(name_server)
         for name, path in modules[int(share) :: int(shares)]:
             data = pathlib.Path(path).read_bytes()
             lines = postings(data.decode(errors="replace"))
@@ -252,7 +252,7 @@ def search(name_server: str, listing: str, share: str, shares: str) -> dict[str,
         words += chance.choices(found, k=WORDS_PER_MODULE)
     verify = set(chance.sample(range(len(words)), min(VERIFIED, len(words))))
     wrong: list[str] = []
-    where = _location_of_modules(name_server)
+    where = location_of_modules(name_server)
     proxies: dict[str, Proxy] = {}
     with Proxy(f"PYRONAME:Index@{name_server}", timeout_s=30) as index:
         for number, word in enumerate(words):
@@ -269,7 +269,7 @@ def search(name_server: str, listing: str, share: str, shares: str) -> dict[str,
     return {"words": len(words), "verified": len(verify), "wrong": wrong, "latencies": timed.latencies}
 
 
-def _location_of_modules(name_server: str) -> Callable[[str], Proxy]:
+def location_of_modules(name_server: str) -> Callable[[str], Proxy]:
     """One question to the name server serves for all modules: only the key differs."""
     with Proxy(f"PYRO:{NAMESERVER_ID}@{name_server}", timeout_s=10) as directory:
         found = Reference.parse(str(directory.lookup("Module")))

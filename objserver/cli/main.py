@@ -1,8 +1,9 @@
 """The `objserver` command: one group, a module for each command.
 
 What fails for a reason that can be said in a sentence is said in one, on standard error, with exit code 1;
-wrong usage is exit code 2, as click has it.  The command modules import what they need when they are run, so
-that `objserver --help` does not wait for it.
+wrong usage is exit code 2, as click has it.  Our errors advise programmers; what they advise is said here in
+options.  The command modules import what they need when they are run, so that `objserver --help` does not
+wait for it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,11 @@ from objserver.cli.serve import serve
 
 __all__ = ["main"]
 
+_IN_OPTIONS = {
+    "pass insecure=True": "add --insecure",
+    "choose another address or do without a beacon": "choose another --beacon-address, or add --no-beacon",
+}
+
 
 class _Sentences(click.Group):
     """Turns our errors into one line for people."""
@@ -29,7 +35,10 @@ class _Sentences(click.Group):
         try:
             return super().invoke(ctx)
         except errors.ObjServerError as problem:
-            raise click.ClickException(" ".join(str(problem).split())) from problem
+            sentence = " ".join(str(problem).split())
+            for python, option in _IN_OPTIONS.items():
+                sentence = sentence.replace(python, option)
+            raise click.ClickException(sentence) from problem
 
 
 @click.group(cls=_Sentences)

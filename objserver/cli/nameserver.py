@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from objserver.cli import parse_address, until_stopped
+from objserver.cli import log_to_stderr, parse_address, until_stopped
 from objserver.references import NAMESERVER_PORT
 
 __all__ = ["nameserver"]
@@ -16,7 +16,10 @@ __all__ = ["nameserver"]
 @click.option("--beacon/--no-beacon", default=True, show_default=True, help="Answer discovery over UDP.")
 @click.option("--beacon-address", default="localhost:9091", show_default=True, metavar="HOST:PORT")
 @click.option("--insecure", is_flag=True, help="Allow an address that other machines can reach.")
-def nameserver(address: str, store: str | None, beacon: bool, beacon_address: str, insecure: bool) -> None:
+@click.option("--verbose", is_flag=True, help="Log to standard error also what is no problem.")
+def nameserver(
+    address: str, store: str | None, beacon: bool, beacon_address: str, insecure: bool, verbose: bool
+) -> None:
     """Run a name server; stock Pyro5 programs can use it too.
 
     \b
@@ -27,9 +30,16 @@ def nameserver(address: str, store: str | None, beacon: bool, beacon_address: st
     """
     from objserver.naming import BEACON_PORT, NameServerDaemon
 
+    log_to_stderr(verbose)
     parse_address(address)
-    answer_at = str(parse_address(beacon_address, BEACON_PORT)) if beacon else None
-    daemon = NameServerDaemon(address, store=store, beacon=answer_at, insecure=insecure)
+    answer_at = parse_address(beacon_address, BEACON_PORT) if beacon else None
+    if answer_at is not None and answer_at.path:
+        raise click.UsageError(
+            f"the beacon answers over UDP, so --beacon-address is HOST:PORT and not {beacon_address}"
+        )
+    daemon = NameServerDaemon(
+        address, store=store, beacon=str(answer_at) if answer_at else None, insecure=insecure
+    )
     try:
         with until_stopped():
             daemon.start()

@@ -1,5 +1,8 @@
 """`objserver serve`: host classes, instances or locators of a module, without writing a program.
 
+What can be known to be wrong is said before anything is served: a class that nobody could make, two
+objects of one name, a name server that does not answer.
+
 Names in a name server are made after the server serves and removed before it drains, and only if they
 still mean this server: somebody may have taken them over meanwhile.
 """
@@ -7,14 +10,17 @@ still mean this server: somebody may have taken them over meanwhile.
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
+import pathlib
 import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from objserver import errors
-from objserver.cli import name_server_at, parse_address, until_stopped
+from objserver.cli import log_to_stderr, name_server_proxy, parse_address, until_stopped
+from objserver.references import DAEMON_ID
 
 if TYPE_CHECKING:
     from objserver.client import Proxy
@@ -33,6 +39,8 @@ THREADING = {
     "readers-writer": "ReadersWriter",
     "concurrent": "Concurrent",
 }
+_PATIENCE_S = 10.0
+"""A name server that needs longer for one call is as good as none."""
 
 
 @click.command()
@@ -53,6 +61,7 @@ THREADING = {
     help="Register the objects in a name server: this one, or the usual one (then give the option last).",
 )
 @click.option("--insecure", is_flag=True, help="Allow an address that other machines can reach.")
+@click.option("--verbose", is_flag=True, help="Log to standard error also what is no problem.")
 def serve(
     targets: tuple[str, ...],
     name: str | None,
@@ -63,6 +72,7 @@ def serve(
     workers: int | None,
     nameserver: str | None,
     insecure: bool,
+    verbose: bool,
 ) -> None:
     """Serve objects until SIGTERM or Ctrl-C; prints the URI of each, then `ready`.
 
@@ -75,14 +85,19 @@ def serve(
       objserver serve bank:Account shop:cart --address localhost:9092 --nameserver
     """
     from objserver import adapter
-    from objserver.client import Proxy
     from objserver.server import ObjectServer
 
-    if name is not None and len(targets) > 1:
-        raise click.UsageError("--name goes with a single MODULE:NAME")
+    persistent = activation == "persistent"
+    if persistent and store is None:
+        raise click.UsageError("persistent objects need a store; add for example --store sqlite:///bank.db")
     parse_address(address)
-    directory = Proxy(name_server_at(nameserver)) if nameserver is not None else None
-    things = [(name or target.rpartition(":")[2], _load(target)) for target in targets]
+    labels = _labels(targets, name)
+    things = {label: _load(target) for label, target in labels.items()}
+    for label, thing in things.items():
+        _check_can_be_made(label, thing)
+    # After the imports: a module that sets up logging itself has the first word.
+    log_to_stderr(verbose)
+    directory = name_server_proxy(nameserver, _PATIENCE_S) if nameserver is not None else None
     server = ObjectServer(address, store=store, workers=workers, insecure=insecure)
     made: dict[str, str] = {}
     try:
@@ -94,15 +109,22 @@ def serve(
                     activation=getattr(adapter, ACTIVATION[activation])() if activation else None,
                     threading=getattr(adapter, THREADING[threading])() if threading else None,
                 )
-                for label, thing in things
+                for label, thing in things.items()
             }
             server.start()
             for label, reference in references.items():
                 if directory is not None:
                     # Noted first: a signal between the two must not leave the name behind.
                     made[label] = str(reference)
-                    directory.register(label, str(reference))
+                    try:
+                        directory.register(label, str(reference))
+                    except errors.ConnectFailed:
+                        del made[label]
+                        raise
                 click.echo(f"{label} {reference}")
+                if persistent:
+                    one = f"PYRO:{label}/KEY@{reference.location}"
+                    click.echo(f"{label}: one object is {one}, with a KEY of your choice", err=True)
     finally:
         try:
             if directory is not None:
@@ -111,10 +133,36 @@ def serve(
             server.stop()
 
 
+def _labels(targets: tuple[str, ...], name: str | None) -> dict[str, str]:
+    """Name of each object -> its MODULE:NAME."""
+    if name is not None and len(targets) > 1:
+        raise click.UsageError("--name goes with a single MODULE:NAME")
+    if name == "":
+        raise click.UsageError("--name is empty; leave it out to use the name in the module")
+    if name == DAEMON_ID:
+        raise click.UsageError(
+            f"the name {name} is reserved: every server describes itself under it; choose another --name"
+        )
+    labels: dict[str, str] = {}
+    for target in targets:
+        label = name or target.rpartition(":")[2]
+        if label in labels:
+            raise click.UsageError(
+                f"{label} is given twice, by {labels[label]} and {target}, but a server has one object of a "
+                "name; serve the other one with a --name in a process of its own"
+            )
+        labels[label] = target
+    return labels
+
+
 def _load(target: str) -> Any:
     module, colon, path = target.partition(":")
     if not (module and colon and path):
         raise click.UsageError(f"{target!r} is not MODULE:NAME, for example bank:Account")
+    file = pathlib.PurePath(module)
+    if file.suffix == ".py":
+        where = f" in the directory {file.parent}" if file.parent.parts else ""
+        raise click.UsageError(f"{module} is a file, not a module; write {file.stem}:{path}{where}")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
@@ -131,6 +179,28 @@ def _load(target: str) -> Any:
     return thing
 
 
+def _check_can_be_made(label: str, thing: Any) -> None:
+    """RegistrationError if the first call could only fail, because the arguments do not fit."""
+    is_class = isinstance(thing, type)
+    if is_class and getattr(thing, "_pyroInstancing", ("", None))[1] is not None:
+        return  # Pyro5's @behavior may bring a function of its own that makes the instance
+    if not is_class and not inspect.isroutine(thing):
+        return
+    try:
+        signature = inspect.signature(thing)
+    except (TypeError, ValueError):
+        return  # written in C, and silent about it
+    try:
+        signature.bind(*() if is_class else ("key",))
+    except TypeError as problem:
+        raise errors.RegistrationError(
+            f"{label} cannot be served: nobody passes arguments to its __init__ ({problem}); give them "
+            "defaults, or serve a function from key to servant"
+            if is_class
+            else f"{label} cannot be served: a function is called with the key of an object ({problem})"
+        ) from None
+
+
 def _forget(directory: Proxy, made: dict[str, str]) -> None:
     with directory:
         for label, uri in made.items():
@@ -138,4 +208,4 @@ def _forget(directory: Proxy, made: dict[str, str]) -> None:
                 if directory.list(prefix=label).get(label) == uri:
                     directory.remove(label)
             except errors.ObjServerError as problem:
-                click.echo(f"{label} stays in the name server: {problem}", err=True)
+                click.echo(f"{label} could not be removed from the name server: {problem}", err=True)

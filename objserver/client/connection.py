@@ -1,14 +1,16 @@
 """One connection of a client: connect, greet, then one request and its reply at a time.
 
 The socket blocks, and the time allowed for an answer is given to the kernel (SO_RCVTIMEO), so a call costs
-two system calls and no polling. After anything but a clean reply the connection is closed: otherwise the
-late answer of this call would be taken for the answer of the next.
+two system calls and no polling. Once a request is on its way, anything but a clean reply closes the connection:
+otherwise the late answer of this call would be taken for the answer of the next. What fails before that leaves
+the connection as it was; `is_open` tells which it is.
 """
 
 from __future__ import annotations
 
 import socket
 import struct
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -28,7 +30,7 @@ READ_SIZE = 8 * 1024
 costs more than the call."""
 READ_LARGE = 1024 * 1024
 """... except when the rest of a large frame is known to be coming."""
-_ONEWAY = Flag.ONEWAY  # as a global: reading an attribute of a class takes longer
+_ONEWAY, _EXCEPTION = Flag.ONEWAY, Flag.EXCEPTION  # as globals: reading an attribute of a class takes longer
 HANDSHAKE_TIMEOUT_S = 10.0
 """For the answer to the greeting, where the user gave no timeout: a server that never answers is none."""
 _TIMEVAL = struct.Struct("ll")
@@ -49,7 +51,8 @@ class Metadata:
 
 
 class ClientConnection:
-    """A connected and greeted socket.  `native` says whether the other side is one of our peers."""
+    """A connected and greeted socket.  `native` says whether the other side is one of our peers, `session` in
+    whose name it was greeted."""
 
     def __init__(
         self,
@@ -64,7 +67,9 @@ class ClientConnection:
         limits: Limits,
     ) -> None:
         self.location = location
+        self.session = session
         self.last_used = time.monotonic()
+        self._codecs = codecs
         self._parser = FrameParser(limits)
         self._sequence = 0
         self._timeout_s: float | None = None
@@ -96,7 +101,7 @@ class ClientConnection:
             self.metadata = Metadata(answer.get("meta"))
             peer = Extension.from_handshake(answer)
             self.native = peer is not None
-            self.frame_size_max = peer.frame_size_max if peer else 0
+            self.frame_size_max = (peer and peer.frame_size_max) or sys.maxsize
             self.codec: Codec = codecs.native if peer else codec
             self._start = plain_start(FrameType.INVOKE, self.codec.serializer_id)
         except BaseException as problem:
@@ -121,36 +126,39 @@ class ClientConnection:
     ) -> Frame | None:
         """Send one request, whose payload `codec` made; return its reply, or None for a oneway.
 
-        ConnectFailed: certainly not sent whole.  ConnectionLost, CallTimeout: the outcome is unknown.
-        After any of them the connection is closed.
+        MessageTooLarge, or ProtocolError for the name of an annotation: nothing was sent.  ConnectFailed:
+        not sent whole, so certainly not executed.  ConnectionLost, CallTimeout: the outcome is unknown.
         """
-        if self.frame_size_max and len(payload) > self.frame_size_max:
-            raise errors.MessageTooLarge(
-                f"the arguments take {len(payload)} bytes; {self.location} accepts {self.frame_size_max} "
-                "(its setting frame_size_max)"
-            )
-        self._sequence = sequence = (self._sequence + 1) & 0xFFFF
+        # Never 0: that is the number of no request, under which a server answers what it cannot read.
+        self._sequence = sequence = self._sequence % 0xFFFF + 1
         if flags or annotations or correlation is not NO_CORRELATION:
             request = encode_frame(
                 FrameType.INVOKE, codec.serializer_id, flags, sequence, payload, annotations, correlation
             )
         else:
             request = plain_frame(self._start, sequence, payload)
-        if timeout_s != self._timeout_s:
-            self._set_timeout(timeout_s)
+        if len(request) > self.frame_size_max:
+            raise self._too_large(len(request))
         try:
-            self._sendall(request)
+            if timeout_s != self._timeout_s:
+                self._set_timeout(timeout_s)
+            try:
+                self._sendall(request)
+            except (BrokenPipeError, ConnectionResetError) as problem:
+                # The kernel did not take the last byte, and nobody executes a part of a frame.
+                raise errors.ConnectFailed(
+                    f"the connection to {self.location} broke before the request was sent: {problem.strerror}"
+                ) from None
             if flags & _ONEWAY:
                 return None
             frames = self._parser.receive_data(self._recv(READ_SIZE)) or self._rest()
             reply = frames[0]
-            if reply.sequence != sequence or len(frames) > 1:
-                raise errors.ProtocolError(
-                    f"{self.location} answered {[frame.sequence for frame in frames]} to request {sequence}: "
-                    "the connection is out of step"
-                )
-            if reply.serializer_id != codec.serializer_id:
-                raise errors.SerializeError(f"the reply came in serializer {reply.serializer_id}")
+            if (
+                reply.sequence != sequence
+                or reply.serializer_id != codec.serializer_id
+                or len(frames) > 1
+            ):
+                raise self._no_reply(frames, sequence)
             return reply
         except OSError as problem:
             raise self._broken(problem) from None
@@ -167,6 +175,11 @@ class ClientConnection:
             return False
         except OSError:
             return True
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has not been closed on this side."""
+        return self._sock.fileno() >= 0
 
     def close(self) -> None:
         """Close the socket.  Safe to call twice."""
@@ -189,10 +202,32 @@ class ClientConnection:
             if deadline is not None and time.monotonic() >= deadline:
                 raise errors.CallTimeout(f"the reply of {self.location} did not end in {self._timeout_s} s")
 
-    def _broken(self, problem: OSError) -> errors.OutcomeUnknown:
+    def _too_large(self, size: int) -> errors.MessageTooLarge:
+        problem = errors.MessageTooLarge(
+            f"the request takes {size} bytes; {self.location} accepts {self.frame_size_max} "
+            "(its setting frame_size_max)"
+        )
+        problem.limit = "frame_size_max"
+        return problem
+
+    def _no_reply(self, frames: list[Frame], sequence: int) -> BaseException:
+        """What to raise for `frames` that are not the reply to request `sequence`."""
+        first = frames[0]
+        if first.flags & _EXCEPTION and first.sequence in (0, sequence):
+            # The server could not read the request, perhaps not even its number and its serializer.
+            value = self._codecs.get(first.serializer_id).decode(first.payload)
+            return value if isinstance(value, BaseException) else errors.RemoteError(str(value))
+        if first.sequence == sequence and len(frames) == 1:
+            return errors.SerializeError(f"the reply came in serializer {first.serializer_id}")
+        return errors.ProtocolError(
+            f"{self.location} answered {[frame.sequence for frame in frames]} to request {sequence}: "
+            "the connection is out of step"
+        )
+
+    def _broken(self, problem: OSError) -> errors.CommunicationError:
         """What a failed system call means for the call that made it.  Closes the connection."""
         self.close()
-        if isinstance(problem, errors.OutcomeUnknown):
+        if isinstance(problem, (errors.OutcomeUnknown, errors.ConnectFailed)):
             return problem  # ours are OSErrors too
         if isinstance(problem, BlockingIOError):  # how the kernel reports SO_RCVTIMEO and SO_SNDTIMEO
             return errors.CallTimeout(

@@ -15,6 +15,9 @@ from objserver.references import Reference
 
 __all__ = ["Call", "Codec", "Payload", "Substitute", "call_of", "cannot", "proxy_reference"]
 
+NAME_LENGTH_MAX = 1_000
+"""Characters of an object id or a method name: enough for any key, and both are looked up and quoted."""
+
 Call = tuple[str, str, Sequence[Any], dict[str, Any]]
 Payload = bytes | memoryview
 Substitute = Callable[[object], Reference | None]
@@ -45,6 +48,8 @@ def call_of(parts: Any) -> Call:
         kwargs = {}
     if type(object_id) is not str or type(method) is not str:
         raise errors.SerializeError("the object id and the method name of a call are strings")
+    if len(object_id) > NAME_LENGTH_MAX or len(method) > NAME_LENGTH_MAX:
+        raise errors.MessageTooLarge(f"an object id or method name has at most {NAME_LENGTH_MAX} characters")
     if not isinstance(args, (list, tuple)) or type(kwargs) is not dict:
         raise errors.SerializeError("the arguments of a call are a list and a dict")
     for key in kwargs:

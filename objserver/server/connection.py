@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any
 from objserver import errors, pyro5
 from objserver.adapter import Invocation
 from objserver.codecs import Codec, marshalled
+from objserver.codecs.base import NAME_LENGTH_MAX, call_of
+from objserver.codecs.exceptions import text_of
 from objserver.references import DAEMON_ID
 from objserver.wire import CallContext, Extension, Flag, Frame, FrameParser, FrameType, encode_frame
 from objserver.wire import extension as wire_extension
@@ -43,7 +45,10 @@ READ_LARGE = 1024 * 1024
 """... except when the rest of a large frame is known to be coming."""
 LARGE = 64 * 1024
 """Bytes from which decoding a request is work of its own: beyond it, it would hold up the other clients."""
+HEAVY = 4 * 1024
+"""Bytes from which the arguments of a waiting or running invocation count against `receive_memory_max`."""
 LINGER_S = 1.0
+"""How long a connection that was refused stays half open: long enough for the reason to arrive."""
 Start = Callable[[Callable[[], None]], None]
 # As globals: reading an attribute of a class takes longer.
 _INVOKE, _KEEP_SERIALIZED = FrameType.INVOKE, Flag.KEEP_SERIALIZED
@@ -56,6 +61,21 @@ _HTTP_ANSWER = (
 )
 
 
+class Weight:
+    """Counts bytes as held for as long as it lives, which is as long as the invocation that has it."""
+
+    __slots__ = ("_hold", "_size")
+
+    def __init__(self, hold: Callable[[int], None], size: int) -> None:
+        hold(size)
+        self._hold, self._size = hold, size
+
+    def __del__(self) -> None:
+        # Without the attributes if `hold` refused.
+        if hasattr(self, "_size"):
+            self._hold(-self._size)
+
+
 class Connection:
     """Server side of one socket.  `receive` is called by the leader only."""
 
@@ -64,6 +84,7 @@ class Connection:
         self.sock = sock
         self.address = address
         self.session = f"connection:{serial}"
+        self.session_is_connection = True
         self.parser = FrameParser(server.settings.limits, server.settings.limits.handshake_size_max)
         self.deadline: float | None = server.clock.monotonic() + server.settings.handshake_timeout_s
         self.greeted = False
@@ -111,10 +132,10 @@ class Connection:
                 raise errors.ProtocolError("an HTTP request")
             frames = parser.receive_data(data)
             if parser.buffered or before:
-                self._account(parser.buffered)
+                self._account(parser.buffered, bool(frames))
             rest = iter(frames)
             for frame in rest:
-                if len(frame.payload) > LARGE:
+                if len(frame.payload) > LARGE or not self.greeted:
                     self._set_apart([frame, *rest], start)
                 else:
                     self._take(frame, start)
@@ -122,6 +143,8 @@ class Connection:
             self._refuse(problem)
 
     def _take(self, frame: Frame, start: Start) -> None:
+        if self.lingering or self.closed:
+            return
         if not self.greeted:
             self._greeting(frame)
         elif frame.type == _INVOKE:
@@ -132,9 +155,10 @@ class Connection:
             raise errors.ProtocolError(f"a client does not send frames of type {frame.type}")
 
     def _set_apart(self, frames: list[Frame], start: Start) -> None:
-        """Have a large request, and what came behind it, taken in a worker's own time.
+        """Have a large request or a greeting, and what came behind it, taken in a worker's own time.
 
-        While it decodes another leads, and this peer is not read, which keeps its requests in order.
+        Decoding takes long, and greeting runs code of the user's; meanwhile another leads, and this peer is
+        not read, which keeps its requests in order.
         """
         size = sum(len(frame.payload) for frame in frames)
         self.server.hold(size)
@@ -146,20 +170,22 @@ class Connection:
                     self._take(frame, self.server.engine.submit)
             except errors.ProtocolError as problem:
                 self._refuse(problem)
+            except BaseException:
+                self.close()
+                raise
             finally:
                 self.server.hold(-size)
                 self._read_on(True)
 
         start(take)
 
-    def _account(self, buffered: int) -> None:
-        """An unfinished frame has a deadline, and all of them together a budget."""
+    def _account(self, buffered: int, progressed: bool = True) -> None:
+        """An unfinished frame has a deadline from its beginning, and all of them together a budget."""
         server = self.server
-        if not buffered:
-            if self.greeted:
-                self.deadline = None
-                server.hurried.discard(self)
-        elif self.greeted and self.deadline is None:
+        if self.greeted and (progressed or not buffered):
+            self.deadline = None
+            server.hurried.discard(self)
+        if self.greeted and buffered and self.deadline is None:
             self.deadline = server.clock.monotonic() + server.settings.frame_timeout_s
             server.hurried.add(self)
         server.hold(buffered - self._held)
@@ -184,15 +210,21 @@ class Connection:
         try:
             codec = server.codecs.get(frame.serializer_id)
             data = codec.decode(frame.payload)
-            if not isinstance(data, dict) or not isinstance(data.get("object"), str):
-                raise errors.ProtocolError("the connect frame names no object")
+            if (
+                not isinstance(data, dict)
+                or not isinstance(data.get("object"), str)
+                or len(data["object"]) > NAME_LENGTH_MAX
+            ):
+                raise errors.ProtocolError("the connect frame names no object, or by too long an id")
             self.peer = Extension.from_handshake(data)
             answer: dict[str, Any] = {
                 "handshake": server.validate_handshake(data.get("handshake")),
                 "meta": server.adapter.metadata(data["object"]),
             }
             if self.peer is not None:
-                self.session = self.peer.session or self.session
+                if self.peer.session:
+                    # A name of its own making; the mark keeps it apart from the sessions of stock clients.
+                    self.session, self.session_is_connection = f"peer:{self.peer.session}", False
                 size = server.settings.limits.frame_size_max
                 answer[wire_extension.KEY] = Extension(frame_size_max=size).to_data()
             payload, kind = codec.encode(answer), FrameType.CONNECT_OK
@@ -213,6 +245,7 @@ class Connection:
     def _invoke(self, frame: Frame, start: Start) -> None:
         """Admit the invocation that a request asks for, or answer with the error that it is."""
         flags = frame.flags
+        size = len(frame.payload)
         codec = self._codec
         try:
             if codec.serializer_id != frame.serializer_id:
@@ -223,6 +256,8 @@ class Connection:
                 object_id, method, args, kwargs = codec.decode_call(frame.payload)
             frame.payload = b""  # a request that waits holds its arguments once
             invocation = Invocation(self, object_id, method, args, kwargs, (codec, frame))
+            if size > HEAVY:
+                invocation.weight = Weight(self.server.hold, size)
             if flags:
                 if flags & Flag.CORRELATION:
                     invocation._correlation = frame.correlation
@@ -260,13 +295,14 @@ class Connection:
         """A SerializedBlob stays as it came; what it is for stands in an annotation."""
         try:
             info, object_id, method = marshalled.loads(bytes(frame.annotations["BLBI"]))
+            object_id, method, _, _ = call_of((object_id, method, (), {}))
         except (KeyError, ValueError, TypeError):
             raise errors.SerializeError("a serialized blob without a valid BLBI annotation") from None
         raw = encode_frame(
             frame.type, frame.serializer_id, frame.flags & ~Flag.COMPRESSED, frame.sequence, frame.payload
         )
         blob = pyro5.serialized_blob(info, (raw[:40], raw[40:]))
-        return str(object_id), str(method), (blob,), {}
+        return object_id, method, (blob,), {}
 
     # -- writing -------------------------------------------------------------------------------------
 
@@ -284,16 +320,18 @@ class Connection:
                     sent = -1
                 if sent == len(data):
                     return
-                if sent >= 0:
+                if sent >= 0 and self.server.owe(len(data) - sent):
                     self._unsent += memoryview(data)[sent:]
                     self.server.poller.watch(self)
                     return
             else:
                 room = self.server.settings.send_memory_max + self.server.settings.limits.frame_size_max
-                if len(self._unsent) + len(data) <= room:
+                if len(self._unsent) + len(data) <= room and self.server.owe(len(data)):
                     self._unsent += data
                     return
-                log.warning("%s does not read its replies (setting send_memory_max)", self)
+                log.warning(
+                    "%s does not read its replies (settings send_memory_max, unsent_memory_max)", self
+                )
         self.close()
 
     def _write(self, data: bytes) -> None:
@@ -310,10 +348,10 @@ class Connection:
             try:
                 sent = self.sock.send(self._unsent)
                 del self._unsent[:sent]
+                self.server.owe(-sent)
             except (BlockingIOError, InterruptedError):
                 return
             except OSError:
-                self._unsent.clear()
                 failed = True
             else:
                 failed = False
@@ -360,36 +398,46 @@ class Connection:
         )
 
     def encode_error(self, invocation: Invocation, error: BaseException) -> bytes:
-        """The frame that carries an exception; one that cannot travel is described instead."""
+        """The frame that carries an exception; one that cannot travel is described instead.  Never fails."""
         codec, request = invocation.reply_to
+        try:
+            lines = _traceback_of(error) if self.server.settings.tracebacks else []
+        except BaseException:
+            lines = []  # a __str__ of the user's may raise
         if not isinstance(error, Exception):
             # SystemExit and its like end what raises them: here the call, never the caller's program.
-            error = errors.RemoteError(f"{type(error).__name__}: {error}", type_name=type(error).__qualname__)
-        lines = _traceback_of(error) if self.server.settings.tracebacks else []
+            text = f"{type(error).__name__}: {text_of(error)}"
+            error = errors.RemoteError(text, type_name=type(error).__qualname__)
         try:
             setattr(error, "_pyroTraceback", lines)  # noqa: B010  (Pyro5's name for it, on any exception)
-        except AttributeError:
+        except Exception:
             pass
-        annotations = invocation.response_annotations
         try:
             payload = codec.encode(error)
             if len(payload) > self._payload_max:
                 raise errors.MessageTooLarge(f"it takes {len(payload)} bytes (setting frame_size_max)")
-        except errors.ProtocolError as problem:
-            substitute = pyro5.PyroError(
-                f"cannot encode the exception: {problem}. It was {type(error)}: {str(error)[:2000]}"
+            return encode_frame(
+                FrameType.RESULT,
+                codec.serializer_id,
+                Flag.EXCEPTION,
+                request.sequence,
+                payload,
+                invocation.response_annotations,
+                request.correlation,
             )
-            substitute._pyroTraceback = lines[-20:]
-            payload, annotations = codec.encode(substitute), {}
-        return encode_frame(
-            FrameType.RESULT,
-            codec.serializer_id,
-            Flag.EXCEPTION,
-            request.sequence,
-            payload,
-            annotations,
-            request.correlation,
-        )
+        except Exception as problem:
+            what = f"cannot send the exception: {_clean(text_of(problem))}. It was {type(error).__name__}: "
+            substitute = pyro5.PyroError(what + _clean(text_of(error)))
+            substitute._pyroTraceback = [_clean(line) for line in lines[-20:]]
+            return encode_frame(
+                FrameType.RESULT,
+                codec.serializer_id,
+                Flag.EXCEPTION,
+                request.sequence,
+                codec.encode(substitute),
+                None,
+                request.correlation,
+            )
 
     def pyro5_context(self, invocation: Invocation) -> dict[str, Any]:
         """What Pyro5's `current_context` shows to a servant written for Pyro5 while `invocation` runs."""
@@ -431,6 +479,11 @@ class Connection:
         self.send(encode_frame(kind, codec.serializer_id, flags, sequence, payload))
         self._linger()
 
+    def refuse_one_too_many(self) -> None:
+        """The server has all the connections it takes."""
+        most = self.server.settings.connections_max
+        self._refuse(errors.ProtocolError(f"the server has {most} connections (setting connections_max)"))
+
     def _linger(self) -> None:
         self._account(0)
         self.parser = FrameParser(self.server.settings.limits)
@@ -456,6 +509,7 @@ class Connection:
             if self.closed:
                 return
             self.closed = True
+            self.server.owe(-len(self._unsent))
             self._unsent.clear()
         self.server.forget(self)
         self._account(0)
@@ -467,12 +521,9 @@ class Connection:
         for resource in list(self._tracked or ()):
             try:
                 resource.close()
-            except Exception:
+            except BaseException:
                 log.exception("closing a resource that %s tracked failed", self)
-        if self.peer is None:
-            self.server.adapter.end_session(self.session)
-        else:
-            self.server.adapter.streams_orphaned(self.session)
+        self.server.adapter.disconnected(self)
 
 
 def _traceback_of(error: BaseException) -> list[str]:
@@ -481,3 +532,8 @@ def _traceback_of(error: BaseException) -> list[str]:
     while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_OURS):
         trace = trace.tb_next
     return traceback.format_exception(type(error), error, trace or error.__traceback__)
+
+
+def _clean(text: str) -> str:
+    """A text that every serializer can carry, and that is short enough for an apology."""
+    return text[:2000].encode("utf-8", "backslashreplace").decode()

@@ -8,7 +8,15 @@ leads.
 
 The right to lead is a baton in the leader's own list. Before a leader runs something it lays the baton down
 (`append`); afterwards it takes it up (`pop`). Whoever pops it decides who leads: a `pop` of an empty list
-tells the leader that it was replaced. Both are atomic, so a call costs no lock.
+tells the leader that it was replaced. Both are atomic, so a call costs no lock. The lock guards what happens
+when the lead changes hands: the counts of workers, and whether the lead is vacant because all were busy.
+
+A worker whose servant calls another object says so (`about_to_block` ... `no_longer_blocked`). It does not
+count against `workers_max` meanwhile: the answer may have to come from this very server, and if every worker
+waited for one, nobody would be left to give it. Such waits have a bound of their own, `blocked_max`, so there
+are never more than `workers_max + blocked_max` workers. One that comes back from its wait does not queue for
+a place, it may hold what the others wait for: more than `workers_max` run then, and a worker too many ends
+when its work does. With one worker the server is iterative, waits or not: no other takes over.
 
 Waking the monitor for every call would cost more than the call, so it parks when nothing has run for a
 while, and the next call wakes it once. Looking every millisecond would fight the leader for the
@@ -25,6 +33,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
+
+from objserver.errors import ServerBusy
+from objserver.settings import ServerSettings
 
 __all__ = ["Poller", "WorkerEngine"]
 
@@ -46,13 +57,34 @@ class Poller(Protocol):
         """Make a blocked `poll` return."""
 
 
-class WorkerEngine:
-    """Up to `workers_max` threads.  `housekeeping` is submitted about twice a second."""
+class _Own(threading.local):
+    """What a thread knows of itself."""
 
-    def __init__(self, poller: Poller, workers_max: int, housekeeping: Callable[[], None]) -> None:
+    baton: list[int] | None = None
+    """None in threads that are no workers."""
+    waits = 0
+    """How many `about_to_block` its `no_longer_blocked` has yet to answer."""
+
+
+class WorkerEngine:
+    """Up to `workers_max` threads that run, and `blocked_max` more that wait for other objects.
+
+    `housekeeping` is submitted about twice a second.
+    """
+
+    def __init__(
+        self,
+        poller: Poller,
+        workers_max: int,
+        housekeeping: Callable[[], None],
+        blocked_max: int = ServerSettings.workers_blocked_max,
+    ) -> None:
         if workers_max < 1:
             raise ValueError(f"workers_max={workers_max}: a server needs at least one worker")
+        if blocked_max < 0:
+            raise ValueError(f"blocked_max={blocked_max}: the number of workers that wait cannot be negative")
         self.workers_max = workers_max
+        self.blocked_max = blocked_max
         self._poller = poller
         self._housekeeping = housekeeping
         self._ready: deque[Callable[[], None]] = deque()
@@ -61,41 +93,50 @@ class WorkerEngine:
         self._baton: list[int] = []
         self._serial = 0
         self._lock = threading.Lock()
+        self._workers = 0
         self._idle = 0
+        self._blocked = 0
         self._vacant = True
         self._promotion = threading.Semaphore(0)
         self._polling = False
         self._is_parked = False
         self._unpark = threading.Event()
         self._stopping = False
-        self._threads: list[threading.Thread] = []
-        self._leaders = threading.local()
+        self._threads: set[threading.Thread] = set()
+        self._own = _Own()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop_end: asyncio.Future[None]
         self.promotions = 0
 
     # -- what others call ----------------------------------------------------------------------------
 
     def start(self) -> None:
         """Start the first worker and the monitor."""
-        self._appoint()
-        if self.workers_max > 1:
-            self._spawn(self._monitor, "monitor")
-        else:
-            self._spawn(self._keep_house_only, "monitor")
+        with self._lock:
+            self._vacant = False
+            self._spawn(self._work, "worker")
+            self._workers = 1
+            self._spawn(self._monitor if self.workers_max > 1 else self._keep_house_only, "monitor")
 
-    def stop(self) -> None:
-        """Let every thread end after its present work."""
-        self._stopping = True
-        self._unpark.set()
-        self._poller.wake()
-        for _ in range(self.workers_max):
-            self._promotion.release()
-        loop = self._loop
-        if loop is not None:
-            loop.call_soon_threadsafe(loop.stop)
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join(1.0)
+    def stop(self, timeout_s: float = 1.0) -> None:
+        """Let every thread end after its present work, and wait for all of them up to `timeout_s`.
+
+        Those that take longer are left; they are daemons.  Further calls only wait again.
+        """
+        with self._lock:
+            first, self._stopping = not self._stopping, True
+            threads = self._threads - {threading.current_thread()}
+            self._idle = 0
+        if first:
+            self._unpark.set()
+            self._poller.wake()
+            for _ in threads:
+                self._promotion.release()
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._loop_end.set_result, None)
+        deadline = time.monotonic() + timeout_s
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def submit(self, work: Callable[[], None]) -> None:
         """Have `work` run by a worker; from any thread."""
@@ -104,22 +145,48 @@ class WorkerEngine:
             self._poller.wake()
 
     def about_to_block(self) -> None:
-        """The calling worker is going to wait for the network: let another lead at once."""
-        if getattr(self._leaders, "leading", False) and self.workers_max > 1:
-            try:
-                self._leaders.baton.pop()
-            except IndexError:
-                return
-            self._leaders.leading = False
-            self._appoint()
+        """The calling worker is going to wait for the network: let another lead at once.
+
+        ServerBusy if `blocked_max` wait already.  Nothing happens in a thread that is no worker, nor with one
+        worker, where nobody can take over.
+        """
+        mine = self._own
+        if mine.baton is None or self.workers_max == 1:
+            return
+        if not mine.waits:
+            with self._lock:
+                if self._blocked >= self.blocked_max:
+                    raise ServerBusy(
+                        f"{self._blocked} servants wait for answers of other objects already "
+                        "(setting workers_blocked_max); try later"
+                    )
+                self._blocked += 1
+                try:
+                    mine.baton.pop()
+                except IndexError:
+                    pass  # replaced before; but what it leaves may be the place that a vacancy waits for
+                else:
+                    self._vacant = True
+                self._appoint()
+        mine.waits += 1
 
     def no_longer_blocked(self) -> None:
-        """The wait that `about_to_block` announced is over."""
+        """The wait that `about_to_block` announced in this thread is over."""
+        mine = self._own
+        if mine.waits:
+            mine.waits -= 1
+            if not mine.waits:
+                with self._lock:
+                    self._blocked -= 1
 
     def run_coroutine(
         self, coroutine: Coroutine[Any, Any, Any], done: Callable[[Any, BaseException | None], None]
     ) -> None:
-        """Run `coroutine` on the server's one event loop; `done` is called there with its outcome."""
+        """Run `coroutine` on the server's one event loop; `done` is called there with its outcome.
+
+        It sees the context variables that the caller has now.  After `stop` it does not run: `done` is called
+        here, with ServerBusy.
+        """
 
         async def run() -> None:
             value, error = None, None
@@ -127,46 +194,68 @@ class WorkerEngine:
                 value = await coroutine
             except BaseException as problem:
                 error = problem
-            done(value, error)
+            try:
+                done(value, error)
+            except BaseException:
+                log.exception("the outcome of a coroutine could not be delivered; this is a bug of objserver")
 
-        asyncio.run_coroutine_threadsafe(run(), self._event_loop())
+        with self._lock:  # so that stop comes before, or after the coroutine is on the loop
+            stopping = self._stopping
+            if not stopping:
+                asyncio.run_coroutine_threadsafe(run(), self._event_loop())
+        if stopping:
+            coroutine.close()
+            done(None, ServerBusy("the server is stopping and runs no more coroutines"))
 
     def statistics(self) -> dict[str, Any]:
-        """Threads and their bound."""
-        return {
-            "workers": sum(t.name.startswith("objserver-worker") for t in self._threads),
-            "workers_max": self.workers_max,
-            "promotions": self.promotions,
-            "ready": len(self._ready),
-        }
+        """Threads and their bounds."""
+        with self._lock:
+            return {
+                "workers": self._workers,
+                "workers_max": self.workers_max,
+                "blocked": self._blocked,
+                "workers_blocked_max": self.blocked_max,
+                "idle": self._idle,
+                "promotions": self.promotions,
+                "ready": len(self._ready),
+            }
 
-    # -- workers -------------------------------------------------------------------------------------
+    # -- workers; the lock is held in _spawn and _appoint ----------------------------------------------
 
     def _spawn(self, target: Callable[[], None], name: str) -> None:
         thread = threading.Thread(target=target, name=f"objserver-{name}", daemon=True)
-        self._threads.append(thread)
         thread.start()
+        self._threads.add(thread)
 
     def _appoint(self) -> None:
-        """Wake a follower, or start one, to lead; if all are busy the first to return will."""
-        with self._lock:
-            if self._idle:
-                self._idle -= 1
-                self._vacant = False
-                self._promotion.release()
-            elif len(self._threads) < self.workers_max + 2 and self._workers() < self.workers_max:
-                self._vacant = False
+        """If nobody leads, wake a follower or start one; if all are busy the first to return will lead."""
+        running = self._workers - self._idle - self._blocked
+        if not self._vacant or self._stopping or running >= self.workers_max:
+            return
+        if self._idle:
+            self._idle -= 1
+            self._promotion.release()
+        else:
+            try:
                 self._spawn(self._work, "worker")
-            else:
-                self._vacant = True
-
-    def _workers(self) -> int:
-        return sum(thread.name == "objserver-worker" for thread in self._threads)
+            except RuntimeError as problem:
+                log.error("cannot start another worker: %s", problem)
+                return
+            self._workers += 1
+        self._vacant = False
 
     def _work(self) -> None:
-        while not self._stopping:
+        mine = self._own
+        while True:
             self._lead()
             with self._lock:
+                if mine.waits:  # a wait whose end nobody told ends with the work
+                    mine.waits = 0
+                    self._blocked -= 1
+                if self._stopping or (not self._vacant and self._workers - self._blocked > self.workers_max):
+                    self._workers -= 1
+                    self._threads.discard(threading.current_thread())
+                    return
                 if self._vacant:
                     self._vacant = False
                     continue
@@ -174,15 +263,18 @@ class WorkerEngine:
             self._promotion.acquire()
 
     def _lead(self) -> None:
-        mine = self._leaders
-        mine.leading = leading = True
-        mine.baton = baton = self._baton = []
+        self._own.baton = baton = self._baton = []
         ready, poll = self._ready, self._poller.poll
+        leading = True
         while leading and not self._stopping:
             if not ready:
                 # Told before it is asked: whoever adds work after this look wakes us.
                 self._polling = True
-                poll(not ready)
+                try:
+                    poll(not ready)
+                except BaseException:
+                    log.exception("looking for work failed; this is a bug of objserver")
+                    time.sleep(LOOK_S)  # it may fail again at once
                 self._polling = False
                 continue
             work = ready.popleft()
@@ -192,12 +284,13 @@ class WorkerEngine:
                 self._unpark.set()
             try:
                 work()
-            except Exception:
+            except BaseException:  # SystemExit too: the lead must not end with this thread
                 log.exception("work failed; this is a bug of objserver, not of a servant")
+            del work  # what it belongs to may be large, and the next may be long in coming
             try:
                 baton.pop()
             except IndexError:
-                mine.leading = leading = False
+                leading = False
 
     # -- the monitor ---------------------------------------------------------------------------------
 
@@ -217,6 +310,8 @@ class WorkerEngine:
             if now >= house:
                 house = now + HOUSEKEEPING_S
                 self.submit(self._housekeeping)
+                with self._lock:
+                    self._appoint()  # again, if no thread could be started before
             serial = self._serial
             baton = self._baton
             if baton[:1] == [seen]:
@@ -226,7 +321,9 @@ class WorkerEngine:
                     pass
                 else:
                     self.promotions += 1
-                    self._appoint()
+                    with self._lock:
+                        self._vacant = True
+                        self._appoint()
                     pause = LOOK_AGAIN_S
                     quiet = 0
                     continue
@@ -242,22 +339,27 @@ class WorkerEngine:
     # -- coroutines ----------------------------------------------------------------------------------
 
     def _event_loop(self) -> asyncio.AbstractEventLoop:
-        with self._lock:
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                self._spawn(self._run_loop, "asyncio")
-            return self._loop
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            self._loop_end = self._loop.create_future()
+            self._spawn(self._run_loop, "asyncio")
+        return self._loop
 
     def _run_loop(self) -> None:
         loop = self._loop
         assert loop is not None
         asyncio.set_event_loop(loop)
-        try:
-            loop.run_forever()
-        finally:
-            pending = asyncio.all_tasks(loop)
-            for task in pending:
-                task.cancel()
-            if pending:
-                loop.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
-            loop.close()
+        while not self._loop_end.done():
+            try:
+                loop.run_until_complete(self._loop_end)
+            except BaseException:  # asyncio lets SystemExit out of a task that a servant started
+                log.exception("a task of a servant tried to end the server's event loop")
+        loop.run_until_complete(_cancel_others())
+        loop.close()
+
+
+async def _cancel_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)

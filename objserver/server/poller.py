@@ -24,6 +24,8 @@ __all__ = ["SocketPoller"]
 log = logging.getLogger("objserver.server")
 
 EPOLLOUT = select.EPOLLOUT
+REFUSED_MAX = 100
+"""Connections beyond the bound that are kept for a moment, to tell them why they are refused."""
 EVENTS_MAX = 64
 """Connections looked at per poll: the kernel turns through the ready ones, so none starves."""
 ACCEPT_BURST = 64
@@ -64,7 +66,10 @@ class SocketPoller:
             elif descriptor == self._wakeup:
                 os.eventfd_read(self._wakeup)
             elif descriptor == self._listener_fd:
-                self._accept()
+                try:
+                    self._accept()
+                except Exception:
+                    log.exception("accepting failed")
 
     def wake(self) -> None:
         """Make a blocked poll return."""
@@ -117,7 +122,7 @@ class SocketPoller:
                     log.error("cannot accept more connections: %s", problem)
                     self._try(self._epoll.modify, self._listener_fd, 0)
                 return
-            if len(self.connections) >= server.settings.connections_max:
+            if len(self.connections) >= server.settings.connections_max + REFUSED_MAX:
                 server.refused += 1
                 sock.close()
                 continue
@@ -129,6 +134,8 @@ class SocketPoller:
             self.connections[sock.fileno()] = connection
             server.hurried.add(connection)
             self._epoll.register(sock.fileno(), select.EPOLLIN)
+            if len(self.connections) > server.settings.connections_max:
+                connection.refuse_one_too_many()
 
     @staticmethod
     def _try(action: Callable[..., Any], *args: Any) -> None:

@@ -86,6 +86,7 @@ class ObjectServer:
         self.codecs = Codecs(self.settings.limits, substitute=self._substitute, marshal=self.settings.marshal)
         self.hurried: set[Connection] = set()
         self.receiving = 0
+        self.unsent = 0
         self._receiving_lock = threading.Lock()
         self.refused = 0
         self.poller = SocketPoller(self, self._listener)
@@ -166,38 +167,48 @@ class ObjectServer:
         return self
 
     def stop(self, drain_timeout_s: float | None = None) -> None:
-        """Drain and stop, see the module; what still runs after `drain_timeout_s` is left alone."""
-        with self._state_lock:
-            if self._state in ("stopping", "stopped"):
-                return
-            started, self._state = self._state == "serving", "stopping"
-        timeout = self.settings.drain_timeout_s if drain_timeout_s is None else drain_timeout_s
-        self.poller.stop_accepting()
-        self._listener.close()
-        if self._location.path and os.path.exists(self._location.path):
-            os.unlink(self._location.path)
-        if started:
-            self.poller.pause_reading()
-            self._await_quiet(timeout)
-            self.adapter.end_all()
-            self._await_quiet(timeout)
-        for connection in list(self.poller.connections.values()):
-            connection.close()
-        if started:
-            self.engine.stop()
-        if self._committer is not None:
-            self._committer.close()
-        if self._store is not None:
-            self._store.close()
-        self.poller.close()
-        self._state = "stopped"
-        self._stopped.set()
+        """Take no new connections and requests, let calls finish, end the servants, close.
 
-    def _await_quiet(self, timeout_s: float) -> None:
+        What still runs after `drain_timeout_s` seconds (by default the setting) is left alone.  A second call
+        waits for the first.
+        """
+        with self._state_lock:
+            first = self._state in ("new", "serving")
+            started = self._state == "serving"
+            if first:
+                self._state = "stopping"
+        if not first:
+            self._stopped.wait()
+            return
+        timeout = self.settings.drain_timeout_s if drain_timeout_s is None else drain_timeout_s
+        deadline = self.clock.monotonic() + timeout
+        try:
+            self.poller.stop_accepting()
+            self._listener.close()
+            if self._location.path and os.path.exists(self._location.path):
+                os.unlink(self._location.path)
+            if started:
+                self.poller.pause_reading()
+                self._await_quiet(deadline)
+                self.adapter.end_all()
+                self._await_quiet(deadline)
+            for connection in list(self.poller.connections.values()):
+                connection.close()
+        finally:
+            if started:
+                self.engine.stop()
+            if self._committer is not None:
+                self._committer.close()
+            if self._store is not None:
+                self._store.close()
+            self.poller.close()
+            self._state = "stopped"
+            self._stopped.set()
+
+    def _await_quiet(self, deadline: float) -> None:
         """Until nothing runs or waits.  The pause is how often we look, not what we rely on."""
-        deadline = self.clock.monotonic() + timeout_s
         pause = threading.Event()
-        while self.adapter.busy and self.clock.monotonic() < deadline:
+        while (self.adapter.busy or self.receiving) and self.clock.monotonic() < deadline:
             pause.wait(0.002)
 
     def serve_forever(self) -> None:
@@ -231,6 +242,9 @@ class ObjectServer:
             "connections_max": self.settings.connections_max,
             "receiving_bytes": self.receiving,
             "receive_memory_max": self.settings.receive_memory_max,
+            "unsent_bytes": self.unsent,
+            "unsent_memory_max": self.settings.unsent_memory_max,
+            "hurried_connections": len(self.hurried),
             "refused": self.refused,
             **self.engine.statistics(),
             **self.adapter.statistics(),
@@ -262,6 +276,14 @@ class ObjectServer:
                     "the server holds too many large requests now (setting receive_memory_max); try later"
                 )
             self.receiving += size
+
+    def owe(self, size: int) -> bool:
+        """Count bytes of replies that wait for peers to read; False, and not counted, if too many."""
+        with self._receiving_lock:
+            if size > 0 and self.unsent + size > self.settings.unsent_memory_max:
+                return False
+            self.unsent += size
+            return True
 
     def forget(self, connection: Connection) -> None:
         """A connection is about to close."""

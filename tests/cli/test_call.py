@@ -24,6 +24,9 @@ class Thing:
     def count(self) -> Iterator[int]:
         yield from range(3)
 
+    def by_pair(self) -> dict[tuple[int, int], int]:
+        return {(1, 2): 3}
+
     @property
     def colour(self) -> str:
         return "red"
@@ -55,6 +58,8 @@ def test_attributes_and_streams(uri: str) -> None:
     [
         (["fail"], "Error: ValueError: no good\n"),
         (["nothing"], "nothing"),
+        (["colour", "5"], "it is an attribute, which is read and not called"),
+        (["by_pair", "--json"], "Error: JSON cannot say this result: keys must be"),
     ],
 )
 def test_errors_are_one_line(uri: str, args: list[str], sentence: str) -> None:

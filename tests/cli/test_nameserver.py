@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 
 import Pyro5.api
+from click.testing import CliRunner
 
 import objserver
+from objserver.cli.main import main
 
 # The children run elsewhere, where a relative PYTHONPATH would not find the package.
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(pathlib.Path(objserver.__file__).parents[1])}
@@ -31,3 +34,26 @@ def test_it_serves_stock_clients_and_keeps_their_names(tmp_path: pathlib.Path) -
                 names.register("n", "PYRO:n@localhost:1")
             process.send_signal(signal.SIGTERM)
             assert process.wait(30) == 0
+
+
+def test_what_is_wrong_is_said_in_options() -> None:
+    def said(*options: str) -> tuple[int, str]:
+        result = CliRunner().invoke(main, ["nameserver", "--address", "localhost:0", *options])
+        return result.exit_code, result.stderr.splitlines()[-1]
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        code, sentence = said("--beacon-address", f"localhost:{taken.getsockname()[1]}")
+    assert code == 1
+    assert sentence.endswith("Address already in use; choose another --beacon-address, or add --no-beacon")
+    code, sentence = said("--no-beacon", "--address", "0.0.0.0:0")
+    assert code == 1
+    assert sentence.endswith("add --insecure if that is what you want")
+    assert said("--no-beacon", "--address", "9090") == (
+        2,
+        "Error: '9090' is a port without a host; write localhost:9090",
+    )
+    assert said("--beacon-address", "./u:/tmp/x") == (
+        2,
+        "Error: the beacon answers over UDP, so --beacon-address is HOST:PORT and not ./u:/tmp/x",
+    )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import signal
+import socket
 import subprocess
 import sys
 
@@ -20,7 +22,7 @@ from objserver.naming import NameServerDaemon
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(pathlib.Path(objserver.__file__).parents[1])}
 
 MODULE = """
-from objserver import expose
+from objserver import expose, oneway
 
 @expose
 class Counter:
@@ -29,6 +31,19 @@ class Counter:
     def add(self, k):
         self.n += k
         return self.n
+    @oneway
+    def lose(self):
+        raise ValueError("lost it")
+
+@expose
+class Needy:
+    def __init__(self, owner, limit=1):
+        self.owner = owner
+    def ask(self):
+        return self.owner
+
+def make(key, surprise):
+    return Counter()
 """
 
 
@@ -36,7 +51,10 @@ def start(directory: pathlib.Path, *args: str) -> tuple[subprocess.Popen[str], d
     """The process, and the first word of each line before `ready` with the last."""
     (directory / "counting.py").write_text(MODULE)
     command = [sys.executable, "-m", "objserver", "serve", "counting:Counter", *args]
-    process = subprocess.Popen(command, cwd=directory, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+    with open(directory / "stderr", "w") as stderr:
+        process = subprocess.Popen(
+            command, cwd=directory, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=stderr, text=True
+        )
     assert process.stdout is not None
     said = {}
     for line in process.stdout:
@@ -44,6 +62,11 @@ def start(directory: pathlib.Path, *args: str) -> tuple[subprocess.Popen[str], d
             return process, said
         said[line.split()[0]] = line.split()[-1]
     raise AssertionError(f"it ended with {process.wait(10)} before it was ready")
+
+
+def told(directory: pathlib.Path) -> str:
+    """Standard error of the process."""
+    return (directory / "stderr").read_text()
 
 
 def end(process: subprocess.Popen[str], how: signal.Signals = signal.SIGTERM) -> int:
@@ -59,6 +82,8 @@ def test_state_survives_and_signals_end_it_well(tmp_path: pathlib.Path) -> None:
         with Proxy(said["Counter"].replace("Counter", "Counter/a")) as counter:
             assert counter.add(5) == total
         assert end(process, how) == 0
+        one = said["Counter"].replace("Counter", "Counter/KEY")
+        assert f"Counter: one object is {one}, with a KEY of your choice\n" in told(tmp_path)
 
 
 def test_names_come_and_go(tmp_path: pathlib.Path) -> None:
@@ -87,7 +112,18 @@ def test_a_name_taken_over_stays(tmp_path: pathlib.Path) -> None:
         (["nomodule:X"], 1, "cannot import nomodule"),
         (["json:nothing"], 1, "json has no nothing"),
         (["json"], 2, "MODULE:NAME"),
+        (["json.py:loads"], 2, "json.py is a file, not a module; write json:loads\n"),
+        (["./shop/json.py:loads"], 2, "write json:loads in the directory shop\n"),
         (["json:loads", "json:dumps", "--name", "x"], 2, "single"),
+        (["json:loads", "pickle:loads"], 2, "loads is given twice, by json:loads and pickle:loads"),
+        (["json:loads", "--name", ""], 2, "--name is empty"),
+        (["json:loads", "--name", "Pyro.Daemon"], 2, "the name Pyro.Daemon is reserved"),
+        (["json:loads", "--activation", "persistent"], 2, "add for example --store sqlite:///bank.db"),
+        (["json:loads", "--store", "bank.db"], 1, "did you mean sqlite:///bank.db?"),
+        (["json:loads", "--address", "9091"], 2, "'9091' is a port without a host; write localhost:9091"),
+        (["json:loads", "--address", "::"], 2, "'::' is not host:port"),
+        (["json:loads", "--address", "localhost"], 2, "lacks a port; write for example localhost:9091"),
+        (["json:loads", "--address", "0.0.0.0:0"], 1, "add --insecure if that is what you want"),
         (["json:JSONDecoder"], 1, "exposes nothing"),
     ],
 )
@@ -95,3 +131,54 @@ def test_what_cannot_be_served_is_said(args: list[str], code: int, sentence: str
     result = CliRunner().invoke(main, ["serve", *args])
     assert result.exit_code == code
     assert sentence in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("target", "sentence"),
+    [
+        ("counting:Needy", "nobody passes arguments to its __init__ (missing a required argument: 'owner')"),
+        ("counting:make", "is called with the key of an object (missing a required argument: 'surprise')"),
+    ],
+)
+def test_what_nobody_could_make_is_refused_before_it_is_served(
+    tmp_path: pathlib.Path, target: str, sentence: str
+) -> None:
+    (tmp_path / "counting.py").write_text(MODULE)
+    command = [sys.executable, "-m", "objserver", "serve", target]
+    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert sentence in done.stderr
+
+
+def test_without_a_name_server_nothing_is_served() -> None:
+    result = CliRunner().invoke(main, ["serve", "json:loads", "--nameserver", "localhost:1"])
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr == (
+        "Error: no name server answers at localhost:1; start one with `objserver nameserver`\n"
+    )
+
+
+def test_a_name_that_was_never_made_is_not_said_to_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = Proxy("PYRO:Pyro.NameServer@localhost:1")
+    monkeypatch.setattr("objserver.cli.serve.name_server_proxy", lambda address, timeout_s: gone)
+    result = CliRunner().invoke(main, ["serve", "json:loads", "--nameserver", "localhost:1"])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "Error: cannot connect to localhost:1: Connection refused\n"
+
+
+def test_failures_are_logged_and_with_verbose_more(tmp_path: pathlib.Path) -> None:
+    moment = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}"
+    for options in ([], ["--verbose"]):
+        process, said = start(tmp_path, *options)
+        with Proxy(said["Counter"]) as counter:
+            counter.lose()
+            counter.add(1)  # serial: when this returns, the other has failed
+        with socket.create_connection(("localhost", int(said["Counter"].rpartition(":")[2]))) as stranger:
+            stranger.sendall(b"nonsense" * 10)
+            stranger.recv(1000)
+        assert end(process) == 0
+        logged = told(tmp_path)
+        assert re.search(rf"{moment} WARNING objserver.adapter: oneway Counter.lose failed$", logged, re.M)
+        assert "ValueError: lost it" in logged
+        assert (re.search(rf"{moment} INFO objserver.server: ", logged, re.M) is not None) == bool(options)

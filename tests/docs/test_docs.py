@@ -2,18 +2,23 @@
 
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 
 import pytest
 
+import objserver
+from objserver.cli.main import main
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```python[ \t]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
-PAGES = sorted(
-    page
-    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
-    if "_build" not in page.parts and BLOCK.search(page.read_text("utf-8"))
+COMMAND = re.compile(r"^\$ (objserver|make) +([^#\n]*)", re.MULTILINE)
+ALL_PAGES = sorted(
+    page for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")] if "_build" not in page.parts
 )
+PAGES = [page for page in ALL_PAGES if BLOCK.search(page.read_text("utf-8"))]
+COMMANDS = sorted({found for page in ALL_PAGES for found in COMMAND.findall(page.read_text("utf-8"))})
 
 
 def program(page: pathlib.Path) -> str:
@@ -44,3 +49,34 @@ def test_the_examples_of_a_page_run(page: pathlib.Path, tmp_path: pathlib.Path) 
         timeout=60,
     )
     assert done.returncode == 0, f"{page}:\n{done.stdout}{done.stderr}"
+
+
+@pytest.mark.parametrize(("program", "arguments"), COMMANDS, ids=" ".join)
+def test_the_commands_of_a_page_exist(program: str, arguments: str) -> None:
+    if program == "make":
+        assert f"\n{arguments.strip()}:" in (ROOT / "Makefile").read_text("utf-8")
+        return
+    name, *options = shlex.split(arguments)
+    main.commands[name].make_context(name, options)  # parses, and runs nothing
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    pages = [ROOT / "docs" / "reference" / name for name in ("api.md", "limits.md")]
+    reference = "".join(page.read_text("utf-8") for page in pages)
+    documented = set(re.findall(r"objserver\.(?:\w+\.)*(\w+)", reference))
+    assert set(objserver.__all__) - documented == set()
+
+
+def test_every_logger_is_documented() -> None:
+    page = (ROOT / "docs" / "howto" / "watch_a_server.md").read_text("utf-8")
+    sources = (source.read_text("utf-8") for source in (ROOT / "objserver").rglob("*.py"))
+    loggers = {name for source in sources for name in re.findall(r'getLogger\("([\w.]+)"\)', source)}
+    assert {name for name in loggers if f"| `{name}` |" not in page} == set()
+
+
+def test_every_module_is_in_the_architecture() -> None:
+    page = (ROOT / "docs" / "explanation" / "architecture.md").read_text("utf-8")
+    for room in re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE):
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{room}` |"))
+        modules = {file.stem for file in (ROOT / "objserver" / room).glob("[!_]*.py")}
+        assert modules - set(re.findall(r"`(\w+)`", row)) == set(), room

@@ -172,7 +172,7 @@ def test_a_locator_stands_in_for_a_class(server):
     (one,), (two,) = proxies(server, "Located/one", 1), proxies(server, "Located/two", 1)
     assert [one.add(), one.add(), two.add()] == [1, 2, 1]
     (missing,) = proxies(server, "Located/three", 1)
-    with pytest.raises(errors.ConnectFailed):
+    with pytest.raises(errors.ActivationError, match="Located/three.*KeyError"):
         missing.add()
 
 

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -16,6 +17,12 @@ def test_unknown_url_names_what_is_supported(url):
     with pytest.raises(errors.StoreError, match=r"sqlite:///path.*postgresql comes with a later") as caught:
         storage.open_store(url)
     assert "secret" not in str(caught.value)
+
+
+def test_a_bare_path_is_answered_with_the_url_that_was_meant():
+    for path, url in (("bank.db", "sqlite:///bank.db"), ("/var/bank.db", "sqlite:////var/bank.db")):
+        with pytest.raises(errors.StoreError, match=re.escape(f"did you mean {url}?")):
+            storage.open_store(path)
 
 
 @pytest.mark.parametrize("url", ["sqlite:", "sqlite://objects.db", "sqlite:///", "sqlite:///x.db?mode=ro"])
