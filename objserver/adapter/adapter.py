@@ -317,6 +317,7 @@ class ObjectAdapter:
             finally:
                 in_progress.reset(token)
             invocation = self._settle(invocation, value, error)
+            error = None  # or it and this frame, which its traceback names, would wait for the collector
 
     def _locate(self, invocation: Invocation) -> Invocation | None:
         """Ask a Shared locator which servant it is, then admit the invocation to that one."""

@@ -1,6 +1,7 @@
 """Skeletons: the table from member name to call, computed once for each class.
 
 A name that came over the wire is looked up in this table and nowhere else; it never reaches `getattr`.
+What a class cannot be served with is refused here, before anybody calls it.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ from collections.abc import Callable
 from typing import Any
 
 from objserver import errors
-from objserver.adapter.exposure import _functions, is_private, written_for_pyro5
+from objserver.adapter.exposure import HOOKS, _functions, is_private, written_for_pyro5
 
 __all__ = ["Member", "Skeleton"]
+
+_HOOKS = sorted(HOOKS | {"__init__", "__getstate__", "__setstate__"})
+"""What the server calls outside of any event loop: a coroutine of theirs would be dropped unawaited."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -42,18 +46,32 @@ class Skeleton:
             if is_private(name):
                 continue
             raw = inspect.getattr_static(cls, name)
-            functions = [f for f in _functions(raw) if getattr(f, "_pyroExposed", False)]
-            if not functions:
+            functions = _functions(raw)
+            # A property's getter decides for both directions, or without one its setter, as in Pyro5.
+            if not functions or not getattr(functions[0], "_pyroExposed", False):
                 continue
-            exposed += functions
+            if any(inspect.isasyncgenfunction(function) for function in functions):
+                raise errors.RegistrationError(
+                    f"async generators are not supported yet: member {name} of class {cls.__name__};"
+                    " make it a plain generator, or return a list"
+                )
+            exposed.append(functions[0])
             if isinstance(raw, property):
-                # One mark is enough for both directions, as in Pyro5.
                 if raw.fget is not None:
                     self.getters[name] = Member(name, raw.fget, readonly=True)
                 if raw.fset is not None:
                     self.setters[name] = Member(name, raw.fset)
             else:
                 self.methods[name] = self._method(name, raw, functions[0])
+        for name in _HOOKS:
+            if name == "close" and name in self.methods:
+                continue  # a remote method like any other; the server does not call it
+            for hook in _functions(inspect.getattr_static(cls, name, None)):
+                if inspect.iscoroutinefunction(hook) or inspect.isasyncgenfunction(hook):
+                    raise errors.RegistrationError(
+                        f"{name} of class {cls.__name__} is async, but the server calls it without awaiting"
+                        " it; make it a plain function"
+                    )
         self.written_for_pyro5 = written_for_pyro5(exposed) or hasattr(cls, "_pyroInstancing")
         self.empty = not exposed
         self.metadata = {

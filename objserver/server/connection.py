@@ -17,6 +17,7 @@ import socket
 import threading
 import traceback
 import weakref
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -138,17 +139,17 @@ class Connection:
                 if len(frame.payload) > LARGE or not self.greeted:
                     self._set_apart([frame, *rest], start)
                 else:
-                    self._take(frame, start)
+                    self._take(frame, None, start)
         except errors.ProtocolError as problem:
             self._refuse(problem)
 
-    def _take(self, frame: Frame, start: Start) -> None:
+    def _take(self, frame: Frame, weight: Weight | None, start: Start) -> None:
         if self.lingering or self.closed:
             return
         if not self.greeted:
             self._greeting(frame)
         elif frame.type == _INVOKE:
-            self._invoke(frame, start)
+            self._invoke(frame, weight, start)
         elif frame.type == FrameType.PING:
             self.send(encode_frame(FrameType.PING, frame.serializer_id, 0, frame.sequence, b"pong"))
         else:
@@ -160,21 +161,20 @@ class Connection:
         Decoding takes long, and greeting runs code of the user's; meanwhile another leads, and this peer is
         not read, which keeps its requests in order.
         """
-        size = sum(len(frame.payload) for frame in frames)
-        self.server.hold(size)
+        weighed = deque((frame, Weight(self.server.hold, len(frame.payload))) for frame in frames)
         self._read_on(False)
 
         def take() -> None:
             try:
-                for frame in frames:
-                    self._take(frame, self.server.engine.submit)
+                while weighed:
+                    self._take(*weighed.popleft(), self.server.engine.submit)
             except errors.ProtocolError as problem:
                 self._refuse(problem)
             except BaseException:
                 self.close()
                 raise
             finally:
-                self.server.hold(-size)
+                weighed.clear()
                 self._read_on(True)
 
         start(take)
@@ -229,10 +229,12 @@ class Connection:
                 answer[wire_extension.KEY] = Extension(frame_size_max=size).to_data()
             payload, kind = codec.encode(answer), FrameType.CONNECT_OK
         except BaseException as problem:  # a locator or a handshake check may raise anything
-            told: Any = str(problem)
+            kind = FrameType.CONNECT_FAIL
             if self.peer is not None and isinstance(problem, errors.ObjectNotFound):
-                codec, told = server.codecs.native, problem  # stock peers know text only
-            payload, kind = codec.encode(told), FrameType.CONNECT_FAIL
+                codec = server.codecs.native
+                payload = codec.encode(problem)
+            else:
+                payload = codec.encode(text_of(problem))  # stock peers know text only
         self.send(encode_frame(kind, codec.serializer_id, 0, frame.sequence, payload))
         if kind == FrameType.CONNECT_OK:
             self.greeted = True
@@ -242,7 +244,7 @@ class Connection:
         else:
             self._linger()
 
-    def _invoke(self, frame: Frame, start: Start) -> None:
+    def _invoke(self, frame: Frame, weight: Weight | None, start: Start) -> None:
         """Admit the invocation that a request asks for, or answer with the error that it is."""
         flags = frame.flags
         size = len(frame.payload)
@@ -257,7 +259,7 @@ class Connection:
             frame.payload = b""  # a request that waits holds its arguments once
             invocation = Invocation(self, object_id, method, args, kwargs, (codec, frame))
             if size > HEAVY:
-                invocation.weight = Weight(self.server.hold, size)
+                invocation.weight = weight or Weight(self.server.hold, size)
             if flags:
                 if flags & Flag.CORRELATION:
                     invocation._correlation = frame.correlation

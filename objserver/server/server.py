@@ -18,6 +18,7 @@ import resource
 import socket
 import stat
 import threading
+import time
 import uuid
 from types import TracebackType
 from typing import Any, Self
@@ -181,7 +182,7 @@ class ObjectServer:
             self._stopped.wait()
             return
         timeout = self.settings.drain_timeout_s if drain_timeout_s is None else drain_timeout_s
-        deadline = self.clock.monotonic() + timeout
+        deadline = time.monotonic() + timeout  # threads end in real time, whatever clock objects live by
         try:
             self.poller.stop_accepting()
             self._listener.close()
@@ -208,7 +209,7 @@ class ObjectServer:
     def _await_quiet(self, deadline: float) -> None:
         """Until nothing runs or waits.  The pause is how often we look, not what we rely on."""
         pause = threading.Event()
-        while (self.adapter.busy or self.receiving) and self.clock.monotonic() < deadline:
+        while (self.adapter.busy or self.receiving) and time.monotonic() < deadline:
             pause.wait(0.002)
 
     def serve_forever(self) -> None:
