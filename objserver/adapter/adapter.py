@@ -1,6 +1,6 @@
 """The object adapter: from an invocation to the servant that answers it.
 
-It owns the table of what is registered.  A request passes through it as
+It knows what is registered and what is active.  A request passes through it as
 
     admit    find the object's activation, give the invocation to its mailbox
     run      make the servant if there is none, call it, encode the result
@@ -23,10 +23,8 @@ import traceback
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from functools import partial
-from threading import Lock
 from types import CoroutineType
 from typing import Any, Protocol
-from urllib.parse import unquote
 
 from objserver import errors, pyro5
 from objserver.adapter import state
@@ -36,14 +34,11 @@ from objserver.adapter.invocation import Caller, Invocation
 from objserver.adapter.mailbox import Mailbox
 from objserver.adapter.policies import (
     ActivationPolicy,
-    Concurrent,
     PerClient,
     PerRequest,
-    Serial,
-    Shared,
     ThreadingPolicy,
-    check_combination,
 )
+from objserver.adapter.registry import Registry
 from objserver.adapter.servants import ServantManager, skeleton_of
 from objserver.adapter.skeleton import Skeleton
 from objserver.adapter.streams import Stream, StreamTable
@@ -124,11 +119,9 @@ class ObjectAdapter:
         self.streams = StreamTable(settings)
         self._engine = engine
         self._clock = clock
-        self._store = store
         self._committer = committer
         self._pyro5_daemon = pyro5_daemon
-        self._lock = Lock()
-        self._registrations: dict[str, Registration] = {}
+        self._registry = Registry(has_store=store is not None)
         self._active = ActiveObjects(settings.active_objects_max)
         self._activation_at = self._active.get
         self._servants = ServantManager(codecs, store)
@@ -144,40 +137,8 @@ class ObjectAdapter:
         threading: ThreadingPolicy | None,
     ) -> Registration:
         """Serve a class, an instance or a locator (a function from key to servant) under `name`."""
-        is_class = isinstance(thing, type)
-        is_locator = not is_class and callable(thing) and Skeleton.of(type(thing)).empty
-        skeleton = None if is_locator else Skeleton.of(thing if is_class else type(thing))
-        if skeleton is not None and skeleton.empty:
-            hint = "decorate it, or some of its methods, with @expose"
-            if skeleton.cls.__module__ == "builtins" and not is_class:
-                hint = f"{thing!r} is no object to serve; give a class, an instance, or a function"
-            raise errors.RegistrationError(f"{skeleton.cls.__name__} exposes nothing; {hint}")
-        make: Callable[[str], Any] = (
-            thing if is_locator else (lambda key: thing()) if is_class else (lambda key: thing)
-        )
-        if skeleton is not None and is_class:
-            mode, creator = getattr(thing, "_pyroInstancing", ("session", None))
-            if creator is not None:
-                make = lambda key: creator(thing)  # noqa: E731
-            if activation is None:
-                activation = _pyro5_policy(mode) if skeleton.written_for_pyro5 else Shared()
-        activation = activation or Shared()
-        if threading is None:
-            # Pyro5 calls servants from many threads at once; what was written for it may count on that.
-            for_pyro5 = skeleton is not None and skeleton.written_for_pyro5
-            free = for_pyro5 and isinstance(activation, (Shared, PerClient))
-            threading = Concurrent() if free else Serial()
-        instance = EMPTY if is_class or is_locator else thing
-        check_combination(
-            activation, threading, instance=instance is not EMPTY, store=self._store is not None
-        )
-        if not isinstance(name, str) or not name or any(c.isspace() or c == "@" for c in name):
-            raise errors.RegistrationError(f"{name!r} cannot be an object's name: it has blanks or an '@'")
-        registration = Registration(name, make, activation, threading, skeleton=skeleton, instance=instance)
-        with self._lock:
-            if name in self._registrations:
-                raise errors.RegistrationError(f"the name {name!r} is taken; unregister it first")
-            self._registrations[name] = registration
+        registration = self._registry.add(thing, name, activation, threading)
+        instance, skeleton = registration.instance, registration.skeleton
         if instance is not EMPTY:
             self._active.name(instance, name)
             if skeleton is not None and skeleton.written_for_pyro5:
@@ -186,14 +147,10 @@ class ObjectAdapter:
 
     def unregister(self, name: str) -> None:
         """Stop serving `name`; its servants end after the calls that have begun."""
-        with self._lock:
-            registration = self._registrations.pop(name, None)
-            if registration is None:
-                raise errors.ObjectNotFound(f"nothing is registered as {name!r}")
-        registration.removed = True
+        registration = self._registry.remove(name)
         if registration.instance is not EMPTY:
             self._active.unname(registration.instance, name)
-            for other in list(self._registrations.values()):
+            for other in self._registry.all():
                 if other.instance is registration.instance:
                     self._active.name(other.instance, other.name)
         for activation in self._active.of(registration):
@@ -202,32 +159,14 @@ class ObjectAdapter:
 
     def registered(self) -> list[str]:
         """Names of everything registered, Pyro.Daemon included."""
-        return list(self._registrations)
-
-    def find(self, object_id: str) -> tuple[Registration, str]:
-        """The registration an object id belongs to, and the key inside it, decoded."""
-        registration = self._registrations.get(object_id)
-        if registration is not None and not registration.persistent:
-            return registration, ""
-        if registration is not None or object_id.endswith("/"):
-            name = object_id.rstrip("/")
-            raise errors.ObjectNotFound(
-                f"{object_id!r} names no single object: {name} has one for each key, such as {name}/alice"
-            )
-        at = object_id.rfind("/")
-        while at > 0:
-            registration = self._registrations.get(object_id[:at])
-            if registration is not None and registration.keyed:
-                return registration, unquote(object_id[at + 1 :])
-            at = object_id.rfind("/", 0, at)
-        raise errors.ObjectNotFound(f"unknown object {object_id!r}: nothing of that name is served here")
+        return [registration.name for registration in self._registry.all()]
 
     def metadata(self, object_id: str) -> dict[str, set[str]]:
         """What a proxy must know of an object: exposed `methods`, `oneway` methods and `attrs`.
 
         Runs foreign code where a locator has not been asked before.
         """
-        registration, key = self.find(object_id)
+        registration, key = self._registry.find(object_id)
         return self._servants.offers(registration, key, object_id).metadata
 
     def reference_id(self, servant: object) -> str | None:
@@ -322,7 +261,7 @@ class ObjectAdapter:
     def _locate(self, invocation: Invocation) -> Invocation | None:
         """Ask a Shared locator which servant it is, then admit the invocation to that one."""
         try:
-            registration, key = self.find(invocation.object_id)
+            registration, key = self._registry.find(invocation.object_id)
             invocation.located = self._servants.make(registration, key, invocation.object_id)
         except BaseException as problem:
             self._refuse(invocation, problem)
@@ -564,7 +503,7 @@ class ObjectAdapter:
 
     def _activation_for(self, invocation: Invocation) -> Activation | None:
         """Find or make the activation of a new invocation; None if it must be located first."""
-        registration, key = self.find(invocation.object_id)
+        registration, key = self._registry.find(invocation.object_id)
         policy = registration.activation
         object_id = registration.name if not key else reference_id(registration.name, key)
         slot: Any = object_id
@@ -741,19 +680,19 @@ class ObjectAdapter:
 
     def reference(self, object_id: str, location: Any) -> Reference:
         """The reference of an object at `location`; ObjectNotFound if nothing here serves it."""
-        self.find(object_id)
+        self._registry.find(object_id)
         return Reference("PYRO", object_id, location)
 
     def statistics(self) -> dict[str, Any]:
         """Counts, and the bounds they run against."""
         return {
-            "registered": len(self._registrations),
+            "registered": len(self._registry),
             "invocations": self.invocations,
             "activations": self._servants.activations,
             "passivations": self._servants.passivations,
             "active_objects": len(self._active),
             "active_objects_max": self.settings.active_objects_max,
-            "active_by_name": {name: r.active for name, r in list(self._registrations.items())},
+            "active_by_name": {r.name: r.active for r in self._registry.all()},
             "invocations_waiting": self._active.waiting,
             "busy_objects": self.busy,
             "streams": len(self.streams),
@@ -766,10 +705,3 @@ def _unsendable(invocation: Invocation, problem: BaseException) -> BaseException
     if isinstance(problem, errors.SerializeError):
         problem.args = (f"the result of {invocation.object_id}.{invocation.method}: {problem}",)
     return problem
-
-
-def _pyro5_policy(mode: str) -> ActivationPolicy:
-    """What Pyro5's @behavior(instance_mode=...) means here."""
-    if mode == "percall":
-        return PerRequest()
-    return Shared() if mode == "single" else PerClient()
