@@ -22,7 +22,9 @@ DAEMON_ID = "Pyro.Daemon"
 NAMESERVER_ID = "Pyro.NameServer"
 NAMESERVER_PORT = 9090
 
-_URI = re.compile(r"(?P<protocol>PYRO[A-Z]*):(?P<object>\S+?)(@(?P<location>.+))?", re.IGNORECASE)
+URI_LENGTH_MAX = 2_000
+"""Characters of a URI: long before that, nobody reads it any more."""
+_URI = re.compile(r"(?P<protocol>PYRO[A-Z]*):(?P<object>[^\s@]+)(@(?P<location>.+))?", re.IGNORECASE)
 _TCP = re.compile(r"(\[(?P<v6>[0-9a-fA-F:.%]+)\]|(?P<host>[^:\[\]]*))(:(?P<port>\d+))?")
 
 
@@ -79,6 +81,8 @@ class Reference:
         """Read a PYRO:, PYRONAME: or PYROMETA: URI; NamingError says what is wrong with it."""
         if isinstance(uri, Reference):
             return uri
+        if isinstance(uri, str) and len(uri) > URI_LENGTH_MAX:
+            raise errors.NamingError(f"a URI has at most {URI_LENGTH_MAX} characters: {uri[:60]!r}...")
         match = _URI.fullmatch(uri) if isinstance(uri, str) else None
         if match is None:
             raise errors.NamingError(f"{uri!r} is not a URI like PYRO:object@host:port or PYRONAME:name")

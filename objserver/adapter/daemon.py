@@ -43,6 +43,8 @@ class DaemonObject:
     @readonly
     def get_metadata(self, object_id: str) -> dict[str, set[str]]:
         """Exposed `methods`, `oneway` methods and `attrs` of an object."""
+        if type(object_id) is not str:
+            raise TypeError("an object id is a str")
         return self._adapter.metadata(object_id)
 
     def get_next_stream_item(self, stream_id: str) -> Any:
@@ -52,7 +54,8 @@ class DaemonObject:
     @oneway
     def close_stream(self, stream_id: str) -> None:
         """Forget an item stream."""
-        self._adapter.close_stream(stream_id)
+        if type(stream_id) is str:
+            self._adapter.close_stream(stream_id)
 
     @oneway
     def release_session(self) -> None:

@@ -1,9 +1,9 @@
 """One connection of a client: connect, greet, then one request and its reply at a time.
 
 The socket blocks, and the time allowed for an answer is given to the kernel (SO_RCVTIMEO), so a call costs
-two system calls and no polling. Once a request is on its way, anything but a clean reply closes the connection:
-otherwise the late answer of this call would be taken for the answer of the next. What fails before that leaves
-the connection as it was; `is_open` tells which it is.
+two system calls and no polling. Once a request is on its way, anything but a clean reply closes the
+connection: otherwise the late answer of this call would be taken for the answer of the next. What fails
+before that leaves the connection as it was; `is_open` tells which it is.
 """
 
 from __future__ import annotations
@@ -152,20 +152,17 @@ class ClientConnection:
             if flags & _ONEWAY:
                 return None
             frames = self._parser.receive_data(self._recv(READ_SIZE)) or self._rest()
-            reply = frames[0]
-            if (
-                reply.sequence != sequence
-                or reply.serializer_id != codec.serializer_id
-                or len(frames) > 1
-            ):
-                raise self._no_reply(frames, sequence)
-            return reply
         except OSError as problem:
             raise self._broken(problem) from None
         except BaseException:
             # An interrupted call (Ctrl-C included) leaves its reply in the stream.
             self.close()
             raise
+        reply = frames[0]
+        if reply.sequence != sequence or reply.serializer_id != codec.serializer_id or len(frames) > 1:
+            self.close()
+            raise self._no_reply(frames, sequence)
+        return reply
 
     def is_stale(self) -> bool:
         """Whether the server has closed the connection, or said something nobody asked for."""

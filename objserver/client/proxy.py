@@ -9,11 +9,12 @@ A name that begins with an underscore is never remote.  Names that this class us
 
 from __future__ import annotations
 
+import math
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from types import TracebackType
-from typing import Any, Self, TypeVar, cast
+from types import EllipsisType, TracebackType
+from typing import Any, Self, TypedDict, TypeVar, Unpack, cast
 
 from objserver import errors, pyro5, references
 from objserver.client.resolve import resolve
@@ -22,9 +23,18 @@ from objserver.errors import did_you_mean
 from objserver.references import Reference
 from objserver.wire import Flag
 
-__all__ = ["Batch", "ItemStream", "Proxy", "connect", "invoke"]
+__all__ = ["Batch", "ItemStream", "Proxy", "ProxyOptions", "connect", "invoke"]
 
 T = TypeVar("T")
+
+
+class ProxyOptions(TypedDict, total=False):
+    """The keyword arguments of `Proxy`, for functions that pass them on."""
+
+    timeout_s: float | None
+    serializer: str | None
+    session: str | None
+    handshake: Any
 
 
 class Proxy:
@@ -55,11 +65,9 @@ class Proxy:
     ) -> None:
         if serializer is not None and serializer not in ("serpent", "json", "msgpack", "marshal"):
             raise ValueError(f"unknown serializer {serializer!r}; choose serpent, json, msgpack or marshal")
-        if timeout_s is not None and timeout_s <= 0:
-            raise ValueError(f"timeout_s={timeout_s}: give a positive time, or None to wait for ever")
         parsed = Reference.parse(reference)
         pool = ConnectionPool(parsed, _resolve, serializer=serializer, session=session, handshake=handshake)
-        self.__dict__.update(_objserver_reference=parsed, _objserver_stub=Stub(pool, timeout_s))
+        self.__dict__.update(_objserver_reference=parsed, _objserver_stub=Stub(pool, _checked(timeout_s)))
 
     # -- what makes it look local --------------------------------------------------------------------
 
@@ -80,7 +88,7 @@ class Proxy:
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "_pyroTimeout":
-            self._objserver_stub.timeout_s = value or None
+            self._objserver_stub.timeout_s = _checked(value or None)
             return
         if name.startswith("_"):
             raise _private(name)
@@ -162,7 +170,8 @@ class Proxy:
     # -- names of our own ----------------------------------------------------------------------------
 
     def release(self) -> None:
-        """Close the connections and end the session of this proxy.  The next call connects again."""
+        """Close the connections and end the session of this proxy.  The next call connects again, and begins
+        a new session unless the proxy was given one by name."""
         self._objserver_stub.release()
 
     @property
@@ -173,12 +182,13 @@ class Proxy:
     def calling(
         self,
         *,
-        timeout_s: float | None = None,
+        timeout_s: float | EllipsisType | None = ...,
         annotations: Mapping[str, bytes] | None = None,
         correlation_id: uuid.UUID | None = None,
     ) -> Self:
         """A view of this proxy, on the same connections, whose calls differ as said.
 
+        What is not given stays as it is here; `timeout_s=None` waits for ever.
         After a call, `view.response_annotations` holds the annotations that came with the reply.
         """
         stub = self._objserver_stub
@@ -187,7 +197,7 @@ class Proxy:
             _objserver_reference=self._objserver_reference,
             _objserver_stub=Stub(
                 stub.pool,
-                stub.timeout_s if timeout_s is None else timeout_s,
+                stub.timeout_s if isinstance(timeout_s, EllipsisType) else _checked(timeout_s),
                 annotations or stub.annotations,
                 correlation_id.bytes if correlation_id else stub.correlation,
             ),
@@ -218,6 +228,12 @@ class Proxy:
         self.release()
 
 
+def _checked(timeout_s: float | None) -> float | None:
+    if timeout_s is not None and not 0 < timeout_s < math.inf:
+        raise ValueError(f"timeout_s={timeout_s}: give a positive time, or None to wait for ever")
+    return timeout_s
+
+
 def _private(name: str) -> AttributeError:
     if name.startswith("_pyro"):
         return AttributeError(
@@ -228,12 +244,15 @@ def _private(name: str) -> AttributeError:
 
 
 class _RemoteMethod:
-    """`proxy.name`, ready to be called."""
+    """`proxy.name`, ready to be called.
 
-    __slots__ = ("_flags", "_invoke", "_name", "_proxy")
+    The proxy keeps it, so it must not keep the proxy: sockets in a cycle wait for the garbage collector.
+    """
+
+    __slots__ = ("_flags", "_invoke", "_name", "_reference")
 
     def __init__(self, proxy: Proxy, name: str, flags: int) -> None:
-        self._proxy = proxy
+        self._reference = proxy._objserver_reference
         self._invoke = proxy._objserver_stub.invoke
         self._name = name
         self._flags = flags
@@ -242,7 +261,7 @@ class _RemoteMethod:
         return self._invoke(self._name, args, kwargs, self._flags)
 
     def __repr__(self) -> str:
-        return f"<remote method {self._name} of {self._proxy!r}>"
+        return f"<remote method {self._name} of {self._reference}>"
 
 
 class Batch:
@@ -306,7 +325,7 @@ def _value(result: Any) -> Any:
     return result
 
 
-def connect(reference: Reference | str, cls: type[T], **options: Any) -> T:
+def connect(reference: Reference | str, cls: type[T], **options: Unpack[ProxyOptions]) -> T:
     """The proxy of an object, typed as `cls` for editors and type checkers.  Options as for Proxy."""
     return cast(T, Proxy(reference, **options))
 

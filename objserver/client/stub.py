@@ -2,11 +2,16 @@
 
 A proxy is a face; its stub knows where the object is, holds the connections to it, and makes the calls.
 Every call takes a connection from a last-in-first-out pool and puts it back, so threads never wait for
-each other and a single thread always has the warmest connection.
+each other and a single thread always has the warmest connection.  A call that fails puts it back too, unless
+the failure has closed it.
+
+A call made by a servant is more than a call: it carries on the correlation id and the call chain, and tells
+the engine that its thread waits.
 """
 
 from __future__ import annotations
 
+import asyncio
 import marshal
 import uuid
 from collections import deque
@@ -56,6 +61,7 @@ class ConnectionPool:
         self.object_id = reference.object_id
         self.serializer = serializer
         self.session = session or uuid.uuid4().hex
+        """Connections of an earlier session are not used again."""
         self.session_is_shared = session is not None
         self.metadata: Metadata | None = None
         self.idle: deque[ClientConnection] = deque()
@@ -71,7 +77,9 @@ class ConnectionPool:
             except IndexError:
                 return self.connect(timeout_s)
             now = monotonic()
-            if now - connection.last_used < SURELY_OPEN_S or not connection.is_stale():
+            if connection.session == self.session and (
+                now - connection.last_used < SURELY_OPEN_S or not connection.is_stale()
+            ):
                 connection.last_used = now
                 return connection
             connection.close()
@@ -83,6 +91,11 @@ class ConnectionPool:
             idle.append(connection)
         else:
             connection.close()
+
+    def put_if_open(self, connection: ClientConnection) -> None:
+        """Done with a connection after a failure."""
+        if connection.is_open:
+            self.put(connection)
 
     def connect(self, timeout_s: float | None) -> ClientConnection:
         """A new connection; finds the object first if the reference does not say where it is."""
@@ -103,10 +116,22 @@ class ConnectionPool:
         self.metadata = connection.metadata
         return connection
 
+    def drain(self) -> Iterator[ClientConnection]:
+        """Take out what is idle; each is closed when the next is asked for."""
+        while True:
+            try:
+                connection = self.idle.pop()
+            except IndexError:
+                return
+            try:
+                yield connection
+            finally:
+                connection.close()
+
     def close(self) -> None:
         """Close what is idle."""
-        while self.idle:
-            self.idle.pop().close()
+        for _ in self.drain():
+            pass
 
 
 class Stub:
@@ -139,27 +164,24 @@ class Stub:
         connection = pool.take(timeout_s)
         codec = connection.codec
         try:
-            payload = codec.encode_call(pool.object_id, method, args, kwargs)
-        except BaseException as problem:
-            if len(args) != 1 or kwargs or not pyro5.is_blob(args[0]):
-                pool.put(connection)
-                if isinstance(problem, errors.SerializeError):
-                    problem.args = (f"an argument of {pool.object_id}.{method}: {problem}",)
-                raise
             try:
+                payload = codec.encode_call(pool.object_id, method, args, kwargs)
+            except errors.ProtocolError as problem:
+                if len(args) != 1 or kwargs or not pyro5.is_blob(args[0]):
+                    problem.args = (f"an argument of {pool.object_id}.{method}: {problem}",)
+                    raise
                 codec, payload, annotations = self._blob(connection, method, args[0])
-            except BaseException:
-                pool.put(connection)
-                raise
-            flags |= Flag.KEEP_SERIALIZED
-        facts = in_progress.get()
-        if facts is not None:
-            annotations, correlation = _inherit(facts, connection, annotations, correlation)
-            facts.caller.about_to_block()
-        try:
-            reply = connection.call(codec, payload, flags, annotations, correlation, timeout_s)
-        except errors.OutcomeUnknown as problem:
-            problem.args = (f"{pool.object_id}.{method}: {problem}",)
+                flags |= Flag.KEEP_SERIALIZED
+            facts = in_progress.get()
+            if facts is None:
+                reply = connection.call(codec, payload, flags, annotations, correlation, timeout_s)
+            else:
+                request = codec, payload, flags, annotations, correlation, timeout_s
+                reply = _call_inside(facts, f"{pool.object_id}.{method}", connection, *request)
+        except BaseException as problem:
+            pool.put_if_open(connection)
+            if isinstance(problem, (errors.OutcomeUnknown, errors.ConnectFailed)):
+                problem.args = (f"{pool.object_id}.{method}: {problem}",)
             raise
         if reply is None:
             pool.put(connection)
@@ -193,33 +215,72 @@ class Stub:
                 return ItemStream(self, connection, stream_id)
             pool.put(connection)
             raise errors.ProtocolError("the result is an iterator, but the server does not stream items")
-        pool.put(connection)
-        value = codec.decode(reply.payload)
-        if reply.flags & _EXCEPTION:
-            raise _raised(value)
-        return value
+        if not reply.flags & _EXCEPTION:
+            pool.put(connection)
+            return codec.decode(reply.payload)
+        try:
+            value = codec.decode(reply.payload)
+            if isinstance(value, pyro5.MessageTooLargeError):
+                connection.close()  # so does the server, if it was the request
+        finally:
+            pool.put_if_open(connection)
+        raise _raised(value)
 
     def release(self) -> None:
-        """Close the connections and end the session, if it is this proxy's own."""
+        """Close the connections and end the session, if it is this proxy's own.
+
+        Without an idle connection to say so on, the session ends by its idle timeout.
+        """
         pool = self.pool
-        if pool.idle and not pool.session_is_shared:
-            connection = pool.idle.pop()
-            if connection.native and not connection.is_stale():
+        ending = None if pool.session_is_shared else pool.session
+        if ending:
+            pool.session = uuid.uuid4().hex
+        for connection in pool.drain():
+            if connection.session == ending and connection.native and not connection.is_stale():
                 payload = connection.codec.encode_call(DAEMON_ID, "release_session", (), {})
                 try:
                     connection.call(connection.codec, payload, _ONEWAY, None, NO_CORRELATION, self.timeout_s)
+                    ending = None
                 except errors.CommunicationError:
-                    pass  # the idle timeout will end the session
-            connection.close()
-        pool.close()
+                    pass  # perhaps on the next one
 
 
 def _raised(value: Any) -> BaseException:
     return value if isinstance(value, BaseException) else errors.RemoteError(str(value))
 
 
+def _call_inside(
+    facts: Facts,
+    what: str,
+    connection: ClientConnection,
+    codec: Codec,
+    payload: bytes,
+    flags: int,
+    annotations: Mapping[str, bytes] | None,
+    correlation: bytes,
+    timeout_s: float | None,
+) -> Frame | None:
+    """`connection.call` from within the invocation that `facts` are about."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        pass
+    else:
+        raise RuntimeError(
+            f"calling {what} here would block the event loop, and with it every coroutine of this server; "
+            "use `await asyncio.to_thread(...)`"
+        )
+    annotations, correlation = _inherit(facts, what, connection, annotations, correlation)
+    facts.caller.about_to_block()
+    try:
+        return connection.call(codec, payload, flags, annotations, correlation, timeout_s)
+    finally:
+        facts.caller.no_longer_blocked()
+
+
 def _inherit(
     facts: Facts,
+    what: str,
     connection: ClientConnection,
     annotations: Mapping[str, bytes] | None,
     correlation: bytes,
@@ -228,8 +289,13 @@ def _inherit(
     if correlation is NO_CORRELATION:
         correlation = facts.correlation_id.bytes
     if connection.native:
-        context = CallContext(None, (*facts.chain, facts.id))
-        annotations = {**(annotations or {}), wire_extension.ANNOTATION: context.encode()}
+        chain = (*facts.chain, facts.id)
+        if len(chain) > wire_extension.CHAIN_MAX:
+            raise RecursionError(
+                f"{what} is called at the end of a chain of {len(chain)} calls, more than "
+                f"{wire_extension.CHAIN_MAX}: a recursion from object to object that does not end?"
+            )
+        annotations = {**(annotations or {}), wire_extension.ANNOTATION: CallContext(None, chain).encode()}
     return annotations, correlation
 
 
@@ -245,17 +311,22 @@ class ItemStream(Iterator[Any]):
         connection = self._connection
         if connection is None:
             raise StopIteration
+        stub, codec = self._stub, connection.codec
+        payload = codec.encode_call(DAEMON_ID, "get_next_stream_item", (self.stream_id,), {})
+        request = codec, payload, 0, stub.annotations, stub.correlation, stub.timeout_s
         facts = in_progress.get()
-        if facts is not None:
-            facts.caller.about_to_block()
-        payload = connection.codec.encode_call(DAEMON_ID, "get_next_stream_item", (self.stream_id,), {})
         try:
-            reply = connection.call(connection.codec, payload, 0, None, NO_CORRELATION, self._stub.timeout_s)
+            if facts is None:
+                reply = connection.call(*request)
+            else:
+                what = f"the next item of a stream of {stub.pool.object_id}"
+                reply = _call_inside(facts, what, connection, *request)
         except BaseException:
-            self._connection = None
+            if not connection.is_open:
+                self._connection = None
             raise
         assert reply is not None
-        value = connection.codec.decode(reply.payload)
+        value = codec.decode(reply.payload)
         if reply.flags & _EXCEPTION:
             self._give_back()
             raise _raised(value)
@@ -266,12 +337,19 @@ class ItemStream(Iterator[Any]):
         connection = self._connection
         if connection is None:
             return
-        payload = connection.codec.encode_call(DAEMON_ID, "close_stream", (self.stream_id,), {})
+        stub, codec = self._stub, connection.codec
+        annotations, correlation = stub.annotations, stub.correlation
+        facts = in_progress.get()
         try:
-            connection.call(connection.codec, payload, _ONEWAY, None, NO_CORRELATION, self._stub.timeout_s)
+            if facts is not None:
+                what = f"the end of a stream of {stub.pool.object_id}"
+                annotations, correlation = _inherit(facts, what, connection, annotations, correlation)
+            payload = codec.encode_call(DAEMON_ID, "close_stream", (self.stream_id,), {})
+            connection.call(codec, payload, _ONEWAY, annotations, correlation, stub.timeout_s)
         except errors.CommunicationError:
-            self._connection = None  # the server's linger ends the stream
-        self._give_back()
+            pass  # the server's linger ends the stream
+        finally:
+            self._give_back()
 
     def __enter__(self) -> Self:
         return self
@@ -282,4 +360,4 @@ class ItemStream(Iterator[Any]):
     def _give_back(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            self._stub.pool.put(connection)
+            self._stub.pool.put_if_open(connection)

@@ -2,7 +2,9 @@
 
 A codec turns a call or a value into bytes and back.  It never lets a foreign exception out: whatever its
 library raises on a value it cannot write or on bytes it cannot read, the caller sees a `SerializeError`
-(or `MessageTooLarge`, when a limit decides), because the connection stays usable after either.
+(or `MessageTooLarge`, when a limit decides), because the connection stays usable after either.  Values bring
+code of their own (`__getstate__`, `__str__`, registered converters), and what that raises is treated alike,
+be it SystemExit, which would end a worker thread.  Only KeyboardInterrupt passes: it is the user's.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from objserver import errors
+from objserver.codecs.exceptions import text_of
 from objserver.references import Reference
 
 __all__ = ["Call", "Codec", "Payload", "Substitute", "call_of", "cannot", "proxy_reference"]
@@ -40,17 +43,17 @@ class Codec(Protocol):
 
 def call_of(parts: Any) -> Call:
     """Check that what a peer sent is a call; the peer may have sent anything."""
-    try:
-        object_id, method, args, kwargs = parts
-    except (TypeError, ValueError):
+    # Not unpacked before it is known to be a list: a proxy would go and ask its object for the items.
+    if type(parts) not in (list, tuple) or len(parts) != 4:
         raise errors.SerializeError("a call is (object, method, args, kwargs); this is not one") from None
+    object_id, method, args, kwargs = parts
     if kwargs is None:
         kwargs = {}
     if type(object_id) is not str or type(method) is not str:
         raise errors.SerializeError("the object id and the method name of a call are strings")
     if len(object_id) > NAME_LENGTH_MAX or len(method) > NAME_LENGTH_MAX:
         raise errors.MessageTooLarge(f"an object id or method name has at most {NAME_LENGTH_MAX} characters")
-    if not isinstance(args, (list, tuple)) or type(kwargs) is not dict:
+    if type(args) not in (list, tuple) or type(kwargs) is not dict:
         raise errors.SerializeError("the arguments of a call are a list and a dict")
     for key in kwargs:
         if type(key) is not str:
@@ -62,7 +65,7 @@ def cannot(action: str, name: str, problem: BaseException) -> errors.ProtocolErr
     """The one error for all failures of a serializer library; our own sentences pass unchanged."""
     if isinstance(problem, errors.ProtocolError):
         return problem
-    what = str(problem) or type(problem).__name__
+    what = text_of(problem) or type(problem).__name__
     if isinstance(problem, RecursionError):
         what = "it is nested too deeply, or contains itself"
     return errors.SerializeError(f"cannot {action} the value with {name}: {what}")

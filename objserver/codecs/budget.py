@@ -10,16 +10,24 @@ small.  The estimates are for Python 3.11 on 64 bits; they need the right magnit
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from objserver import errors
 from objserver.settings import Limits
 
-__all__ = ["check_json", "check_msgpack", "check_serpent", "too_deep", "too_large"]
+__all__ = ["check_json", "check_msgpack", "check_serpent", "spread", "too_deep", "too_large"]
 
 CONTAINER = 88  # an empty dict or list with its slot in the parent
 SCALAR = 40  # a number with its slot
 SLOT = 8  # None, bools and small ints are shared: only the slot counts
 ITEM = 100  # a key's place in a dict, with the growth of its table
+BYTE = 136  # no byte of MessagePack costs more; the worst are nested dicts of one empty string each
+SAME_HASH_MAX = 1_000
+"""Items of one set or dict whose hashes may coincide: they do by chance far more rarely."""
+OBJECT = 2_048
+"""Bytes of a value that becomes a proxy or a path, which are objects of several parts."""
+_OBJECTS = frozenset({68, 70})
+_LONG_NUMBER = re.compile(rb"[0-9_]{19,}")
 NODE = 1024  # a syntax node of Python's parser and of the ast module, together
 
 _HEADS = bytes([*range(0x80, 0xA0), *range(0xC7, 0xCA), *range(0xD4, 0xD9), *range(0xDC, 0xE0)])
@@ -137,7 +145,7 @@ def _walk(data: bytes, limits: Limits, nested: frozenset[int]) -> None:
                 position += _EXT[byte]
             tag = data[position]
             position += 1
-            cost += CONTAINER + length
+            cost += OBJECT + length if tag in _OBJECTS else CONTAINER + length
             if tag in nested:
                 many, inside = 1, position + length
             else:
@@ -193,6 +201,17 @@ def check_json(payload: bytes | memoryview, limits: Limits) -> None:
     _check_brackets(text, limits)
 
 
+def spread(items: list[Any]) -> list[Any]:
+    """The items of a set, or the keys of a dict, unless too many of them have the same hash.
+
+    The hashes of numbers are no secret; with chosen ones, building a set takes time in the square of its
+    size, inside a single call of C.
+    """
+    if len(items) > SAME_HASH_MAX and len(items) - len(set(map(hash, items))) > SAME_HASH_MAX:
+        raise errors.SerializeError("too many items of a set or dict have the same hash")
+    return items
+
+
 def check_serpent(payload: bytes | memoryview, limits: Limits) -> None:
     """Refuse serpent beyond the limits, and Python source that is more than literals.
 
@@ -205,5 +224,7 @@ def check_serpent(payload: bytes | memoryview, limits: Limits) -> None:
     if nodes * NODE > limits.decoded_size_max:
         raise too_large(limits)
     _check_brackets(text, limits)
+    if b"{" in text and len(_LONG_NUMBER.findall(text)) > SAME_HASH_MAX:
+        raise errors.SerializeError("too many items of a set or dict may have the same hash")
     if _NOT_DATA.search(_NAMES.sub(b"0", text)):
         raise errors.SerializeError("serpent data holds something that is not a literal")

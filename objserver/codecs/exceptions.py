@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import inspect
 import sqlite3
 import struct
-from collections.abc import Mapping
 from typing import Any
 
 from objserver import errors, pyro5
 
-__all__ = ["attributes_of", "known", "rebuild", "stock_name", "text_of"]
+__all__ = ["attributes_of", "known", "rebuild", "repr_of", "stock_name", "text_of"]
 
 
 def _classes() -> dict[str, type[Exception]]:
@@ -42,11 +42,24 @@ _KNOWN = _classes()
 known = _KNOWN.get
 
 
-def text_of(error: BaseException) -> str:
+def text_of(value: object) -> str:
+    """Its `str()`, or nothing where that raises: `__str__` is somebody else's code."""
     try:
-        return str(error)
-    except Exception:
+        return str(value)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
         return ""
+
+
+def repr_of(value: object) -> str:
+    """Its `repr()` as text that can be sent, or its type where that raises."""
+    try:
+        return repr(value).encode("utf-8", "replace").decode()
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        return f"<{type(value).__name__}>"
 
 
 def attributes_of(error: BaseException) -> dict[str, Any]:
@@ -66,19 +79,28 @@ def _settable(name: object) -> bool:
     return isinstance(name, str) and name.isidentifier() and not name.startswith("__")
 
 
+def _is_sound(error: UnicodeError) -> bool:
+    """Whether the range it names lies in the data it carries: its __str__ reads there without looking."""
+    size = len(getattr(error, "object", ""))
+    return 0 <= getattr(error, "start", 0) <= getattr(error, "end", 0) <= size
+
+
 def rebuild(type_name: str, args: Any, attributes: Any, text: str = "") -> Exception:
     """The exception that a peer sent, or a RemoteError that tells about it."""
-    if not isinstance(args, (list, tuple)) or not isinstance(attributes, Mapping):
+    if type(args) not in (list, tuple) or type(attributes) is not dict or type(type_name) is not str:
         raise errors.SerializeError(f"the exception {type_name} came in an unknown form")
     attributes = {name: value for name, value in attributes.items() if _settable(name)}
     cls = _KNOWN.get(type_name)
     error: Exception | None = None
-    if cls is not None:
+    if cls is not None and not any(getattr(type(arg), "_objserver_is_proxy", False) for arg in args):
+        # (Some constructors ask for the items of what they are given, which a proxy would fetch.)
         # A constructor may refuse arguments that were never its own: UnicodeDecodeError("sorry").
         with contextlib.suppress(Exception):
             error = cls(*args)
+        if isinstance(error, UnicodeError) and not _is_sound(error):
+            error = None
     if error is None:
-        text = text or ", ".join(map(str, args))
+        text = text or ", ".join(map(text_of, args))
         error = errors.RemoteError(
             f"{type_name}: {text}" if text else type_name,
             type_name=type_name,
@@ -87,8 +109,9 @@ def rebuild(type_name: str, args: Any, attributes: Any, text: str = "") -> Excep
         )
         attributes = {name: attributes[name] for name in ("_pyroTraceback",) if name in attributes}
     for name, value in attributes.items():
-        if callable(getattr(type(error), name, None)):
-            continue  # add_note and with_traceback stay methods
+        of_class = inspect.getattr_static(type(error), name, None)
+        if callable(of_class) or hasattr(type(of_class), "__set__"):
+            continue  # methods stay methods, and what C code reads was checked by the constructor
         with contextlib.suppress(Exception):
             setattr(error, name, value)
     trace = attributes.get("_pyroTraceback")

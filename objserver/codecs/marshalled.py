@@ -24,7 +24,9 @@ _END = object()
 def loads(data: bytes | memoryview, *, nesting_max: int = 100, items_max: int = 3_000_000) -> Any:
     """The value in `data`; SerializeError for code, for damage and beyond the bounds."""
     try:
-        value, _ = _Reader(bytes(data), nesting_max, items_max).read(0)
+        reader = _Reader(bytes(data), nesting_max, items_max)
+        reader._pay(1)
+        value, _ = reader.read(0)
     except errors.ProtocolError:
         raise
     except Exception as problem:
@@ -72,8 +74,7 @@ class _Reader:
             raise error
 
     def read(self, depth: int) -> tuple[Any, int]:
-        """The next value, and how many levels of containers it has."""
-        self._pay(1)
+        """The next value, and how many levels of containers it has; whoever calls has paid for it."""
         head = self._take(1)[0]
         kind = chr(head & 0x7F)
         if kind == "r":
@@ -100,6 +101,7 @@ class _Reader:
         deepest = 0
         if kind == "{":
             while True:
+                self._pay(1)
                 item, levels = self.read(depth + 1)
                 if item is _END and len(items) % 2 == 0:
                     break
@@ -111,6 +113,7 @@ class _Reader:
         count = self._number("B") if kind == ")" else self._number("i")
         if not 0 <= count <= len(self._data) - self._position:
             raise errors.SerializeError("the marshal data ends too early")
+        self._pay(count)  # at once: a flood is refused before any of it is read
         for _ in range(count):
             item, levels = self.read(depth + 1)
             if item is _END:

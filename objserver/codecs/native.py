@@ -6,6 +6,10 @@ assumes that dicts have string keys; only when ormsgpack refuses, a slow path in
 dicts into lists of pairs and, if the value is hopeless, says why (ormsgpack swallows what its hooks
 raise).  Plain subclasses (namedtuple, OrderedDict, IntEnum) arrive as their base type; a bytearray
 arrives as bytes, which ormsgpack decides.
+
+State is stored more strictly than a call travels: `encode_exactly` refuses whatever would come back as
+another type, or not at all.  ormsgpack asks a hook about nearly every type that is not exactly its own; what
+it writes unasked (bytearray, memoryview, its own Ext and Fragment) has to be looked for.
 """
 
 from __future__ import annotations
@@ -20,14 +24,23 @@ import zoneinfo
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
+from threading import get_ident
 from typing import Any
 
 import ormsgpack
-from ormsgpack import Ext, packb, unpackb
+from ormsgpack import Ext, Fragment, packb, unpackb
 
 from objserver import errors, pyro5, references
 from objserver.codecs import budget, exceptions
-from objserver.codecs.base import Call, Payload, Substitute, call_of, cannot, proxy_reference
+from objserver.codecs.base import (
+    NAME_LENGTH_MAX,
+    Call,
+    Payload,
+    Substitute,
+    call_of,
+    cannot,
+    proxy_reference,
+)
 from objserver.references import Reference
 from objserver.settings import Limits
 
@@ -45,7 +58,7 @@ OPTIONS = (
 # The tags are part of the wire format: never change one, only add.  Those below 64 hold MessagePack.
 TUPLE, SET, FROZENSET, PAIRS, FRACTION, DATETIME, TIME, TIMEDELTA = range(1, 9)
 EXCEPTION, REGISTERED, WRAPPED = range(9, 12)
-BIGINT, COMPLEX, DECIMAL, UUID, PATH, DATE, REFERENCE = range(64, 71)
+BIGINT, COMPLEX, DECIMAL, UUID, PATH, DATE, REFERENCE, BYTEARRAY, HELD_REFERENCE = range(64, 73)
 NESTED = frozenset(range(1, 64))
 
 _PLAIN: tuple[Any, ...] = (tuple, dict, list, str, int, float, bytes, set, frozenset, pathlib.Path)
@@ -82,6 +95,13 @@ _ENCODERS: dict[type, tuple[int, Callable[[Any], Any]]] = {
 }
 
 
+def _parts(error: BaseException) -> list[Any]:
+    """What `exceptions.rebuild` makes it from again."""
+    cls = type(error)
+    name = f"{cls.__module__}.{cls.__qualname__}"
+    return [name, list(error.args), exceptions.attributes_of(error), exceptions.text_of(error)]
+
+
 def _zoned(cls: Any, parts: list[Any]) -> Any:
     text, fold, key = parts
     value = cls.fromisoformat(text).replace(fold=fold)
@@ -100,12 +120,35 @@ def _registered(value: dict[str, Any]) -> Any:
     return converter(name, value)
 
 
+def _made(tag: int, content: Any) -> Any:
+    """The value of an Ext.  What is inside must be what our encoder puts there.
+
+    Above all no proxy: one that arrived inside would be asked for its items, over the network.
+    """
+    if tag < 64 and type(content) is not (dict if tag == REGISTERED else list) and tag != WRAPPED:
+        raise errors.SerializeError(f"Ext type {tag} holds a {type(content).__name__}")
+    return _DECODERS[tag](content)
+
+
+def _fraction(numerator: Any, denominator: Any) -> Fraction:
+    if type(numerator) is not int or type(denominator) is not int:
+        raise errors.SerializeError("a fraction has two int")  # of a str it would compute 10**exponent
+    return Fraction(numerator, denominator)
+
+
+def _dict(pairs: list[Any]) -> dict[Any, Any]:
+    if not all(type(pair) is list and len(pair) == 2 for pair in pairs):
+        raise errors.SerializeError("the items of a dict are pairs")
+    budget.spread([pair[0] for pair in pairs])
+    return {key: value for key, value in pairs}  # noqa: C416  (the keys are known to be spread)
+
+
 _DECODERS: dict[int, Callable[[Any], Any]] = {
     TUPLE: tuple,
-    SET: set,
-    FROZENSET: frozenset,
-    PAIRS: dict,
-    FRACTION: lambda v: Fraction(*v),
+    SET: lambda v: set(budget.spread(v)),
+    FROZENSET: lambda v: frozenset(budget.spread(v)),
+    PAIRS: lambda v: _dict(v),
+    FRACTION: lambda v: _fraction(*v),
     DATETIME: lambda v: _zoned(datetime.datetime, v),
     TIME: lambda v: _zoned(datetime.time, v),
     TIMEDELTA: lambda v: datetime.timedelta(*v),
@@ -119,7 +162,41 @@ _DECODERS: dict[int, Callable[[Any], Any]] = {
     PATH: lambda v: pathlib.Path(v.decode("utf-8", "surrogateescape")),
     DATE: lambda v: datetime.date.fromisoformat(v.decode()),
     REFERENCE: lambda v: references.arrived(Reference.parse(v.decode())),
+    # Only in state: a call sends a bytearray as bytes, and what was a Reference arrives as a proxy.
+    BYTEARRAY: bytearray,
+    HELD_REFERENCE: lambda v: Reference.parse(v.decode()),
 }
+
+_SEQUENCES = frozenset({list, tuple, set, frozenset})
+_LEAVES = frozenset({type(None), bool, float, str, bytes, *_ENCODERS}) - _SEQUENCES - {_Pairs, Reference}
+
+
+def _shallow(value: Any, levels: int) -> bool:
+    """Whether `value` is made of common types only, with so few levels of containers.
+
+    Level by level, so that most of the work is done in C; to look into the encoded bytes instead
+    (`budget.check_msgpack`) takes ten times as long, and cannot tell a bytearray from bytes.
+    """
+    level = [value]
+    for _ in range(levels):
+        if _LEAVES.issuperset(map(type, level)):
+            return True
+        inner: list[Any] = []
+        for item in level:
+            kind = type(item)
+            if kind is dict:
+                inner += item
+                inner += item.values()
+            elif kind in _SEQUENCES:
+                inner += item
+            elif kind not in _LEAVES:
+                return False
+        level = inner
+    return False
+
+
+def _name(cls: type) -> str:
+    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
 
 
 class NativeCodec:
@@ -134,6 +211,12 @@ class NativeCodec:
         self._substitute = substitute
         self._hook = self._ext
         self._pack_hook = self._default
+        self._exact_hook = self._exact_default
+        self._levels = (limits.nesting_max - 2) // 3
+        """Containers in containers that take no more than nesting_max levels of MessagePack: a dict whose
+        keys are not strings takes three, a leaf like a datetime two."""
+        self._interrupts: dict[int, KeyboardInterrupt] = {}
+        """By thread: what came while ormsgpack called a hook of ours.  It would be lost there."""
 
     def encode_call(
         self, object_id: str, method: str, args: Sequence[Any], kwargs: Mapping[str, Any] | None
@@ -141,25 +224,47 @@ class NativeCodec:
         try:
             return packb([object_id, method, list(args), kwargs], default=self._pack_hook, option=OPTIONS)
         except Exception:
+            self._raise_interrupt()
             return self._encode_slowly([object_id, method, list(args), kwargs])
 
     def encode(self, value: Any) -> bytes:
         try:
             return packb(value, default=self._pack_hook, option=OPTIONS)
         except Exception:
+            self._raise_interrupt()
             return self._encode_slowly(value)
 
+    def encode_exactly(self, value: Any) -> bytes:
+        """Bytes that `decode` is certain to accept, and to make the very types of `value` from.
+
+        SerializeError names the type for which that cannot be promised, MessageTooLarge the limit.
+        """
+        data = None
+        with contextlib.suppress(Exception):
+            data = packb(value, default=self._exact_hook, option=OPTIONS)
+        self._raise_interrupt()
+        # Asked only once it is packed, so that the value is known to be finite.
+        if data is None or not _shallow(value, self._levels):
+            data = self._encode_slowly(value, exact=True)
+        elif len(data) * budget.BYTE <= self._limits.decoded_size_max:
+            return data
+        if len(data) > self._nesting_max:
+            budget.check_msgpack(data, self._limits, NESTED)
+        return data
+
     def decode_call(self, payload: Payload) -> Call:
-        if len(payload) <= self._nesting_max:
-            # The usual call: too small to break a limit, and of the usual types.
-            try:
-                object_id, method, args, kwargs = unpackb(payload, ext_hook=self._hook)
-            except Exception:
-                pass  # decode says what is wrong
-            else:
-                if type(object_id) is type(method) is str and type(args) is list and kwargs == {}:
-                    return object_id, method, args, kwargs
-        return call_of(self.decode(payload))
+        call = self.decode(payload)
+        if type(call) is list and len(call) == 4:
+            # The usual case of what call_of checks, without the call.
+            object_id, method, args, kwargs = call
+            if (
+                type(object_id) is type(method) is str
+                and type(args) is list
+                and kwargs == {}
+                and len(payload) <= NAME_LENGTH_MAX
+            ):
+                return object_id, method, args, kwargs
+        return call_of(call)
 
     def decode(self, payload: Payload) -> Any:
         # Each level of nesting takes a byte at least: nothing this small can break a limit.
@@ -168,13 +273,74 @@ class NativeCodec:
         try:
             return unpackb(payload, ext_hook=self._hook)
         except Exception as problem:
+            self._raise_interrupt()
             raise self._explain(payload, problem) from None
+
+    def _raise_interrupt(self) -> None:
+        interrupt = self._interrupts.pop(get_ident(), None)
+        if interrupt is not None:
+            raise interrupt
 
     def _pack(self, value: Any) -> bytes:
         return packb(value, default=self._default, option=OPTIONS)
 
     def _default(self, value: Any) -> Any:
-        return self._ext_of(value, self._pack)
+        try:
+            return self._ext_of(value, self._pack)
+        except KeyboardInterrupt as interrupt:
+            self._interrupts[get_ident()] = interrupt
+            raise
+
+    def _exact_pack(self, value: Any) -> bytes:
+        return packb(value, default=self._exact_default, option=OPTIONS)
+
+    def _exact_default(self, value: Any) -> Any:
+        try:
+            return self._exact_ext_of(value, self._exact_pack)
+        except KeyboardInterrupt as interrupt:
+            self._interrupts[get_ident()] = interrupt
+            raise
+
+    def _exact_ext_of(self, value: Any, pack: Pack) -> Any:
+        """As `_ext_of`, for a value that it would not turn into something else."""
+        kind = type(value)
+        name = _name(kind)
+        if kind is Reference:
+            return Ext(HELD_REFERENCE, str(value).encode())
+        if kind in (datetime.datetime, datetime.time):
+            zone = value.tzinfo
+            if type(zone) is not zoneinfo.ZoneInfo and type(zone) not in (datetime.timezone, type(None)):
+                raise errors.SerializeError(
+                    f"the zone of a {name} is a {_name(type(zone))}, of which only the offset would come"
+                    " back; use zoneinfo.ZoneInfo"
+                )
+        if kind in _ENCODERS or proxy_reference(value) is not None:
+            return self._ext_of(value, pack)
+        if self._substitute is not None and self._substitute(value) is not None:
+            raise errors.SerializeError(
+                f"a {name} that is served here would come back as a proxy; keep a proxy"
+            )
+        registered = pyro5.class_to_dict(value)
+        if registered is not None:
+            registered = {"__class__": f"{kind.__module__}.{kind.__name__}"} | registered
+            if pyro5.dict_to_class_converter(registered["__class__"]) is None:
+                raise errors.SerializeError(
+                    f"a {name} could not come back: Pyro5's register_class_to_dict knows its class, but"
+                    f" register_dict_to_class does not know {registered['__class__']!r}"
+                )
+            return Ext(REGISTERED, pack(registered))
+        if isinstance(value, (BaseException, pyro5.ExceptionWrapper)):
+            raise errors.SerializeError(f"a {name} is an exception, which would not come back whole")
+        if pyro5.proxy_state(value) is not None:
+            raise errors.SerializeError(
+                f"a {name} would come back as objserver's own kind; keep its URI as text"
+            )
+        if isinstance(value, enum.Enum):
+            raise errors.SerializeError(f"a {name} would come back as its value")
+        for base in (*_PLAIN, bytearray):
+            if isinstance(value, base):
+                raise errors.SerializeError(f"a {name} would come back as a {_name(base)}")
+        raise errors.SerializeError(f"a {name} is not plain data")
 
     def _ext_of(self, value: Any, pack: Pack) -> Any:
         """What stands for a value that MessagePack has no form for."""
@@ -189,7 +355,7 @@ class NativeCodec:
         if reference is not None:
             return Ext(REFERENCE, str(reference).encode())
         if isinstance(value, BaseException):
-            return Ext(EXCEPTION, self._exception(value, pack))
+            return Ext(EXCEPTION, self._exception(value))
         if isinstance(value, pyro5.ExceptionWrapper):
             return Ext(WRAPPED, pack(value.exception))
         stock = pyro5.proxy_state(value)
@@ -212,31 +378,44 @@ class NativeCodec:
             " the object to send a reference to it, or register its class with Pyro5's register_class_to_dict"
         )
 
-    def _exception(self, error: BaseException, pack: Pack) -> bytes:
-        cls = type(error)
-        name, text = f"{cls.__module__}.{cls.__qualname__}", exceptions.text_of(error)
-        attributes = exceptions.attributes_of(error)
+    def _exception(self, error: BaseException) -> bytes:
+        """An error must arrive even if something it carries cannot: that part is sent as its repr.
+
+        The errors inside it travel whole or as their repr, for they may contain one another.
+        """
+        pack = self._slow_pack([], whole=True)
+        parts = _parts(error)
         try:
-            return pack([name, list(error.args), attributes, text])
+            return pack(parts)
         except Exception:
-            # An error must arrive even if something it carries cannot: that part is sent as its repr.
+            self._raise_interrupt()
+
             def told(value: Any) -> Any:
                 try:
-                    self._slow_pack([])(value)
+                    pack(value)
                     return value
                 except Exception:
-                    return repr(value).encode("utf-8", "replace").decode()
+                    self._raise_interrupt()
+                    return exceptions.repr_of(value)
 
-            parts = {key: told(value) for key, value in attributes.items()}
-            return self._slow_pack([])([name, [told(arg) for arg in error.args], parts, told(text)])
+            name, args, attributes, text = parts
+            attributes = {key: told(value) for key, value in attributes.items()}
+            return pack([name, [told(arg) for arg in args], attributes, told(text)])
 
-    def _slow_pack(self, problems: list[Exception]) -> Pack:
+    def _slow_pack(self, problems: list[BaseException], exact: bool = False, whole: bool = False) -> Pack:
         """A pack that takes dicts with any keys, and keeps what its hooks raise."""
+        ext_of = self._exact_ext_of if exact else self._ext_of
 
         def default(value: Any) -> Any:
             try:
-                return wrapped(self._ext_of(value, pack))
-            except Exception as problem:
+                if whole and isinstance(value, BaseException):
+                    return Ext(EXCEPTION, pack(_parts(value)))
+                content = ext_of(value, pack)
+                return content if type(content) is Ext else wrapped(content)
+            except KeyboardInterrupt as interrupt:
+                self._interrupts[get_ident()] = interrupt
+                raise
+            except BaseException as problem:
                 problems.append(problem)
                 raise
 
@@ -248,6 +427,10 @@ class NativeCodec:
                 if all(type(key) is str for key in value):
                     return {key: wrapped(item) for key, item in value.items()}
                 return _Pairs([key, item] for key, item in value.items())
+            if exact and kind is bytearray:
+                return Ext(BYTEARRAY, bytes(value))
+            if exact and kind in (memoryview, Ext, Fragment):
+                raise errors.SerializeError(f"a {_name(kind)} would come back as something else")
             return value
 
         def pack(value: Any) -> bytes:
@@ -255,27 +438,31 @@ class NativeCodec:
 
         return pack
 
-    def _encode_slowly(self, value: Any) -> bytes:
-        problems: list[Exception] = []
+    def _encode_slowly(self, value: Any, exact: bool = False) -> bytes:
+        problems: list[BaseException] = []
         try:
-            return self._slow_pack(problems)(value)
+            return self._slow_pack(problems, exact)(value)
         except Exception as problem:
+            self._raise_interrupt()
             raise cannot("encode", self.name, problems[0] if problems else problem) from None
 
     def _ext(self, tag: int, data: bytes) -> Any:
-        content = unpackb(data, ext_hook=self._ext) if tag < 64 else data
-        return _DECODERS[tag](content)
+        try:
+            return _made(tag, unpackb(data, ext_hook=self._ext) if tag < 64 else data)
+        except KeyboardInterrupt as interrupt:
+            self._interrupts[get_ident()] = interrupt
+            raise
 
     def _explain(self, payload: Payload, problem: Exception) -> errors.ProtocolError:
         """Decode again, keeping what the hook raises, because ormsgpack only says that it failed."""
-        problems: list[Exception] = []
+        problems: list[BaseException] = []
 
         def hook(tag: int, data: bytes) -> Any:
             try:
                 if tag not in _DECODERS:
                     raise errors.SerializeError(f"MessagePack Ext type {tag} is unknown")
-                return _DECODERS[tag](unpackb(data, ext_hook=hook) if tag < 64 else data)
-            except Exception as raised:
+                return _made(tag, unpackb(data, ext_hook=hook) if tag < 64 else data)
+            except BaseException as raised:
                 problems.append(raised)
                 raise
 
@@ -283,4 +470,6 @@ class NativeCodec:
             unpackb(payload, ext_hook=hook)
         except Exception as again:
             problem = again
+        if problems and isinstance(problems[0], KeyboardInterrupt):
+            raise problems[0]
         return cannot("decode", self.name, problems[0] if problems else problem)

@@ -168,6 +168,8 @@ class Classes:
             raise errors.SerializeError(f"refused to decode a class with '__' in its name: {name}")
         if self._codec == "serpent" and name == "float":
             return float(data["value"])
+        if name in ("Pyro5.core.URI", "Pyro5.client.Proxy") and type(data["state"]) not in (list, tuple):
+            raise errors.SerializeError(f"the state of a {name} came in an unknown form")
         if name == "Pyro5.core.URI":
             return _reference(data["state"])
         if name == "Pyro5.client.Proxy":
@@ -211,7 +213,9 @@ class _StockCodec:
     def encode(self, value: Any) -> bytes:
         try:
             return self._dump(value)
-        except Exception as problem:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as problem:
             raise cannot("encode", self.name, problem) from None
 
     def decode(self, payload: Payload) -> Any:
@@ -221,7 +225,9 @@ class _StockCodec:
                 self._check(data)
             value = self._load(data)
             return self._classes.raised(value, self._inner_first) if b"__class__" in data else value
-        except Exception as problem:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as problem:
             raise cannot("decode", self.name, problem) from None
 
 
@@ -376,12 +382,12 @@ class MsgpackCodec(_StockCodec):
 
     def _kept(self, hook: Callable[..., Any], work: Callable[[Callable[..., Any]], Any]) -> Any:
         """Do `work` with `hook`, and raise what the hook raised: ormsgpack only says that it failed."""
-        problems: list[Exception] = []
+        problems: list[BaseException] = []
 
         def keep(*given: Any) -> Any:
             try:
                 return hook(*given)
-            except Exception as problem:
+            except BaseException as problem:
                 problems.append(problem)
                 raise
 

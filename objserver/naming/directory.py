@@ -105,6 +105,7 @@ class NameServer:
 
     def remove(self, name: str | None = None, prefix: str | None = None, regex: str | None = None) -> int:
         """Forget one name, or all with a prefix, or all that match; how many.  Pyro.NameServer stays."""
+        _check_filters(name, prefix, regex)
         with self._lock:
             if name and name != NAMESERVER_ID:
                 names = [name] if name in self._entries else []
@@ -122,6 +123,7 @@ class NameServer:
         self, prefix: str | None = None, regex: str | None = None, return_metadata: bool = False
     ) -> dict[str, Any]:
         """URIs, or pairs of URI and metadata, by name: all, or those with a prefix or that match."""
+        _check_filters(prefix, regex)
         if prefix and regex:
             raise ValueError("filter by prefix or by regex, not by both")
         return _shown(self._select(prefix, regex), return_metadata)
@@ -194,17 +196,18 @@ class NameServer:
         return text
 
     def _check_name(self, name: str) -> None:
-        if not isinstance(name, str):
-            raise TypeError("a name must be a str")
+        if type(name) is not str or not _is_text(name):
+            raise TypeError("a name must be a str of valid Unicode")
         if not 0 < len(name) <= self._limits.name_length_max:
             raise errors.NamingError(f"a name has 1 to {self._limits.name_length_max} characters")
 
     def _tags(self, what: str, tags: Iterable[str] | None) -> frozenset[str]:
-        if isinstance(tags, str):
-            raise TypeError(f"{what} must be a set or list of str, not one str")
+        # Not any iterable: a proxy that a caller sent would be asked for its items.
+        if tags is not None and type(tags) not in (set, frozenset, list, tuple):
+            raise TypeError(f"{what} must be a set or list of str, not one str or anything else")
         found = frozenset(tags or ())
-        if not all(isinstance(tag, str) for tag in found):
-            raise TypeError(f"{what} must consist of str")
+        if not all(type(tag) is str and _is_text(tag) for tag in found):
+            raise TypeError(f"{what} must consist of str of valid Unicode")
         if len(found) > self._limits.tags_max or any(len(t) > self._limits.tag_length_max for t in found):
             raise errors.NamingError(
                 f"{what} may have {self._limits.tags_max} tags of {self._limits.tag_length_max} characters"
@@ -229,6 +232,17 @@ class NameServer:
         refused = set(entries) - {key for _, key in self._store.commit(changes)}
         if refused:
             raise errors.StoreError(f"somebody else changed {sorted(refused)} in the store of names")
+
+
+def _check_filters(*filters: object) -> None:
+    for given in filters:
+        if given is not None and type(given) is not str:
+            raise TypeError("names, prefixes and regular expressions are str")
+
+
+def _is_text(text: str) -> bool:
+    """Whether every client can be told: a lone surrogate cannot be sent."""
+    return text.isascii() or text.encode("utf-8", "ignore").decode() == text
 
 
 def _shown(entries: Mapping[str, Entry], return_metadata: bool) -> dict[str, Any]:

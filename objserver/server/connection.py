@@ -284,12 +284,9 @@ class Connection:
             raise errors.MessageTooLarge(f"a batch of {len(calls)} calls, more than {size_max}")
         batch = []
         for call in calls:
-            try:
-                method, args, kwargs = call
-            except (TypeError, ValueError):
-                raise errors.SerializeError("a batch is a list of (method, args, kwargs)") from None
-            if not (isinstance(method, str) and isinstance(args, (list, tuple)) and isinstance(kwargs, dict)):
+            if type(call) not in (list, tuple) or len(call) != 3:
                 raise errors.SerializeError("a batch is a list of (method, args, kwargs)")
+            _, method, args, kwargs = call_of(("", *call))
             batch.append((method, args, kwargs))
         return batch
 

@@ -32,6 +32,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from typing import Any, Protocol
 
 from objserver.errors import ServerBusy
@@ -106,6 +107,7 @@ class WorkerEngine:
         self._own = _Own()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_end: asyncio.Future[None]
+        self._coroutines: set[Future[None]] = set()  # an event loop does not keep its tasks alive
         self.promotions = 0
 
     # -- what others call ----------------------------------------------------------------------------
@@ -202,7 +204,9 @@ class WorkerEngine:
         with self._lock:  # so that stop comes before, or after the coroutine is on the loop
             stopping = self._stopping
             if not stopping:
-                asyncio.run_coroutine_threadsafe(run(), self._event_loop())
+                future = asyncio.run_coroutine_threadsafe(run(), self._event_loop())
+                self._coroutines.add(future)
+                future.add_done_callback(self._coroutines.discard)
         if stopping:
             coroutine.close()
             done(None, ServerBusy("the server is stopping and runs no more coroutines"))

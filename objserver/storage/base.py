@@ -1,6 +1,6 @@
 """What a store is: rows of bytes under (type, key), each replaced only by who knows its version.
 
-The rest of the server sees storage through these three names and nothing of SQL.  The rule that every
+The rest of the server sees storage through these names and nothing of SQL.  The rule that every
 engine keeps is compare-and-set: a change names the (epoch, version) it is based on and is accepted only
 if the row still has them, so a late writer can never undo what another has already acknowledged.
 Versions only grow.  Deleting therefore leaves a tombstone, a row whose state is None, and making the
@@ -13,7 +13,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["Change", "Record", "Store"]
+from objserver import errors
+
+__all__ = ["Change", "Record", "Store", "Unstorable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,13 @@ class Change:
     state: bytes | None
 
 
+class Unstorable(errors.StoreError):
+    """The store is well, but one of the changes is nothing that it can hold: too large, say.
+
+    The committer finds out which, so that the others are stored; callers see a plain StoreError.
+    """
+
+
 class Store(Protocol):
     """Any thread may call any method.  Every failure is an `objserver.errors.StoreError`."""
 
@@ -51,7 +60,8 @@ class Store(Protocol):
     def commit(self, changes: Sequence[Change]) -> set[tuple[str, str]]:
         """Apply the changes in one transaction, durable on return; the (type, key) of those accepted.
 
-        At most one change per object, since the answer could not tell two apart.
+        At most one change per object, since the answer could not tell two apart.  Unstorable, with nothing
+        applied, if a change among them is to blame and not the store.
         """
 
     def keys(self, type: str, prefix: str = "", limit: int | None = None) -> list[str]:

@@ -4,6 +4,10 @@ While a commit waits for the disk, changes pile up; they become the next transac
 cost of the fsync is shared by all of them, without load nobody waits for company.  Changes wait in line
 per object and a batch takes one from each line, so a hot object delays nobody and its changes keep their
 order, each seeing the outcome of the one before.
+
+A change that the store cannot hold fails alone: the batch it was in is halved until the change is found,
+which takes a few transactions more and no other object's change with it.  When the store itself fails, all
+that were in the batch fail with it.
 """
 
 from __future__ import annotations
@@ -15,11 +19,18 @@ import threading
 from collections.abc import Callable
 
 from objserver import errors
-from objserver.storage.base import Change, Store
+from objserver.storage.base import Change, Store, Unstorable
 
 __all__ = ["Committer"]
 
 Done = Callable[[BaseException | None], None]
+
+BATCH_MAX = 256
+"""Changes in one transaction.  Shared by so many, an fsync is no longer what a change costs; a larger
+transaction would only hold up the loads, which wait for it."""
+QUEUE_MAX = 10_000
+"""Changes that wait.  It is about what a good disk makes durable in a second: beyond it a caller is better
+off with ServerBusy than with more waiting, and each holds a state in memory."""
 
 _log = logging.getLogger("objserver.storage")
 
@@ -27,7 +38,7 @@ _log = logging.getLogger("objserver.storage")
 class Committer:
     """Commits what is submitted.  `batch_max` bounds a transaction, `queue_max` what may wait for one."""
 
-    def __init__(self, store: Store, *, batch_max: int = 256, queue_max: int = 10_000) -> None:
+    def __init__(self, store: Store, *, batch_max: int = BATCH_MAX, queue_max: int = QUEUE_MAX) -> None:
         self._store = store
         self._batch_max = batch_max
         self._queue_max = queue_max
@@ -92,6 +103,13 @@ class Committer:
         failure: Exception | None = None
         try:
             accepted = self._store.commit([change for change, _ in batch])
+        except Unstorable as error:
+            if len(batch) > 1:
+                half = len(batch) // 2
+                self._commit(batch[:half])
+                self._commit(batch[half:])
+                return
+            failure = error
         except Exception as error:
             failure = error
         with self._wake:

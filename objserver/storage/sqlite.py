@@ -23,12 +23,14 @@ import sqlalchemy.exc
 
 from objserver import errors
 from objserver.storage import schema
-from objserver.storage.base import Change, Record
+from objserver.storage.base import Change, Record, Unstorable
 
 __all__ = ["SqliteStore"]
 
 # Keys with a lone surrogate and numbers over 64 bits fail in the driver, but not with its own error.
 _FAILURES = (sqlite3.Error, sqlalchemy.exc.SQLAlchemyError, UnicodeError, OverflowError)
+# Here a change is to blame and not the store: too large a blob, for instance, or what is said above.
+_ROW_FAILURES = (sqlite3.DataError, sqlite3.IntegrityError, UnicodeError, OverflowError)
 _PAGE = 256
 
 _COLUMNS = "epoch, version, codec, state_version, state"
@@ -119,9 +121,8 @@ class SqliteStore:
 
     def _error(self, what: str, error: BaseException) -> errors.StoreError:
         advice = _ADVICE.get(_code(error))
-        return errors.StoreError(
-            f"cannot {what} {self._path}: " + (f"{advice} ({error})" if advice else str(error))
-        )
+        kind = Unstorable if what == "write" and isinstance(error, _ROW_FAILURES) else errors.StoreError
+        return kind(f"cannot {what} {self._path}: " + (f"{advice} ({error})" if advice else str(error)))
 
     @contextlib.contextmanager
     def _using(self, what: str) -> Iterator[sqlite3.Connection]:

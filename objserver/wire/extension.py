@@ -28,7 +28,7 @@ KEY = "objserver"
 ANNOTATION = "OBJS"
 VERSION = 1
 CHAIN_MAX = 64
-"""Nested calls in one chain; a deeper one is a recursion that has lost its way."""
+"""Nested calls in one chain; a deeper one is a recursion that has lost its way.  Its sender says so."""
 SESSION_SIZE_MAX = 200
 """Characters of a session id; ours have 32, a person's name for one is short."""
 
@@ -55,7 +55,12 @@ class Extension:
         if not isinstance(data, Mapping):
             return None
         session, size = data.get("session", ""), data.get("frame_size_max", 0)
-        if not isinstance(session, str) or len(session) > SESSION_SIZE_MAX or not isinstance(size, int):
+        if (
+            not isinstance(session, str)
+            or len(session) > SESSION_SIZE_MAX
+            or not isinstance(size, int)
+            or size < 0
+        ):
             raise errors.ProtocolError("the greeting between objserver peers is malformed")
         return cls(session, size)
 

@@ -28,6 +28,9 @@ from objserver.wire.frames import (
 
 __all__ = ["FrameParser"]
 
+SMALL, GATHERED = 4 * 1024, 64 * 1024
+"""Bytes of a piece that is gathered with its neighbours, and of such a gathering."""
+
 _EMPTY: dict[str, bytes] = {}
 _PLAIN = PLAIN.unpack_from
 _COMPRESSED = Flag.COMPRESSED
@@ -46,7 +49,7 @@ class FrameParser:
         self.limits = limits
         self.frame_size_max = limits.frame_size_max if frame_size_max is None else frame_size_max
         self.buffered = 0
-        self._chunks: list[bytes] = []
+        self._chunks: list[bytes | bytearray] = []
         self._needed = HEADER_SIZE
         self._failed = False
 
@@ -76,7 +79,7 @@ class FrameParser:
             raise errors.ProtocolError("the stream broke the protocol earlier; close the connection")
         try:
             if self.buffered:
-                self._chunks.append(data)
+                self._keep(data)
                 self.buffered += len(data)
                 if self.buffered < self._needed:
                     self._check_start(b"".join(self._chunks) if self.buffered < HEADER_SIZE else b"")
@@ -90,6 +93,16 @@ class FrameParser:
             self._chunks.clear()
             self.buffered = 0
             raise
+
+    def _keep(self, data: bytes) -> None:
+        """Small pieces are gathered: an object for every two bytes would cost far more than the bytes."""
+        chunks = self._chunks
+        if len(data) < SMALL:
+            if not chunks or type(chunks[-1]) is bytes or len(chunks[-1]) > GATHERED:
+                chunks.append(bytearray())
+            chunks[-1] += data
+        else:
+            chunks.append(data)
 
     def _frames(self, data: bytes) -> list[Frame]:
         frames = []

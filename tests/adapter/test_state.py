@@ -1,6 +1,9 @@
 """State is data with a version, never code."""
 
+import collections
 import dataclasses
+import enum
+import threading
 
 import pytest
 
@@ -95,3 +98,100 @@ def test_what_is_not_data_is_refused_with_advice():
     servant.balance = lambda: 5
     with pytest.raises(errors.StateError, match="__getstate__"):
         capture(servant, CODECS)
+
+
+class Color(enum.Enum):
+    RED = 1
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        (Color.RED, r"its attribute 'balance' is a Color: a .*Color would come back as its value"),
+        ([Color.RED], r"its attribute 'balance' is a list: a .*Color would come back as its value"),
+        (collections.defaultdict(int), "its attribute 'balance' is a defaultdict: "),
+        (threading.Lock(), "its attribute 'balance' is a lock: a _thread.lock is not plain data; keep plain"),
+    ],
+)
+def test_what_would_change_is_refused_by_name(value, sentence):
+    servant = Plain()
+    servant.balance = value
+    with pytest.raises(errors.StateError, match=sentence):
+        capture(servant, CODECS)
+
+
+def test_a_bytearray_stays_one():
+    servant, fresh = Plain(), Plain()
+    servant.balance = bytearray(b"abc")
+    restore(fresh, capture(servant, CODECS), 1, CODECS)
+    assert type(fresh.balance) is bytearray
+
+
+def test_what_could_not_be_loaded_is_not_saved():
+    servant = Plain()
+    servant.balance = []
+    for _ in range(150):
+        servant.balance = [servant.balance]
+    with pytest.raises(
+        errors.StateError, match=r"'balance' is a list: .*nesting_max=100 .*larger nesting_max"
+    ):
+        capture(servant, CODECS)
+    small = Codecs(Limits(decoded_size_max=10_000))
+    servant.balance = b"x" * 6_000
+    capture(servant, small)
+    servant.tags = b"x" * 6_000
+    with pytest.raises(
+        errors.StateError, match=r"Plain cannot be stored: decoding .*decoded_size_max=10000 .*less"
+    ):
+        capture(servant, small)
+
+
+@pytest.mark.parametrize("problem", [KeyError("k"), SystemExit("s"), GeneratorExit()])
+def test_a_getstate_that_fails_is_a_state_error(problem):
+    class Broken:
+        def __getstate__(self):
+            raise problem
+
+    with pytest.raises(
+        errors.StateError, match=f"__getstate__ of Broken failed: {type(problem).__name__}"
+    ) as e:
+        capture(Broken(), CODECS)
+    assert e.value.__cause__ is problem
+
+
+@pytest.mark.parametrize("problem", [KeyError("k"), SystemExit("s"), GeneratorExit()])
+def test_a_setstate_or_upgrade_that_fails_is_a_state_error(problem):
+    class Broken:
+        state_version = 2
+
+        def __setstate__(self, state):
+            raise problem
+
+        @classmethod
+        def upgrade_state(cls, state, version):
+            raise problem
+
+    for version, sentence in ((2, "__setstate__ of Broken"), (1, "upgrade_state of Broken, from version 1")):
+        with pytest.raises(errors.StateError, match=sentence) as caught:
+            restore(Broken(), CODECS.native.encode({}), version, CODECS)
+        assert caught.value.__cause__ is problem
+
+
+def test_an_interrupt_passes():
+    class Interrupted:
+        def __getstate__(self):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        capture(Interrupted(), CODECS)
+
+
+@pytest.mark.parametrize(("cls", "state"), [(Plain, [1]), (Slotted, {"y": 1})])
+def test_a_state_that_does_not_fit_the_class_is_a_state_error(cls, state):
+    with pytest.raises(errors.StateError, match=f"attributes of {cls.__name__}"):
+        restore(cls(), CODECS.native.encode(state), 1, CODECS)
+
+
+def test_a_damaged_state_is_a_state_error():
+    with pytest.raises(errors.StateError, match="state of Plain cannot be read"):
+        restore(Plain(), b"\xc1", 1, CODECS)

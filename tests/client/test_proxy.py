@@ -1,15 +1,31 @@
 """Our Proxy against a stock Pyro5 daemon and against our server: the same calls, the same outcome."""
 
 import contextlib
+import gc
+import math
 import socket
 import threading
+import typing
 import uuid
+import weakref
 
 import Pyro5.api
 import pytest
 from Pyro5.api import SerializedBlob, current_context
 
-from objserver import ObjectServer, Proxy, Reference, errors, invoke
+from objserver import (
+    ObjectServer,
+    PerClient,
+    Proxy,
+    Reentrant,
+    Reference,
+    Serial,
+    connect,
+    errors,
+    expose,
+    invoke,
+)
+from objserver.client.proxy import ProxyOptions
 
 WAIT_S = 10
 SERIALIZERS = [None, "serpent", "json", "msgpack"]
@@ -273,6 +289,36 @@ def test_unusable_options_are_refused(options):
         Proxy("PYRO:x@localhost:1", **options)
 
 
+@pytest.mark.parametrize("timeout_s", [0, -1, math.nan, math.inf])
+def test_unusable_timeouts_are_refused_wherever_they_are_given(timeout_s):
+    proxy = Proxy("PYRO:x@localhost:1", timeout_s=5)
+    with pytest.raises(ValueError, match="positive"):
+        Proxy("PYRO:x@localhost:1", timeout_s=timeout_s)
+    with pytest.raises(ValueError, match="positive"):
+        proxy.calling(timeout_s=timeout_s)
+    if timeout_s:  # for Pyro5, 0 means to wait for ever
+        with pytest.raises(ValueError, match="positive"):
+            proxy._pyroTimeout = timeout_s
+    assert proxy._pyroTimeout == 5
+
+
+def test_a_view_keeps_changes_or_drops_the_timeout():
+    proxy = Proxy("PYRO:x@localhost:1", timeout_s=5)
+    assert proxy.calling()._pyroTimeout == 5
+    assert proxy.calling(timeout_s=2)._pyroTimeout == 2
+    assert proxy.calling(timeout_s=None)._pyroTimeout is None
+    assert proxy.calling(timeout_s=None).calling()._pyroTimeout is None
+
+
+def test_connect_has_the_options_of_proxy():
+    hints = typing.get_type_hints(Proxy.__init__)
+    del hints["reference"], hints["return"]
+    assert typing.get_type_hints(ProxyOptions) == hints
+    assert typing.get_type_hints(connect)["options"] == typing.Unpack[ProxyOptions]
+    typed = connect("PYRO:x@localhost:1", Child, timeout_s=3)
+    assert typed._pyroTimeout == 3
+
+
 def test_a_serialized_blob_reaches_the_servant_unopened(proxy, bank):
     if proxy._objserver_stub.pool.serializer == "json":
         pytest.skip("Pyro5's SerializedBlob.deserialized() takes the keys of a json call for its values")
@@ -417,3 +463,85 @@ def test_a_server_that_was_not_started_does_not_hang_its_clients(monkeypatch):
             Proxy(server.register(Child, "child")).name()
     finally:
         server.stop()
+
+
+def test_a_dropped_proxy_closes_its_sockets_at_once(bank):
+    proxy = Proxy(bank.reference, timeout_s=WAIT_S)
+    gc.collect()
+    gc.disable()
+    try:
+        assert proxy.add(1) == 1
+        assert repr(proxy.add) == f"<remote method add of {bank.reference}>"
+        kept = weakref.ref(proxy), weakref.ref(proxy._objserver_stub.pool.idle[0]._sock)
+        del proxy
+        assert [ref() for ref in kept] == [None, None]
+    finally:
+        gc.enable()
+
+
+def test_release_gives_the_next_call_a_new_session():
+    @expose
+    class Counter:
+        def __init__(self):
+            self.n = 0
+
+        def add(self):
+            self.n += 1
+            return self.n
+
+    with ObjectServer() as server:
+        uri = server.register(Counter, "Counter", activation=PerClient())
+        for session, expected in ((None, 1), ("ours", 3)):
+            with Proxy(uri, session=session, timeout_s=WAIT_S) as proxy:
+                assert [proxy.add(), proxy.add()] == [1, 2]
+                for connection in proxy._objserver_stub.pool.idle:
+                    connection.close()  # nothing is left to end the session on
+                proxy.release()
+                assert proxy.add() == expected
+
+
+@pytest.mark.parametrize(("policy", "outcome"), [(Serial(), "Deadlock"), (Reentrant(), "item")])
+def test_drawing_from_a_stream_belongs_to_the_call_chain(policy, outcome):
+    """Source waits for Reader, which draws from a stream of Source."""
+
+    @expose
+    class Source:
+        def items(self):
+            yield "item"
+
+        def ask(self):
+            try:
+                return Proxy(f"PYRO:Reader@{server.address}", timeout_s=WAIT_S).draw()
+            except errors.Deadlock:
+                return "Deadlock"
+
+    @expose
+    class Reader:
+        def open(self):
+            self.stream = Proxy(f"PYRO:Source@{server.address}", timeout_s=WAIT_S).items()
+
+        def draw(self):
+            return next(self.stream)
+
+    with ObjectServer() as server:
+        server.register(Source, "Source", threading=policy)
+        reader = Proxy(server.register(Reader, "Reader"), timeout_s=WAIT_S)
+        source = Proxy(f"PYRO:Source@{server.address}", timeout_s=WAIT_S)
+        reader.open()
+        assert source.ask() == outcome
+        reader.release()
+        source.release()
+
+
+def test_a_recursion_from_object_to_object_ends_with_a_sentence():
+    @expose
+    class Mirrors:
+        def look(self, depth):
+            with Proxy(f"PYRO:Mirrors@{server.address}", timeout_s=WAIT_S) as other:
+                return other.look(depth + 1)
+
+    with ObjectServer(workers=80) as server:
+        uri = server.register(Mirrors, "Mirrors", threading=Reentrant())
+        with Proxy(uri, timeout_s=WAIT_S) as proxy:
+            with pytest.raises(RecursionError, match=r"^Mirrors\.look is called .* more than 64"):
+                proxy.look(1)

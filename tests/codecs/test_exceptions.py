@@ -5,6 +5,7 @@ import pytest
 
 from objserver import errors
 from objserver.codecs import exceptions
+from objserver.codecs.base import cannot
 
 
 @pytest.mark.parametrize(
@@ -42,3 +43,29 @@ def test_stock_names():
     assert exceptions.stock_name(errors.ObjectNotFound()) == "Pyro5.errors.DaemonError"
     assert exceptions.stock_name(errors.CallTimeout()) == "Pyro5.errors.TimeoutError"
     assert exceptions.stock_name(KeyError()) == "builtins.KeyError"
+
+
+class Mute(Exception):
+    def __str__(self):
+        raise SystemExit
+
+    __repr__ = __str__
+
+
+def test_text_of_what_has_none():
+    assert exceptions.text_of(Mute()) == ""
+    assert exceptions.repr_of(Mute()) == "<Mute>"
+    assert str(exceptions.rebuild("a.B", [Mute(), 5], {})) == "a.B: , 5"
+    assert str(cannot("encode", "json", Mute())) == "cannot encode the value with json: Mute"
+
+
+def test_an_interrupt_is_the_users():
+    class Stopped:
+        def __str__(self):
+            raise KeyboardInterrupt
+
+        __repr__ = __str__
+
+    for told in (exceptions.text_of, exceptions.repr_of):
+        with pytest.raises(KeyboardInterrupt):
+            told(Stopped())

@@ -103,3 +103,13 @@ def test_noise_gives_only_our_errors(data):
 def test_damage(data):
     with pytest.raises(errors.SerializeError):
         marshalled.loads(data)
+
+
+def test_a_flood_is_refused_before_its_items_are_read():
+    for kind in b"[(<>":
+        with pytest.raises(errors.MessageTooLarge, match="decoded_size_max"):
+            marshalled.loads(bytes([kind]) + b"\x0a\0\0\0" + b"c" * 10, items_max=10)
+    assert marshalled.loads(marshal.dumps([1] * 9), items_max=10) == [1] * 9
+    assert marshalled.loads(marshal.dumps({1: 2}), items_max=4) == {1: 2}
+    with pytest.raises(errors.MessageTooLarge):
+        marshalled.loads(marshal.dumps({1: 2}), items_max=2)

@@ -233,3 +233,34 @@ def test_noise(name):
     loop.append(loop)
     with pytest.raises(errors.SerializeError):
         codecs.by_name[name].encode(loop)
+
+
+class Fatal:
+    def __init__(self, problem):
+        self.problem = problem
+
+    def __getstate__(self):
+        raise self.problem
+
+
+@pytest.mark.parametrize("problem", [SystemExit, GeneratorExit, KeyError("k")])
+def test_whatever_a_value_raises_is_a_serialize_error(name, problem):
+    with pytest.raises(errors.SerializeError):
+        codecs.by_name[name].encode([Fatal(problem)])
+
+
+def test_whatever_a_converter_raises_is_a_serialize_error(name):
+    def convert(_, data):
+        raise SystemExit
+
+    SerializerBase.register_dict_to_class("fatal", convert)
+    try:
+        with pytest.raises(errors.SerializeError):
+            codecs.by_name[name].decode(codecs.by_name[name].encode({"__class__": "fatal"}))
+    finally:
+        SerializerBase.unregister_dict_to_class("fatal")
+
+
+def test_an_interrupt_passes(name):
+    with pytest.raises(KeyboardInterrupt):
+        codecs.by_name[name].encode([Fatal(KeyboardInterrupt)])

@@ -7,7 +7,7 @@ import pathlib
 import Pyro5.errors
 import pytest
 
-from objserver import errors
+from objserver import Proxy, errors
 from objserver.naming import NameServer, NamingLimits
 from objserver.references import Reference
 from objserver.storage import open_store
@@ -75,7 +75,7 @@ def test_what_is_registered_is_bounded() -> None:
     with pytest.raises(errors.NamingError, match="500 characters"):
         names.register("n" * 501, URI)
     with pytest.raises(errors.NamingError, match="tags"):
-        names.register("a", URI, metadata=map(str, range(101)))
+        names.register("a", URI, metadata=[*map(str, range(101))])
     with pytest.raises(errors.NamingError, match="200 characters"):
         names.list(regex="a" * 201)
     with pytest.raises(errors.NamingError, match="invalid regex"):
@@ -104,3 +104,21 @@ def test_an_expression_that_backtracks_without_end_is_stopped():
     with pytest.raises(errors.NamingError, match="took more than"):
         names.list(regex="(a|aa)+$")
     assert len(names.list(regex="(a|aa)+[0-4]$")) == 5
+
+
+def test_what_is_no_text_is_refused_for_the_sake_of_the_others():
+    names = NameServer()
+    for bad in ("\ud800", 5, Proxy("PYRO:x@localhost:1")):
+        with pytest.raises(TypeError):
+            names.register(bad, "PYRO:x@h:1")
+        with pytest.raises(TypeError):
+            names.register("a", "PYRO:x@h:1", metadata=[bad])
+        if bad != "\ud800":
+            for filtered in (names.list, names.remove):
+                with pytest.raises(TypeError):
+                    filtered(prefix=bad)
+                with pytest.raises(TypeError):
+                    filtered(regex=bad)
+    with pytest.raises(TypeError):
+        names.register("a", "PYRO:x@h:1", metadata=Proxy("PYRO:x@localhost:1"))
+    assert names.list() == {}

@@ -1,9 +1,11 @@
+import sqlite3
 import threading
 
 import pytest
 
 from objserver import errors
 from objserver.storage import Change, Committer, open_store
+from objserver.storage.base import Unstorable
 
 
 def change(key, version=0):
@@ -19,6 +21,8 @@ class FakeStore:
         self.gate = threading.Event()
         self.error = None
         self.refused = set()
+        self.unstorable = set()
+        self.stored = set()
 
     def commit(self, changes):
         self.batches.append([(c.key, c.version) for c in changes])
@@ -26,6 +30,9 @@ class FakeStore:
         assert self.gate.wait(10)
         if self.error:
             raise self.error
+        if not self.unstorable.isdisjoint(c.key for c in changes):
+            raise Unstorable("too large")
+        self.stored |= {c.key for c in changes}
         return {(c.type, c.key) for c in changes if c.key not in self.refused}
 
 
@@ -182,3 +189,61 @@ def test_with_the_real_store():
     assert isinstance(outcomes[-1], errors.StoreError)
     assert [r.version for _, r in store.items("T")] == [5, 5]
     store.close()
+
+
+def test_a_change_that_cannot_be_stored_fails_alone(fake, make):
+    committer, outcomes = make(), {}
+    fake.unstorable = {"3", "7"}
+    blocked(fake, committer)
+    for n in range(9):
+        committer.submit(change(str(n)), lambda error, n=n: outcomes.__setitem__(n, error))
+    fake.gate.set()
+    committer.close()
+    assert {n for n, error in outcomes.items() if error is not None} == {3, 7}
+    assert list(outcomes) == list(range(9))
+    for n in (3, 7):
+        assert type(outcomes[n]) is errors.StoreError
+        assert f"T '{n}' was not stored: too large" in str(outcomes[n])
+    assert fake.stored == {"first", *"01245689"} - {"9"}
+    assert committer.statistics()["changes"] == 8
+
+
+def test_a_broken_store_is_not_asked_again(fake, make):
+    committer, outcomes = make(), []
+    blocked(fake, committer)
+    fake.error = errors.StoreError("the disk failed")
+    for n in range(5):
+        committer.submit(change(str(n)), outcomes.append)
+    fake.gate.set()
+    committer.close()
+    assert [len(b) for b in fake.batches] == [1, 5]
+    assert all(isinstance(error, errors.StoreError) for error in outcomes)
+
+
+def test_one_bad_row_in_the_real_store(caplog):
+    store, outcomes = open_store("sqlite://"), {}
+    store._connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 1000)
+    bad = {
+        "large": Change("T", "large", 0, 0, 1, 1, b"x" * 2000),
+        "surrogate": Change("T", "\ud800", 0, 0, 1, 1, b""),
+        "number": Change("T", "number", 0, 0, 1, 2**64, b""),
+        "null": Change("T", "null", 0, 0, 1, None, b""),
+    }
+    gate = threading.Event()
+    committer = Committer(store)
+    committer.submit(change("first"), lambda error: gate.wait(10))
+    for name, row in [*bad.items(), *((str(n), change(str(n))) for n in range(20))]:
+        committer.submit(row, lambda error, name=name: outcomes.__setitem__(name, error))
+    gate.set()
+    committer.close()
+    assert {name for name, error in outcomes.items() if error is not None} == set(bad)
+    assert store.keys("T") == sorted(["first", *map(str, range(20))])
+    store.close()
+
+
+def test_a_closed_store_is_not_blamed_on_the_changes():
+    store = open_store("sqlite://")
+    store.close()
+    with pytest.raises(errors.StoreError) as caught:
+        store.commit([change("a")])
+    assert type(caught.value) is errors.StoreError

@@ -1,0 +1,107 @@
+"""From logical references to locations, with a name server that is a function."""
+
+import pytest
+
+from objserver import Reference, errors
+from objserver.client.resolve import name_server, resolve
+
+
+class Names:
+    """Stands for the call of a name server; `asked` is what it was asked."""
+
+    def __init__(self, entries=(), found=(), problem=None):
+        self.entries = dict(entries)
+        self.found = dict(found)
+        self.problem = problem
+        self.asked = []
+
+    def __call__(self, server, timeout_s, method, *args):
+        self.asked.append((str(server), timeout_s, method, *args))
+        if self.problem is not None:
+            raise self.problem
+        if method == "yplookup":
+            return self.found
+        if args[0] not in self.entries:
+            raise errors.NamingError(f"unknown name {args[0]!r}")
+        return self.entries[args[0]]
+
+    @property
+    def names(self):
+        return [request[3] for request in self.asked]
+
+
+def resolved(uri, names, timeout_s=None):
+    return str(resolve(Reference.parse(uri), names, timeout_s))
+
+
+def test_a_reference_that_says_where_needs_nobody():
+    names = Names()
+    assert resolved("PYRO:Account/alice@localhost:1", names) == "PYRO:Account/alice@localhost:1"
+    assert names.asked == []
+
+
+def test_a_name_is_looked_up_at_the_name_server_given():
+    names = Names({"Account": "PYRO:obj_1@localhost:7"})
+    assert resolved("PYRONAME:Account@localhost:5", names, 2.5) == "PYRO:obj_1@localhost:7"
+    assert names.asked == [("PYRO:Pyro.NameServer@localhost:5", 2.5, "lookup", "Account")]
+
+
+@pytest.mark.parametrize(
+    ("name", "object_id", "asked"),
+    [
+        ("Account/alice", "Account/alice", ["Account/alice", "Account"]),
+        ("Account/a/b", "Account/a/b", ["Account/a/b", "Account/a", "Account"]),
+        ("Account/a%20b", "Account/a%20b", ["Account/a%20b", "Account"]),
+    ],
+)
+def test_the_key_of_a_registered_name_is_kept(name, object_id, asked):
+    names = Names({"Account": "PYRO:Account@localhost:7"})
+    assert resolved(f"PYRONAME:{name}", names) == f"PYRO:{object_id}@localhost:7"
+    assert names.names == asked
+
+
+def test_the_longest_registered_name_wins():
+    names = Names({"Account": "PYRO:A@localhost:7", "Account/alice": "PYRO:B@localhost:8"})
+    assert resolved("PYRONAME:Account/alice", names) == "PYRO:B@localhost:8"
+    assert resolved("PYRONAME:Account/alice/x", names) == "PYRO:B/x@localhost:8"
+
+
+def test_a_name_of_which_no_part_is_known_is_an_error():
+    names = Names({"Other": "PYRO:Other@localhost:7"})
+    with pytest.raises(errors.NamingError, match="unknown name 'Account'"):
+        resolved("PYRONAME:Account/alice", names)
+
+
+def test_pyrometa_asks_for_an_object_with_all_of_the_tags():
+    names = Names(found={"x": "PYRO:x@localhost:7"})
+    assert resolved("PYROMETA:red,big@localhost:5", names, 1.0) == "PYRO:x@localhost:7"
+    ((server, timeout_s, method, meta_all, meta_any, return_metadata),) = names.asked
+    assert (server, timeout_s, method) == ("PYRO:Pyro.NameServer@localhost:5", 1.0, "yplookup")
+    assert (meta_all, meta_any, return_metadata) == (["big", "red"], None, False)
+
+
+def test_pyrometa_spreads_over_what_was_found():
+    names = Names(found={"x": "PYRO:x@localhost:7", "y": "PYRO:y@localhost:7"})
+    seen = {resolved("PYROMETA:red", names) for _ in range(200)}
+    assert seen == {"PYRO:x@localhost:7", "PYRO:y@localhost:7"}
+
+
+def test_tags_that_nobody_has_are_named():
+    with pytest.raises(errors.NamingError, match=r"\['big', 'red'\]"):
+        resolved("PYROMETA:red,big", Names())
+
+
+@pytest.mark.parametrize("uri", ["PYRONAME:Account@localhost:5", "PYROMETA:red@localhost:5"])
+def test_a_name_server_that_does_not_answer_is_named(uri):
+    names = Names(problem=errors.ConnectFailed("connection refused"))
+    with pytest.raises(errors.NamingError, match="no name server answers at localhost:5; start one with"):
+        resolved(uri, names)
+
+
+def test_without_a_location_the_environment_says_which_name_server(monkeypatch):
+    monkeypatch.delenv("PYRO_NS_HOST", raising=False)
+    monkeypatch.delenv("PYRO_NS_PORT", raising=False)
+    assert str(name_server()) == "PYRO:Pyro.NameServer@localhost:9090"
+    monkeypatch.setenv("PYRO_NS_HOST", "names")
+    monkeypatch.setenv("PYRO_NS_PORT", "7")
+    assert str(name_server()) == "PYRO:Pyro.NameServer@names:7"
