@@ -184,7 +184,8 @@ class ObjectAdapter:
             while True:
                 activation = self._activation_at(invocation.object_id) or self._activation_for(invocation)
                 if activation is None:
-                    return True
+                    self._engine.submit(partial(self._locate_and_run, invocation))
+                    return False
                 skeleton = activation.skeleton
                 if skeleton is not None:
                     member = skeleton.methods.get(invocation.method)
@@ -232,9 +233,6 @@ class ObjectAdapter:
         """Run an admitted invocation, and then those that its end lets this thread run."""
         while invocation is not None:
             activation = invocation.activation
-            if activation is None:
-                invocation = self._locate(invocation)
-                continue
             token = in_progress.set(invocation)
             value: Any = None
             error = None
@@ -258,15 +256,16 @@ class ObjectAdapter:
             invocation = self._settle(invocation, value, error)
             error = None  # or it and this frame, which its traceback names, would wait for the collector
 
-    def _locate(self, invocation: Invocation) -> Invocation | None:
+    def _locate_and_run(self, invocation: Invocation) -> None:
         """Ask a Shared locator which servant it is, then admit the invocation to that one."""
         try:
             registration, key = self._registry.find(invocation.object_id)
             invocation.located = self._servants.make(registration, key, invocation.object_id)
         except BaseException as problem:
             self._refuse(invocation, problem)
-            return None
-        return invocation if self.admit(invocation) else None
+            return
+        if self.admit(invocation):
+            self.run(invocation)
 
     def _perform(self, invocation: Invocation) -> Any:
         """The long way: whatever is more than one call of a servant that is there."""

@@ -33,6 +33,7 @@ READ_LARGE = 1024 * 1024
 _ONEWAY, _EXCEPTION = Flag.ONEWAY, Flag.EXCEPTION  # as globals: reading an attribute of a class takes longer
 HANDSHAKE_TIMEOUT_S = 10.0
 """For the answer to the greeting, where the user gave no timeout: a server that never answers is none."""
+_RESULT = FrameType.RESULT  # as a global: reading an attribute of a class takes longer
 _TIMEVAL = struct.Struct("ll")
 
 
@@ -159,7 +160,12 @@ class ClientConnection:
             self.close()
             raise
         reply = frames[0]
-        if reply.sequence != sequence or reply.serializer_id != codec.serializer_id or len(frames) > 1:
+        if (
+            reply.sequence != sequence
+            or reply.serializer_id != codec.serializer_id
+            or reply.type != _RESULT
+            or len(frames) > 1
+        ):
             self.close()
             raise self._no_reply(frames, sequence)
         return reply

@@ -99,6 +99,16 @@ class ConnectionPool:
 
     def connect(self, timeout_s: float | None) -> ClientConnection:
         """A new connection; finds the object first if the reference does not say where it is."""
+        facts = in_progress.get()
+        if facts is None:
+            return self._connect(timeout_s)
+        facts.caller.about_to_block()
+        try:
+            return self._connect(timeout_s)
+        finally:
+            facts.caller.no_longer_blocked()
+
+    def _connect(self, timeout_s: float | None) -> ClientConnection:
         target = self._resolve(self.reference, timeout_s)
         assert target.location is not None
         connection = ClientConnection(

@@ -32,15 +32,7 @@ from ormsgpack import Ext, Fragment, packb, unpackb
 
 from objserver import errors, pyro5, references
 from objserver.codecs import budget, exceptions
-from objserver.codecs.base import (
-    NAME_LENGTH_MAX,
-    Call,
-    Payload,
-    Substitute,
-    call_of,
-    cannot,
-    proxy_reference,
-)
+from objserver.codecs.base import Call, Payload, Substitute, call_of, cannot, proxy_reference
 from objserver.references import Reference
 from objserver.settings import Limits
 
@@ -253,18 +245,18 @@ class NativeCodec:
         return data
 
     def decode_call(self, payload: Payload) -> Call:
-        call = self.decode(payload)
-        if type(call) is list and len(call) == 4:
-            # The usual case of what call_of checks, without the call.
-            object_id, method, args, kwargs = call
-            if (
-                type(object_id) is type(method) is str
-                and type(args) is list
-                and kwargs == {}
-                and len(payload) <= NAME_LENGTH_MAX
-            ):
-                return object_id, method, args, kwargs
-        return call_of(call)
+        if len(payload) <= self._nesting_max:
+            # The usual call: too small to break a limit, and of the usual types.
+            try:
+                call = unpackb(payload, ext_hook=self._hook)
+            except Exception:
+                self._raise_interrupt()  # of anything else, decode says what is wrong
+            else:
+                if type(call) is list and len(call) == 4:
+                    object_id, method, args, kwargs = call
+                    if type(object_id) is type(method) is str and type(args) is list and kwargs == {}:
+                        return object_id, method, args, kwargs
+        return call_of(self.decode(payload))
 
     def decode(self, payload: Payload) -> Any:
         # Each level of nesting takes a byte at least: nothing this small can break a limit.

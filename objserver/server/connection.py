@@ -138,6 +138,8 @@ class Connection:
             for frame in rest:
                 if len(frame.payload) > LARGE or not self.greeted:
                     self._set_apart([frame, *rest], start)
+                elif frame.type == _INVOKE:
+                    self._invoke(frame, None, start)
                 else:
                     self._take(frame, None, start)
         except errors.ProtocolError as problem:

@@ -91,7 +91,9 @@ class ObjectServer:
         self._receiving_lock = threading.Lock()
         self.refused = 0
         self.poller = SocketPoller(self, self._listener)
-        self.engine = WorkerEngine(self.poller, self.settings.workers_max, self._housekeeping)
+        self.engine = WorkerEngine(
+            self.poller, self.settings.workers_max, self._housekeeping, self.settings.workers_blocked_max
+        )
         self.adapter = ObjectAdapter(
             codecs=self.codecs,
             engine=self.engine,

@@ -540,13 +540,7 @@ def test_threads_that_are_no_workers_may_announce_waits(make, blind):
     assert engine.statistics()["workers"] == 1
 
 
-@pytest.mark.parametrize(
-    "connected",
-    [
-        True,
-        pytest.param(False, marks=pytest.mark.xfail(reason="the client connects without about_to_block")),
-    ],
-)
+@pytest.mark.parametrize("connected", [True, False])
 def test_servants_that_call_each_other_do_not_use_up_the_workers(connected):
     """The real thing: all workers call the same server at the same time."""
     count = 6
@@ -753,6 +747,7 @@ def test_a_servant_cannot_end_the_event_loop(make, caplog, how):
 
     engine.run_coroutine(start(), Outcome())
     assert until(lambda: "tried to end the server's event loop" in caplog.text)
+    assert all(isinstance(task.exception(), SystemExit) for task in tasks)
     engine.run_coroutine(asyncio.sleep(0, "alive"), outcome := Outcome())
     assert outcome.happened.wait(BOUND_S)
     assert outcome.value == "alive"
