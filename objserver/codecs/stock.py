@@ -16,6 +16,7 @@ import json
 import marshal
 import numbers
 import struct
+import threading
 import types
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +34,8 @@ from objserver.settings import Limits
 
 __all__ = ["JsonCodec", "MarshalCodec", "MsgpackCodec", "SerpentCodec"]
 
+_PARSING = threading.Lock()
+PARSING_ATTEMPTS = 20
 _PRIMITIVES = frozenset({str, int, float, bool, type(None), bytes, complex})
 _PLAIN: tuple[Any, ...] = (str, int, float, complex, bytes, tuple, list, dict, set, frozenset)
 _NOT_VALUES = (type, types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.ModuleType)
@@ -253,7 +256,16 @@ class SerpentCodec(_StockCodec):
         text = payload.decode("utf-8")
         if "\0" in text:
             raise errors.SerializeError("serpent data holds a 0-byte")
-        return ast.literal_eval(text)
+        for attempt in range(PARSING_ATTEMPTS):
+            try:
+                with _PARSING:
+                    return ast.literal_eval(text)
+            except SystemError:
+                # Some versions of CPython count the parser's depth for all threads together (gh-106905).
+                # The lock keeps ours apart; other code in this process may still disturb it.
+                if attempt == PARSING_ATTEMPTS - 1:
+                    raise
+        raise AssertionError
 
     def _check(self, payload: bytes) -> None:
         budget.check_serpent(payload, self._limits)
