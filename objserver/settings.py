@@ -42,8 +42,8 @@ class ServerSettings:
 
     limits: Limits = dataclasses.field(default_factory=Limits)
     workers_max: int = 34
-    """Threads that run servants.  One makes the server iterative.  With the listener's helpers the
-    process stays below 40, however many connections there are."""
+    """Threads that run servants.  One makes the server iterative.  With the server's helpers the process
+    stays below 40, however many connections there are, unless servants wait for other objects."""
     workers_blocked_max: int = 256
     """Threads beyond `workers_max` whose servants wait for answers of other objects.  Those may live in this
     server, and a worker must be left to run them; each waiting thread costs its stack.  Beyond it the
@@ -55,7 +55,8 @@ class ServerSettings:
     frame_timeout_s: float = 30.0
     """From the first byte of a frame to its last."""
     receive_memory_max: int = 256 * MiB
-    """Bytes over all connections of frames that are unfinished, or large and not yet decoded."""
+    """Bytes over all connections: unfinished frames, large ones not yet decoded, and the arguments over
+    4 KiB of invocations that wait or run."""
     send_memory_max: int = 32 * MiB
     """Bytes that wait for one peer that does not read; beyond it the peer is disconnected."""
     mailbox_size_max: int = 1_000

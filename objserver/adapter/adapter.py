@@ -376,13 +376,13 @@ class ObjectAdapter:
 
     @staticmethod
     def _inside_its_own_chain(invocation: Invocation) -> bool:
-        """A call that its own caller waits for inside the same object: the caller saves what both changed."""
+        """A call that one which saves waits for inside the same object: that one saves what both changed."""
         chain = invocation.chain
         activation = invocation.activation
         if not chain or activation.saving:
             return False
         with activation.lock:
-            return any(inside.id in chain for inside in activation.mailbox.running)
+            return any(inside.id in chain and not inside.readonly for inside in activation.mailbox.running)
 
     def _save(self, invocation: Invocation, value: Any, error: BaseException | None, reply: bytes) -> bool:
         """Save what changed; True if the reply is sent later, when it is safe (or the save has failed)."""

@@ -42,8 +42,9 @@ class Proxy:
 
     `reference` is a Reference or a PYRO:, PYRONAME: or PYROMETA: URI.  Keyword arguments:
 
-    - `timeout_s`: seconds for each call and for connecting; None waits for ever.  A call that takes longer
-      raises CallTimeout, and its outcome is unknown.
+    - `timeout_s`: seconds for each call and for connecting; None waits for ever, but only 10 s for a server
+      that accepts and does not answer the handshake.  A call that takes longer raises CallTimeout, and its
+      outcome is unknown.
     - `serializer`: "serpent", "json", "msgpack" or "marshal" talks as a stock Pyro5 peer does.  By default
       our own codec is used with our servers, and serpent with stock ones.
     - `session`: proxies with the same session name share the servants of PerClient objects.

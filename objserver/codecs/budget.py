@@ -27,7 +27,6 @@ SAME_HASH_MAX = 1_000
 OBJECT = 2_048
 """Bytes of a value that becomes a proxy or a path, which are objects of several parts."""
 _OBJECTS = frozenset({68, 70})
-_LONG_NUMBER = re.compile(rb"[0-9_]{19,}")
 NODE = 1024  # a syntax node of Python's parser and of the ast module, together
 
 _HEADS = bytes([*range(0x80, 0xA0), *range(0xC7, 0xCA), *range(0xD4, 0xD9), *range(0xDC, 0xE0)])
@@ -224,7 +223,5 @@ def check_serpent(payload: bytes | memoryview, limits: Limits) -> None:
     if nodes * NODE > limits.decoded_size_max:
         raise too_large(limits)
     _check_brackets(text, limits)
-    if b"{" in text and len(_LONG_NUMBER.findall(text)) > SAME_HASH_MAX:
-        raise errors.SerializeError("too many items of a set or dict may have the same hash")
     if _NOT_DATA.search(_NAMES.sub(b"0", text)):
         raise errors.SerializeError("serpent data holds something that is not a literal")

@@ -59,6 +59,31 @@ def _reference(state: Any) -> Reference:
     return Reference.parse(f"{protocol}:{target}{location}")
 
 
+def _literal(node: ast.expr) -> Any:
+    """The value of a syntax tree, as ast.literal_eval makes it; refuses sets that would take for ever."""
+    if isinstance(node, ast.Constant):
+        return node.value
+    if isinstance(node, (ast.Tuple, ast.List, ast.Set)):
+        items = [_literal(item) for item in node.elts]
+        if isinstance(node, ast.Set):
+            return set(budget.spread(items))
+        return items if isinstance(node, ast.List) else tuple(items)
+    if isinstance(node, ast.Dict) and None not in node.keys:
+        keys = budget.spread([_literal(key) for key in node.keys if key is not None])
+        return dict(zip(keys, map(_literal, node.values), strict=True))
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.UAdd, ast.USub)):
+        number = _literal(node.operand)
+        if type(number) in (int, float, complex):
+            return -number if isinstance(node.op, ast.USub) else number
+    if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Add, ast.Sub)):
+        real, imaginary = _literal(node.left), _literal(node.right)
+        if type(real) in (int, float) and type(imaginary) is complex:
+            return real + imaginary if isinstance(node.op, ast.Add) else real - imaginary
+    if isinstance(node, ast.Call) and ast.unparse(node) == "set()":
+        return set()
+    raise ValueError(f"malformed node {type(node).__name__} on line {node.lineno}")
+
+
 class Classes:
     """Between objects and the class dicts that stand for them."""
 
@@ -259,7 +284,8 @@ class SerpentCodec(_StockCodec):
         for attempt in range(PARSING_ATTEMPTS):
             try:
                 with _PARSING:
-                    return ast.literal_eval(text)
+                    tree = ast.parse(text.lstrip(" \t"), mode="eval")
+                return _literal(tree.body)
             except SystemError:
                 # Some versions of CPython count the parser's depth for all threads together (gh-106905).
                 # The lock keeps ours apart; other code in this process may still disturb it.

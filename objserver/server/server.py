@@ -51,8 +51,9 @@ class ObjectServer:
     """Hosts objects at one address.
 
     `address` is `host:port` (port 0: any free one), `[ipv6]:port` or `./u:path` for a Unix socket.
-    `store` is the URL of the store for Persistent objects.  `workers` bounds the threads that run servants;
-    one makes the server iterative.  Binding beyond the own machine without authentication needs
+    `store` is the URL of the store for Persistent objects.  `workers` bounds the threads that run servants
+    (those that wait for other objects have a bound of their own, a setting); one makes the server iterative.
+    Binding beyond the own machine without authentication needs
     `insecure=True`.  Usable as a context manager; leaving it drains and stops.
     """
 
@@ -126,7 +127,7 @@ class ObjectServer:
         activation: ActivationPolicy | None = None,
         threading: ThreadingPolicy | None = None,
     ) -> Reference:
-        """Serve a class, an instance, or a locator (a function from key to servant) under `name`.
+        """Serve a class, an instance, or a locator (a callable from key to servant) under `name`.
 
         Without a name one is made up.  Without policies a class is Shared and Serial; one written for
         Pyro5 keeps Pyro5's meaning (session unless @behavior says otherwise, called concurrently).
@@ -272,7 +273,7 @@ class ObjectServer:
         self.adapter.housekeeping(now)
 
     def hold(self, size: int) -> None:
-        """Count bytes of requests that are unfinished or not yet decoded; too many are refused."""
+        """Count bytes of requests, unfinished, not yet decoded or not yet done; too many are refused."""
         with self._receiving_lock:
             if size > 0 and self.receiving + size > self.settings.receive_memory_max:
                 raise errors.MessageTooLarge(

@@ -1,8 +1,9 @@
 """What our own peers add to the protocol, and how they find out about each other.
 
 A client that knows the additions puts the key `objserver` into the data of its connect frame; a server
-that knows them answers with the same key.  Only then is anything of this used, so stock peers never see
-it.  The greeting carries a version, the client's session id and the server's limits.
+that knows them answers with the same key.  The key in the connect frame is all that a stock daemon sees of
+this, and it ignores it; a stock client, which sends no such key, sees nothing.  The greeting carries a
+version and the client's session id, the answer a version and the server's limit on frames.
 
 `CallContext` travels in one request annotation, `OBJS`: a MessagePack array
 

@@ -299,6 +299,27 @@ def test_a_failed_save_never_lets_another_call_answer_as_if_it_were_stored(house
     assert house.call("C/a", "value") == 1
 
 
+def test_an_inner_change_of_a_readonly_call_is_saved_by_itself(house):
+    class Looking(Counter):
+        @expose
+        @readonly
+        def look(self, action):
+            return action()
+
+    house.register(Looking, "C", Persistent(), Reentrant())
+
+    def change():
+        house.begin("C/a", "add", 10, chain=(outer.id,))
+        house.settle()
+        return house.caller.take()
+
+    outer = Invocation(house.caller, "C/a", "look", (change,))
+    assert house.adapter.admit(outer)
+    house.adapter.run(outer)
+    assert house.caller.take() == [[10]]
+    assert house.store.load("C", "a").version == 1
+
+
 def test_one_save_at_a_time(house):
     """A second change that ends while the first is being saved waits for it, and knows its version."""
     house.register(Counter, "C", Persistent(), Reentrant())

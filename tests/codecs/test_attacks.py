@@ -104,6 +104,8 @@ def test_equal_hashes_do_not_make_a_set_slow():
     text = b"{" + b",".join(str(n).encode() for n in colliding(30_000)) + b"}"
     assert seconds(lambda: codecs.serpent.decode(text)) < 3
     assert len(codecs.native.decode(codecs.native.encode(set(range(100_000))))) == 100_000
+    moments = {"at": [10**18 + n for n in range(5_000)], "values": [n / 7 for n in range(5_000)]}
+    assert codecs.serpent.decode(codecs.serpent.encode(moments)) == moments
 
 
 def test_names_have_a_length():

@@ -10,6 +10,7 @@ import pytest
 
 import objserver
 from objserver.cli.main import main
+from objserver.codecs import native
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```python[ \t]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
@@ -72,6 +73,21 @@ def test_every_logger_is_documented() -> None:
     sources = (source.read_text("utf-8") for source in (ROOT / "objserver").rglob("*.py"))
     loggers = {name for source in sources for name in re.findall(r'getLogger\("([\w.]+)"\)', source)}
     assert {name for name in loggers if f"| `{name}` |" not in page} == set()
+
+
+def test_every_figure_is_documented(tmp_path: pathlib.Path) -> None:
+    page = (ROOT / "docs" / "howto" / "watch_a_server.md").read_text("utf-8")
+    server = objserver.ObjectServer("localhost:0", store=f"sqlite:///{tmp_path}/figures.db")
+    try:
+        assert {figure for figure in server.statistics() if f"`{figure}`" not in page} == set()
+    finally:
+        server.stop()
+
+
+def test_every_ext_tag_is_documented() -> None:
+    page = (ROOT / "docs" / "reference" / "wire.md").read_text("utf-8")
+    table = page.partition("| tag | type |")[2].partition("\n\n")[0]
+    assert {int(tag) for tag in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)} == set(native._DECODERS)
 
 
 def test_every_module_is_in_the_architecture() -> None:
