@@ -54,6 +54,9 @@ def test_what_python_refuses_is_refused(text):
         serpent.decode(text.encode())
 
 
-@pytest.mark.parametrize("text", ["set()", "[" + "set(), " * 40 + "]", " \t[1]", "+1", "1-2j", "(1,)", "()", "{1: {2: {3}}}", "..."])
+@pytest.mark.parametrize(
+    "text",
+    ["set()", "[" + "set(), " * 40 + "]", " \t[1]", "+1", "1-2j", "(1,)", "()", "{1: {2: {3}}}", "..."],
+)
 def test_what_python_reads_is_read(text):
     assert serpent.decode(text.encode()) == ast.literal_eval(text)
