@@ -1,6 +1,7 @@
 """The object adapter: policies, active objects, mailboxes, skeletons and invocations."""
 
-from objserver.adapter.adapter import Engine, ObjectAdapter
+from objserver.adapter.adapter import ObjectAdapter
+from objserver.adapter.calling import Engine
 from objserver.adapter.daemon import DaemonObject
 from objserver.adapter.exposure import expose, idempotent, oneway, readonly
 from objserver.adapter.invocation import Caller, Invocation

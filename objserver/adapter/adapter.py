@@ -19,17 +19,16 @@ through as few Python functions as the stages allow, because each costs more tha
 from __future__ import annotations
 
 import logging
-import traceback
-from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import Future
+from collections.abc import Iterator
 from functools import partial
 from types import CoroutineType
-from typing import Any, Protocol
+from typing import Any
 
 from objserver import errors, pyro5
 from objserver.adapter import state
 from objserver.adapter.activation import EMPTY, Activation, Registration
 from objserver.adapter.active import ActiveObjects
+from objserver.adapter.calling import NOBODY, Engine, call
 from objserver.adapter.invocation import Caller, Invocation
 from objserver.adapter.mailbox import Mailbox
 from objserver.adapter.policies import (
@@ -50,51 +49,11 @@ from objserver.references import object_id as reference_id
 from objserver.settings import ServerSettings
 from objserver.storage import Change, Committer, Store
 
-__all__ = ["Engine", "ObjectAdapter"]
+__all__ = ["ObjectAdapter"]
 
 log = logging.getLogger("objserver.adapter")
 
 
-class Engine(Protocol):
-    """What runs the adapter's work."""
-
-    def submit(self, work: Callable[[], None]) -> None: ...
-    def run_coroutine(
-        self, coroutine: Coroutine[Any, Any, Any], done: Callable[[Any, BaseException | None], None]
-    ) -> None: ...
-
-
-class _Nobody:
-    """The caller of the adapter's own errands."""
-
-    address = None
-    session = ""
-    session_is_connection = False
-
-    def about_to_block(self) -> None:
-        pass
-
-    def no_longer_blocked(self) -> None:
-        pass
-
-    def encode_result(self, invocation: Invocation, value: Any) -> bytes:
-        return b""
-
-    def encode_stream(self, invocation: Invocation, stream_id: str) -> bytes:
-        return b""
-
-    def encode_error(self, invocation: Invocation, error: BaseException) -> bytes:
-        log.error("ending %s: %s", invocation.object_id, error, exc_info=error)
-        return b""
-
-    def pyro5_context(self, invocation: Invocation) -> dict[str, Any]:
-        return {}
-
-    def send(self, reply: bytes) -> None:
-        pass
-
-
-_NOBODY = _Nobody()
 _LAZY_VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 _VALUES = frozenset({type(None), bool, int, float, str, bytes, list, tuple, dict, set})
 """Types of results that are certainly no iterators."""
@@ -280,45 +239,7 @@ class ObjectAdapter:
             return invocation.work(servant)
         if invocation.member is None and not invocation.members:
             self._resolve(invocation, skeleton)
-        if not skeleton.written_for_pyro5:
-            return self._call(servant, invocation)
-        before = pyro5.enter_call_context(invocation.caller.pyro5_context(invocation))
-        try:
-            return self._call(servant, invocation)
-        finally:
-            if pyro5.call_context.response_annotations:
-                invocation.response_annotations.update(pyro5.call_context.response_annotations)
-            pyro5.leave_call_context(before)
-
-    def _call(self, servant: Any, invocation: Invocation) -> Any:
-        if invocation.batch is None:
-            assert invocation.member is not None
-            return invocation.member.call(servant, *invocation.args, **invocation.kwargs)
-        values: list[Any] = []
-        for member, args, kwargs in invocation.members:
-            try:
-                value = member.call(servant, *args, **kwargs)
-                values.append(self._awaited(value) if type(value) is CoroutineType else value)
-            except Exception as problem:
-                values.append(self._wrapped(problem))
-                break
-        return values
-
-    def _awaited(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        """The outcome of a coroutine inside a batch, for which this worker waits."""
-        outcome: Future[Any] = Future()
-
-        def done(value: Any, error: BaseException | None) -> None:
-            outcome.set_exception(error) if error is not None else outcome.set_result(value)
-
-        self._engine.run_coroutine(coroutine, done)
-        return outcome.result()
-
-    def _wrapped(self, problem: Exception) -> object:
-        """What stands in a batch's results for a call that raised."""
-        if self.settings.tracebacks:
-            problem._pyroTraceback = traceback.format_exception(problem)  # type: ignore[attr-defined]
-        return pyro5.ExceptionWrapper(problem)
+        return call(servant, invocation, self._engine, self.settings.tracebacks)
 
     def _coroutine_done(self, invocation: Invocation, value: Any, error: BaseException | None) -> None:
         # On the event loop: what may run code of the user's is a worker's business.
@@ -565,7 +486,7 @@ class ObjectAdapter:
                 activation.end_after_streams = True
                 return
             activation.ending = True
-        invocation = Invocation(_NOBODY, activation.object_id, "on_passivate")
+        invocation = Invocation(NOBODY, activation.object_id, "on_passivate")
         invocation.ends = True
         self._run_errand(activation, invocation)
 
@@ -665,7 +586,7 @@ class ObjectAdapter:
             finally:
                 self._stream_ended(stream.activation)
 
-        invocation = Invocation(_NOBODY, stream.activation.object_id, "close_stream")
+        invocation = Invocation(NOBODY, stream.activation.object_id, "close_stream")
         invocation.work = finish
         self._run_errand(stream.activation, invocation)
 
