@@ -1,7 +1,8 @@
 """The table of what is registered, and the meaning of an object id in it.
 
-An object id is `Name` or `Name/key`.  What may be registered, under which policies if none are given, and
-which ids then have a meaning, is decided here and nowhere else.
+An object id is `Name` or `Name/key`; without a key it is the object whose key is empty.  What may be
+registered, under which policies if none are given, and which ids then have a meaning, is decided here and
+nowhere else.
 """
 
 from __future__ import annotations
@@ -98,13 +99,8 @@ class Registry:
     def find(self, object_id: str) -> tuple[Registration, str]:
         """The registration an object id belongs to, and the key inside it, decoded."""
         registration = self._registrations.get(object_id)
-        if registration is not None and not registration.persistent:
+        if registration is not None:
             return registration, ""
-        if registration is not None or object_id.endswith("/"):
-            name = object_id.rstrip("/")
-            raise errors.ObjectNotFound(
-                f"{object_id!r} names no single object: {name} has one for each key, such as {name}/alice"
-            )
         at = object_id.rfind("/")
         while at > 0:
             registration = self._registrations.get(object_id[:at])

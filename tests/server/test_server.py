@@ -629,11 +629,12 @@ def test_what_is_no_policy_is_refused(server, options, sentence):
         server.register(Counter, "C", **options)
 
 
-def test_a_persistent_object_is_named_with_its_key(server):
-    server.register(Counter, "C", activation=Persistent())
-    for name in ("C", "C/"):
-        with pytest.raises(errors.ObjectNotFound, match="such as C/alice"):
-            Proxy(f"PYRO:{name}@{server.address}", timeout_s=WAIT_S).add()
+def test_without_a_key_it_is_the_object_whose_key_is_empty(server, clock):
+    server.register(Counter, "C", activation=Persistent(idle_timeout_s=60))
+    (plain,), (slash,), (other,) = (proxies(server, name, 1) for name in ("C", "C/", "C/a"))
+    assert [plain.add(), slash.add(), plain.add(), other.add()] == [1, 2, 3, 1]
+    let_time_pass_until(clock, lambda: Counter.events.count("close") == 2)
+    assert (slash.add(), plain.who()) == (4, ("C", "", "who"))
 
 
 def test_a_state_error_names_the_attribute(server):
