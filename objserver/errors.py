@@ -8,6 +8,7 @@
     │   ├── ObjectNotFound         no such object here (also LookupError)
     │   ├── MemberNotFound         no such exposed member (also AttributeError)
     │   ├── ServerBusy             a bounded queue or a capacity is full; later may work
+    │   ├── DeadlineExceeded       its time was up before it began (also TimeoutError)
     │   ├── Deadlock               the call would wait for itself
     │   └── ActivationError        no servant could be made, or its stored state could not be read
     ├── StoreError                 the store failed; the object is as it was before the call
@@ -40,6 +41,7 @@ __all__ = [
     "CommunicationError",
     "ConnectFailed",
     "ConnectionLost",
+    "DeadlineExceeded",
     "Deadlock",
     "ListenFailed",
     "MemberNotFound",
@@ -99,6 +101,10 @@ class MemberNotFound(AttributeError, ObjectError):
 
 class ServerBusy(ObjectError):
     """A bounded queue or a capacity is full.  Nothing happened; the same call may work later."""
+
+
+class DeadlineExceeded(ObjectError, pyro5.TimeoutError, builtins.TimeoutError):
+    """The time of the call was up before it began: it had no effect."""
 
 
 class Deadlock(ObjectError):

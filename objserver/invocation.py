@@ -26,6 +26,9 @@ class Client(Protocol):
     session_is_connection: bool
     """A stock client has no session beyond its connection."""
 
+    def now(self) -> float:
+        """Seconds on the clock that deadlines are told by."""
+
     def about_to_block(self) -> None:
         """The calling thread is going to wait for the network: another may take its place meanwhile.
 
@@ -53,6 +56,14 @@ class Facts:
         self.caller = caller
         self.object_id = object_id
         self.method = method
+
+    deadline: float | None = None
+    """When the caller stops waiting, on the clock of `caller.now()`; None if it never does."""
+
+    @property
+    def remaining_s(self) -> float | None:
+        """Seconds until the deadline, 0 when it has passed."""
+        return None if self.deadline is None else max(0.0, self.deadline - self.caller.now())
 
     @property
     def key(self) -> str:
@@ -138,6 +149,14 @@ class Current:
         """Ids of the invocations that led here, outermost first, this one last."""
         facts = self._facts()
         return (*facts.chain, facts.id)
+
+    @property
+    def remaining_s(self) -> float | None:
+        """Seconds until the caller stops waiting: 0 when it has, None if it never does.
+
+        Known of callers that are our peers and have a `timeout_s`.  Calls made from here inherit it.
+        """
+        return self._facts().remaining_s
 
     @property
     def client_address(self) -> Any:

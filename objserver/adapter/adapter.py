@@ -150,7 +150,7 @@ class ObjectAdapter:
                     member = skeleton.methods.get(invocation.method)
                     if member is not None and invocation.batch is None:
                         invocation.member = member
-                        invocation.plain = not invocation.oneway
+                        invocation.plain = not invocation.oneway and invocation.deadline is None
                     else:
                         self._resolve(invocation, skeleton)
                 with activation.lock:
@@ -231,6 +231,11 @@ class ObjectAdapter:
         activation = invocation.activation
         if invocation.ends:
             return self._servants.passivate(activation)
+        if invocation.deadline is not None and invocation.caller.now() >= invocation.deadline:
+            raise errors.DeadlineExceeded(
+                f"{invocation.object_id}.{invocation.method} was not begun: "
+                "its caller's time was up before its turn came"
+            )
         if activation.servant is EMPTY:
             self._activate(activation)
         servant, skeleton = activation.servant, activation.skeleton

@@ -78,6 +78,9 @@ class Nobody:
     session = ""
     session_is_connection = False
 
+    def now(self) -> float:
+        return 0.0
+
     def about_to_block(self) -> None:
         pass
 

@@ -77,6 +77,7 @@ class Invocation(Facts):
         self.reply_to = reply_to
         self.oneway = False
         self.batch: Sequence[Call] | None = None
+        self.deadline: float | None = None
         self.plain = False
         """One call of one member, with a reply."""
         self.ends = False

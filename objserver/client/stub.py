@@ -184,6 +184,8 @@ class Stub:
                 flags |= Flag.KEEP_SERIALIZED
             facts = in_progress.get()
             if facts is None:
+                if timeout_s is not None and connection.native:
+                    annotations = _with_context(annotations, timeout_s, ())
                 reply = connection.call(codec, payload, flags, annotations, correlation, timeout_s)
             else:
                 request = codec, payload, flags, annotations, correlation, timeout_s
@@ -280,12 +282,25 @@ def _call_inside(
             f"calling {what} here would block the event loop, and with it every coroutine of this server; "
             "use `await asyncio.to_thread(...)`"
         )
-    annotations, correlation = _inherit(facts, what, connection, annotations, correlation)
+    remaining_s = facts.remaining_s
+    if remaining_s is not None:
+        if not remaining_s:
+            raise errors.DeadlineExceeded(
+                f"{what} was not called: the time of {facts.object_id}.{facts.method}, which calls it, is up"
+            )
+        timeout_s = remaining_s if timeout_s is None else min(timeout_s, remaining_s)
+    annotations, correlation = _inherit(facts, what, connection, annotations, correlation, timeout_s)
     facts.caller.about_to_block()
     try:
         return connection.call(codec, payload, flags, annotations, correlation, timeout_s)
     finally:
         facts.caller.no_longer_blocked()
+
+
+def _with_context(
+    annotations: Mapping[str, bytes] | None, remaining_s: float | None, chain: tuple[str, ...]
+) -> Mapping[str, bytes]:
+    return {**(annotations or {}), wire_extension.ANNOTATION: CallContext(remaining_s, chain).encode()}
 
 
 def _inherit(
@@ -294,8 +309,9 @@ def _inherit(
     connection: ClientConnection,
     annotations: Mapping[str, bytes] | None,
     correlation: bytes,
+    timeout_s: float | None,
 ) -> tuple[Mapping[str, bytes] | None, bytes]:
-    """A call made by a servant carries its correlation id and, to our peers, its call chain."""
+    """A call made by a servant carries its correlation id and, to our peers, its call chain and deadline."""
     if correlation is NO_CORRELATION:
         correlation = facts.correlation_id.bytes
     if connection.native:
@@ -305,7 +321,7 @@ def _inherit(
                 f"{what} is called at the end of a chain of {len(chain)} calls, more than "
                 f"{wire_extension.CHAIN_MAX}: a recursion from object to object that does not end?"
             )
-        annotations = {**(annotations or {}), wire_extension.ANNOTATION: CallContext(None, chain).encode()}
+        annotations = _with_context(annotations, timeout_s, chain)
     return annotations, correlation
 
 
@@ -353,7 +369,7 @@ class ItemStream(Iterator[Any]):
         try:
             if facts is not None:
                 what = f"the end of a stream of {stub.pool.object_id}"
-                annotations, correlation = _inherit(facts, what, connection, annotations, correlation)
+                annotations, correlation = _inherit(facts, what, connection, annotations, correlation, None)
             payload = codec.encode_call(DAEMON_ID, "close_stream", (self.stream_id,), {})
             connection.call(codec, payload, _ONEWAY, annotations, correlation, stub.timeout_s)
         except errors.CommunicationError:

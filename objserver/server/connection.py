@@ -94,6 +94,7 @@ class Connection:
         self.peer: Extension | None = None
         self._codec: Codec = server.codecs.serpent
         self._payload_max = server.settings.limits.frame_size_max
+        self.now = server.clock.monotonic
         self.about_to_block = server.engine.about_to_block
         self.no_longer_blocked = server.engine.no_longer_blocked
         self._recv = sock.recv
@@ -272,7 +273,12 @@ class Connection:
             if frame.annotations:
                 invocation.annotations = frame.annotations
                 if self.peer is not None and wire_extension.ANNOTATION in frame.annotations:
-                    invocation.chain = CallContext.decode(frame.annotations[wire_extension.ANNOTATION]).chain
+                    users = dict(frame.annotations)  # ours is no business of the servant's
+                    context = CallContext.decode(users.pop(wire_extension.ANNOTATION))
+                    invocation.annotations = users
+                    invocation.chain = context.chain
+                    if context.remaining_s is not None:
+                        invocation.deadline = self.now() + context.remaining_s
         except errors.ProtocolError as problem:
             if not flags & Flag.ONEWAY:
                 self.send(self.encode_error(Invocation(self, DAEMON_ID, "", (), {}, (codec, frame)), problem))

@@ -16,6 +16,7 @@ It is left out when there is nothing to say.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -73,9 +74,6 @@ class CallContext:
     remaining_s: float | None = None
     chain: tuple[str, ...] = ()
 
-    def __bool__(self) -> bool:
-        return self.remaining_s is not None or bool(self.chain)
-
     def encode(self) -> bytes:
         return ormsgpack.packb([self.remaining_s, list(self.chain)])
 
@@ -84,7 +82,8 @@ class CallContext:
         """ProtocolError if `data` is not what `encode` makes."""
         try:
             remaining, chain, *_ = ormsgpack.unpackb(data)
-            ok = (remaining is None or isinstance(remaining, (int, float))) and isinstance(chain, list)
+            timed = type(remaining) in (int, float) and math.isfinite(remaining) and remaining >= 0
+            ok = (remaining is None or timed) and isinstance(chain, list)
             if ok and len(chain) <= CHAIN_MAX and all(isinstance(link, str) for link in chain):
                 return cls(remaining, tuple(chain))
         except (ValueError, TypeError):

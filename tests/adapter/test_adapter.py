@@ -89,8 +89,9 @@ class Caller:
     address = None
     session_is_connection = False
 
-    def __init__(self, session="s"):
+    def __init__(self, session="s", clock=None):
         self.session = session
+        self.now = clock.monotonic if clock else lambda: 0.0
         self.replies = []
         self.broken = False
 
@@ -126,7 +127,8 @@ class House:
     """An adapter and all that is around it."""
 
     def __init__(self, tmp_path, **settings):
-        self.engine, self.clock, self.caller = Engine(), ManualClock(), Caller()
+        self.engine, self.clock = Engine(), ManualClock()
+        self.caller = Caller(clock=self.clock)
         self.store = open_store(f"sqlite:///{tmp_path}/store.db")
         self.committer = Committer(self.store)
         self.adapter = ObjectAdapter(
@@ -486,6 +488,46 @@ def test_a_oneway_to_oneself_waits_its_turn(house, policy):
     house.settle()
     assert house.caller.take() == ["first"]
     assert house.call("C", "value") == 11
+
+
+# -- deadlines -----------------------------------------------------------------------------------------
+
+
+def test_a_call_whose_time_is_up_is_not_begun(house):
+    house.register(Counter, "C", Shared())
+
+    def keep_another_waiting():
+        waiting = Invocation(house.caller, "C", "add")
+        waiting.deadline = house.clock.monotonic() + 5
+        assert not house.adapter.admit(waiting)
+        house.clock.advance(6)
+        return "late"
+
+    house.begin("C", "during", keep_another_waiting)
+    house.settle()
+    late, error = house.caller.take()
+    assert late == "late"
+    assert isinstance(error, errors.DeadlineExceeded)
+    assert "C.add was not begun" in str(error)
+    assert house.call("C", "value") == 1
+
+
+def test_a_servant_knows_how_much_time_is_left(house):
+    house.register(Counter, "C", Shared())
+
+    def look():
+        seen = [current.remaining_s]
+        house.clock.advance(2)
+        seen.append(current.remaining_s)
+        house.clock.advance(10)
+        return [*seen, current.remaining_s]
+
+    timed = Invocation(house.caller, "C", "during", (look,))
+    timed.deadline = house.clock.monotonic() + 5
+    assert house.adapter.admit(timed)
+    house.adapter.run(timed)
+    assert house.caller.take() == [[5, 3, 0]]
+    assert house.call("C", "during", lambda: current.remaining_s) is None
 
 
 # -- names, keys and sessions --------------------------------------------------------------------------

@@ -152,7 +152,7 @@ def test_the_sentence_of_our_server_arrives(server):
 def test_the_size_that_counts_is_that_of_the_whole_frame(server):
     annotations = {"NOTE": b"n" * 300}
     with make_proxy(server) as proxy:
-        view = proxy.calling(annotations=annotations)
+        view = proxy.calling(annotations=annotations, timeout_s=None)  # so that no deadline travels
         rest = len(NATIVE.encode_call("Echo", "echo", ("x" * 1000,), {})) - 1000 + 40 + 8 + 300
         proxy.echo(1)
         (connection,) = pool_of(proxy).idle

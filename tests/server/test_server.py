@@ -649,3 +649,48 @@ def test_nothing_is_registered_at_a_stopped_server():
         pass
     with pytest.raises(errors.RegistrationError, match="has stopped"):
         server.register(Counter)
+
+
+@expose
+class Timed:
+    """Tells how much time a call has, here and at the object it calls."""
+
+    def remaining(self):
+        return current.remaining_s
+
+    def chain(self, uri, timeout_s=None):
+        with Proxy(uri, timeout_s=timeout_s) as onward:
+            return current.remaining_s, onward.remaining()
+
+
+def test_the_time_of_a_call_is_that_of_the_calls_it_makes(server, clock):
+    uri = str(server.register(Timed, "T", activation=PerRequest()))
+    patient = Proxy(uri)
+    assert patient.remaining() is None
+    assert patient.chain(uri) == (None, None)
+    assert patient.chain(uri, 3) == (None, 3)
+    hurried = patient.calling(timeout_s=5)
+    assert hurried.remaining() == 5
+    assert hurried.chain(uri) == (5, 5)
+    assert hurried.chain(uri, 3) == (5, 3)
+    assert hurried.chain(uri, 8) == (5, 5)
+
+
+def test_a_call_out_of_time_calls_nobody(server, clock):
+    seen = []
+
+    @expose
+    class Late:
+        def work(self, uri):
+            onward = Proxy(uri)
+            onward.remaining()
+            clock.advance(6)
+            try:
+                onward.remaining()
+            except errors.DeadlineExceeded as problem:
+                seen.append(str(problem))
+
+    uri = str(server.register(Timed, "T", activation=PerRequest()))
+    server.register(Late, "L")
+    Proxy(f"PYRO:L@{server.address}", timeout_s=5).work(uri)
+    assert seen == ["T.remaining was not called: the time of L.work, which calls it, is up"]
