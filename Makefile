@@ -4,7 +4,9 @@ PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
 
-.PHONY: demo test check docs notebooks bench clean
+PYTHONS ?= 3.11 3.12 3.13
+
+.PHONY: demo test test-all check docs notebooks bench clean
 
 # One stamp per set of needs, so that a second run installs nothing.
 $(VENV)/base: setup.cfg pyproject.toml
@@ -20,6 +22,18 @@ demo: $(VENV)/base
 
 test: $(VENV)/test
 	$(PY) -m pytest -n 2 --dist loadfile
+
+# The tests under every supported Python that this machine has (on the PATH, or from pyenv).
+test-all:
+	@for version in $(PYTHONS); do \
+	  found=; \
+	  for python in python$$version $$HOME/.pyenv/versions/$$version.*/bin/python; do \
+	    if [ -z "$$found" ] && $$python -c "" 2>/dev/null; then found=$$python; fi; \
+	  done; \
+	  if [ -z "$$found" ]; then echo "== Python $$version is not here"; continue; fi; \
+	  echo "== Python $$version: $$found"; \
+	  $(MAKE) --no-print-directory test PYTHON=$$found VENV=.venv-$$version || exit 1; \
+	done
 
 check: $(VENV)/test $(VENV)/check
 	$(VENV)/bin/ruff check .
@@ -37,4 +51,4 @@ bench: $(VENV)/bench
 	$(PY) -m benchmarks
 
 clean:
-	rm -rf $(VENV) build docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .venv-* build docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
