@@ -524,7 +524,7 @@ class ObjectAdapter:
             self.end_session(caller.session)
 
     def housekeeping(self, now: float) -> None:
-        """Passivate what has been idle too long, close what outlived its time.  Call about once a second."""
+        """Passivate what has been idle too long, close what outlived its time.  Call about twice a second."""
         for stream in self.streams.expire(now):
             self._end_stream(stream)
         for activation in self._active.idle(now):

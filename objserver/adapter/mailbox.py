@@ -40,9 +40,7 @@ class Mailbox:
         wait for its own call chain; the adapter's own errands always find room."""
         running = self.running
         if not running and not self.waiting:
-            running.append(invocation)
-            if invocation.ends:
-                self.open = False
+            self._start(invocation)
             return True
         if (
             self.open

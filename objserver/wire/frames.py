@@ -108,19 +108,13 @@ def encode_frame(
     payload: bytes,
     annotations: Mapping[str, bytes] | None = None,
     correlation: bytes = NO_CORRELATION,
-    *,
-    compress_above: int | None = None,
 ) -> bytes:
     """The bytes of one frame.
 
-    `compress_above` compresses payloads longer than so many bytes, as Pyro5's COMPRESSION does.
     ProtocolError if an annotation's name is not four ASCII characters.
     """
     if correlation is not NO_CORRELATION:
         flags |= Flag.CORRELATION
-    if compress_above is not None and len(payload) > compress_above:
-        payload = zlib.compress(payload, 4)
-        flags |= Flag.COMPRESSED
     if not annotations:
         return (
             HEADER.pack(

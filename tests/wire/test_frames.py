@@ -30,7 +30,7 @@ def test_we_read_what_pyro5_writes():
 
 
 def test_compressed_payloads_arrive_inflated():
-    data = encode_frame(4, 1, 0, 1, b"a" * 1000, compress_above=100)
+    data = encode_frame(4, 1, Flag.COMPRESSED, 1, zlib.compress(b"a" * 1000, 4))
     assert len(data) < 200
     (frame,) = FrameParser(Limits()).receive_data(data)
     assert frame.payload == b"a" * 1000
