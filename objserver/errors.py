@@ -11,6 +11,7 @@
     │   ├── DeadlineExceeded       its time was up before it began (also TimeoutError)
     │   ├── Deadlock               the call would wait for itself
     │   └── ActivationError        no servant could be made, or its stored state could not be read
+    ├── Cancelled                  its caller cancelled the call: what it did until then is done
     ├── StoreError                 the store failed; the object is as it was before the call
     │   └── StateError             the servant's state cannot be stored as data (also TypeError)
     ├── CommunicationError         the network
@@ -38,6 +39,7 @@ from objserver import pyro5
 __all__ = [
     "ActivationError",
     "CallTimeout",
+    "Cancelled",
     "CommunicationError",
     "ConnectFailed",
     "ConnectionLost",
@@ -118,6 +120,13 @@ class Deadlock(ObjectError):
 
 class ActivationError(ObjectError):
     """No servant could be made for the object."""
+
+
+class Cancelled(ObjServerError):
+    """The call was cancelled by its caller, or ran beyond its deadline; it may have had a part of its effect.
+
+    "before it began" in the sentence says that it had none.
+    """
 
 
 class StoreError(ObjServerError):

@@ -8,14 +8,55 @@ each other, and tells the engine, through `about_to_block`, that its thread is g
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import logging
+import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, Protocol
 
-__all__ = ["Client", "Current", "Facts", "current", "in_progress"]
+__all__ = ["Call", "Client", "Current", "Facts", "Interceptor", "current", "in_progress", "intercepted"]
+
+log = logging.getLogger("objserver.adapter")
 
 _NOTHING: Mapping[str, bytes] = {}
+_cancelling = threading.Lock()
+"""Guards who is told of a cancellation, in all invocations: it is held for a moment, and rarely."""
+
+
+@dataclasses.dataclass
+class Call:
+    """One call, as interceptors see it, on either side.
+
+    `annotations` are those that came with it, for an interceptor of a server; for one of a proxy, those that
+    will travel with it: bytes under names of four letters, to be added to.
+    """
+
+    object_id: str
+    method: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    annotations: dict[str, bytes]
+
+
+Interceptor = Callable[[Call], contextlib.AbstractContextManager[object]]
+"""Makes a context manager around each call.
+
+It is entered before the call and left after it, with the exception if there is one; what it raises on
+entering is the outcome of the call.  A function with one `yield` under `contextlib.contextmanager` is one.  Where the
+member is a coroutine it is entered and left where that runs.
+"""
+
+
+@contextlib.contextmanager
+def intercepted(interceptors: Sequence[Interceptor], call: Call) -> Iterator[None]:
+    """The first of `interceptors` is the outermost."""
+    with contextlib.ExitStack() as stack:
+        for interceptor in interceptors:
+            stack.enter_context(interceptor(call))
+        yield
 
 
 class Client(Protocol):
@@ -25,6 +66,12 @@ class Client(Protocol):
     session: str
     session_is_connection: bool
     """A stock client has no session beyond its connection."""
+    closed: bool
+    """Whether it is gone: nobody can be answered any more."""
+
+    @property
+    def link(self) -> object:
+        """The connection that the call came on."""
 
     def now(self) -> float:
         """Seconds on the clock that deadlines are told by."""
@@ -51,6 +98,10 @@ class Facts:
     _response_annotations: dict[str, bytes] | None = None
     _correlation = b""
     _id = ""
+    oneway = False
+    is_cancelled = False
+    """Set by `cancel` only; see `cancelled`."""
+    _when_cancelled: tuple[Callable[[], object], ...] = ()
 
     def __init__(self, caller: Client, object_id: str, method: str) -> None:
         self.caller = caller
@@ -64,6 +115,36 @@ class Facts:
     def remaining_s(self) -> float | None:
         """Seconds until the deadline, 0 when it has passed."""
         return None if self.deadline is None else max(0.0, self.deadline - self.caller.now())
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether nobody waits for the outcome any more: cancelled, out of time, or the client is gone."""
+        gone = self.caller.closed and not self.oneway
+        return self.is_cancelled or gone or self.remaining_s == 0
+
+    def cancel(self) -> None:
+        """The caller has given up; whoever asked `when_cancelled` is told, once."""
+        with _cancelling:
+            self.is_cancelled = True
+            tell, self._when_cancelled = self._when_cancelled, ()
+        for told in tell:
+            try:
+                told()
+            except Exception:
+                log.exception("cancelling a part of %s.%s failed", self.object_id, self.method)
+
+    def when_cancelled(self, tell: Callable[[], object]) -> None:
+        """Have `tell()` called when this is cancelled: at once if it is."""
+        with _cancelling:
+            if not self.is_cancelled:
+                self._when_cancelled = (*self._when_cancelled, tell)
+                return
+        tell()
+
+    def forget(self, tell: Callable[[], object]) -> None:
+        """`tell` need not be called any more; it may be under way."""
+        with _cancelling:
+            self._when_cancelled = tuple(other for other in self._when_cancelled if other is not tell)
 
     @property
     def key(self) -> str:
@@ -157,6 +238,15 @@ class Current:
         Known of callers that are our peers and have a `timeout_s`.  Calls made from here inherit it.
         """
         return self._facts().remaining_s
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether nobody waits for this call any more: its caller cancelled it, went away, or its time is up.
+
+        A servant that works for long asks now and then, and stops.  Calls that it waits for are cancelled
+        with it, and a coroutine is, without asking.
+        """
+        return self._facts().cancelled
 
     @property
     def client_address(self) -> Any:

@@ -17,9 +17,11 @@ from objserver.adapter.policies import (
     Shared,
     ThreadingPolicy,
 )
+from objserver.adapter.replies import Answering
 
 __all__ = [
     "ActivationPolicy",
+    "Answering",
     "Caller",
     "Concurrent",
     "DaemonObject",

@@ -18,8 +18,9 @@ through as few Python functions as the stages allow, because each costs more tha
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Sequence
 from functools import partial
 from types import CoroutineType
 from typing import Any
@@ -28,7 +29,7 @@ from objserver import errors, pyro5
 from objserver.adapter import state
 from objserver.adapter.activation import EMPTY, Activation, Registration
 from objserver.adapter.active import ActiveObjects
-from objserver.adapter.calling import NOBODY, Engine, call
+from objserver.adapter.calling import NOBODY, Engine, call, check_in_time, not_begun
 from objserver.adapter.invocation import Caller, Invocation
 from objserver.adapter.mailbox import Mailbox
 from objserver.adapter.policies import (
@@ -40,10 +41,10 @@ from objserver.adapter.policies import (
 from objserver.adapter.registry import Registry
 from objserver.adapter.servants import ServantManager, skeleton_of
 from objserver.adapter.skeleton import Skeleton
-from objserver.adapter.streams import Stream, StreamTable
+from objserver.adapter.streams import Streams
 from objserver.clock import Clock
 from objserver.codecs import Codecs
-from objserver.invocation import in_progress
+from objserver.invocation import Interceptor, in_progress
 from objserver.references import DAEMON_ID, Reference
 from objserver.references import object_id as reference_id
 from objserver.settings import ServerSettings
@@ -72,10 +73,20 @@ class ObjectAdapter:
         store: Store | None = None,
         committer: Committer | None = None,
         pyro5_daemon: object = None,
+        interceptors: Sequence[Interceptor] = (),
     ) -> None:
         self.codecs = codecs
+        self._interceptors = tuple(interceptors)
         self.settings = settings
-        self.streams = StreamTable(settings)
+        self.streams = Streams(
+            settings,
+            clock,
+            offer=self._offer,
+            submit=self._run_later,
+            errand=self._run_errand,
+            refuse=self._refuse,
+            end=self.end,
+        )
         self._engine = engine
         self._clock = clock
         self._committer = committer
@@ -139,7 +150,7 @@ class ObjectAdapter:
         self.invocations += 1
         try:
             if invocation.object_id == DAEMON_ID and invocation.method == "get_next_stream_item":
-                return self._admit_to_stream(invocation)
+                return self.streams.admit(invocation)
             while True:
                 activation = self._activation_at(invocation.object_id) or self._activation_for(invocation)
                 if activation is None:
@@ -204,7 +215,8 @@ class ObjectAdapter:
                     value = self._perform(invocation)
                 if type(value) is CoroutineType:
                     # Here, where the invocation is in the context that the coroutine will inherit.
-                    self._engine.run_coroutine(value, partial(self._coroutine_done, invocation))
+                    done = partial(self._coroutine_done, invocation)
+                    invocation.when_cancelled(self._engine.run_coroutine(value, done, invocation.remaining_s))
                     return
             except BaseException as problem:
                 error = problem
@@ -214,6 +226,31 @@ class ObjectAdapter:
                 in_progress.reset(token)
             invocation = self._settle(invocation, value, error)
             error = None  # or it and this frame, which its traceback names, would wait for the collector
+
+    def cancel(self, invocation: Invocation) -> None:
+        """Its caller wants no answer any more, but gets one.
+
+        One that waits is not begun; one that runs is told (`current.cancelled`), a coroutine is cancelled,
+        and so are the calls that it is waiting for.
+        """
+        invocation.cancel()
+        activation = invocation.activation
+        if activation is None:
+            return
+        starting: list[Invocation] = []
+        with activation.lock:
+            waiting = activation.mailbox.withdraw(invocation)
+            if waiting:
+                starting = activation.mailbox.startable()
+            else:
+                invocation.plain = False  # if it has not begun yet, it will be looked at more closely
+        if waiting:
+            self._refuse(invocation, not_begun(invocation))
+        for other in starting:
+            self._run_later(other)
+
+    def _run_later(self, invocation: Invocation) -> None:
+        self._engine.submit(partial(self.run, invocation))
 
     def _locate_and_run(self, invocation: Invocation) -> None:
         """Ask a Shared locator which servant it is, then admit the invocation to that one."""
@@ -231,11 +268,8 @@ class ObjectAdapter:
         activation = invocation.activation
         if invocation.ends:
             return self._servants.passivate(activation)
-        if invocation.deadline is not None and invocation.caller.now() >= invocation.deadline:
-            raise errors.DeadlineExceeded(
-                f"{invocation.object_id}.{invocation.method} was not begun: "
-                "its caller's time was up before its turn came"
-            )
+        if invocation.work is None:
+            check_in_time(invocation)
         if activation.servant is EMPTY:
             self._activate(activation)
         servant, skeleton = activation.servant, activation.skeleton
@@ -244,17 +278,21 @@ class ObjectAdapter:
             return invocation.work(servant)
         if invocation.member is None and not invocation.members:
             self._resolve(invocation, skeleton)
-        return call(servant, invocation, self._engine, self.settings.tracebacks)
+        return call(servant, invocation, self._engine, self.settings.tracebacks, self._interceptors)
 
     def _coroutine_done(self, invocation: Invocation, value: Any, error: BaseException | None) -> None:
         # On the event loop: what may run code of the user's is a worker's business.
+        if isinstance(error, asyncio.CancelledError):
+            error = errors.Cancelled(f"{invocation.object_id}.{invocation.method} was cancelled")
+        elif isinstance(error, StopAsyncIteration):
+            error = StopIteration()  # what ends a stream on the wire
         activation = invocation.activation
         if activation.registration.persistent or activation.registration.transient:
             self._engine.submit(partial(self._settle_and_run, invocation, value, error))
             return
         following = self._settle(invocation, value, error)
         if following is not None:
-            self._engine.submit(partial(self.run, following))
+            self._run_later(following)
 
     def _settle_and_run(self, invocation: Invocation, value: Any, error: BaseException | None) -> None:
         self.run(self._settle(invocation, value, error))
@@ -355,7 +393,7 @@ class ObjectAdapter:
                 return
             following = self._leave(invocation)
             if following is not None:
-                self._engine.submit(partial(self.run, following))
+                self._run_later(following)
 
         assert self._committer is not None
         try:
@@ -386,8 +424,12 @@ class ObjectAdapter:
             kind = type(value)
             try:
                 # Not isinstance(value, Iterator): the abstract class is asked through a slow path.
-                if hasattr(kind, "__next__") and invocation.batch is None and invocation.work is None:
-                    stream_id = self._open_stream(invocation, value)
+                if (
+                    (hasattr(kind, "__next__") or hasattr(kind, "__anext__"))
+                    and invocation.batch is None
+                    and invocation.work is None
+                ):
+                    stream_id = self.streams.open(invocation, value)
                     return invocation.caller.encode_stream(invocation, stream_id)
                 if kind in _LAZY_VIEWS:
                     raise errors.SerializeError("a dict view is not sent; return list(...) of it")
@@ -421,7 +463,7 @@ class ObjectAdapter:
             self._close(activation)
             return None
         for other in starting[1:]:
-            self._engine.submit(partial(self.run, other))
+            self._run_later(other)
         return starting[0]
 
     # -- activation ----------------------------------------------------------------------------------
@@ -468,15 +510,17 @@ class ObjectAdapter:
             self._incarnated(activation, servant, skeleton)
             starting = activation.mailbox.startable() if activation.mailbox.waiting else []
         for other in starting:
-            self._engine.submit(partial(self.run, other))
+            self._run_later(other)
 
-    @staticmethod
-    def _incarnated(activation: Activation, servant: Any, skeleton: Skeleton) -> None:
+    def _incarnated(self, activation: Activation, servant: Any, skeleton: Skeleton) -> None:
         activation.servant = servant
         activation.skeleton = skeleton
         registration = activation.registration
         activation.plain = not (
-            skeleton.written_for_pyro5 or registration.persistent or registration.transient
+            skeleton.written_for_pyro5
+            or registration.persistent
+            or registration.transient
+            or self._interceptors
         )
         activation.mailbox.open = True
 
@@ -498,7 +542,7 @@ class ObjectAdapter:
     def _run_errand(self, activation: Activation, invocation: Invocation) -> None:
         invocation.errand = invocation.oneway = True
         if self._offer(activation, invocation):
-            self._engine.submit(partial(self.run, invocation))
+            self._run_later(invocation)
 
     def _close(self, activation: Activation) -> None:
         servant = self._servants.close(activation)
@@ -518,15 +562,13 @@ class ObjectAdapter:
 
     def disconnected(self, caller: Caller) -> None:
         """A connection is gone: its streams linger, and with a stock client its session ends."""
-        for stream in self.streams.orphan(caller, self._clock.monotonic()):
-            self._end_stream(stream)
+        self.streams.disconnected(caller)
         if caller.session_is_connection:
             self.end_session(caller.session)
 
     def housekeeping(self, now: float) -> None:
         """Passivate what has been idle too long, close what outlived its time.  Call about twice a second."""
-        for stream in self.streams.expire(now):
-            self._end_stream(stream)
+        self.streams.housekeeping(now)
         for activation in self._active.idle(now):
             self.end(activation)
 
@@ -546,62 +588,7 @@ class ObjectAdapter:
         """Number of activations that run or await invocations."""
         return self._active.busy
 
-    # -- streams -------------------------------------------------------------------------------------
-
-    def _open_stream(self, invocation: Invocation, iterator: Iterator[Any]) -> str:
-        activation = invocation.activation
-        stream_id = self.streams.open(iterator, activation, invocation.caller, self._clock.monotonic())
-        with activation.lock:
-            activation.streams += 1
-        return stream_id
-
-    def _admit_to_stream(self, invocation: Invocation) -> bool:
-        """The next item is drawn inside the mailbox of the object whose generator it is."""
-        stream_id = invocation.args[0] if invocation.args else None
-        stream = self.streams.claim(stream_id, invocation.caller)
-
-        def draw(servant: Any) -> Any:
-            try:
-                return next(stream.iterator)
-            except BaseException:
-                if self.streams.close(str(stream_id)) is not None:
-                    self._stream_ended(stream.activation)
-                raise
-
-        invocation.work = draw
-        admitted = self._offer(stream.activation, invocation)
-        if admitted is None:
-            raise errors.ObjectNotFound("item stream terminated")
-        return admitted
-
-    def close_stream(self, stream_id: str) -> None:
-        """The client is done with a stream."""
-        stream = self.streams.close(stream_id)
-        if stream is not None:
-            self._end_stream(stream)
-
-    def _end_stream(self, stream: Stream) -> None:
-        """Close the iterator where it ran, inside the mailbox: a generator may have a `finally`."""
-
-        def finish(servant: Any) -> None:
-            try:
-                close = getattr(stream.iterator, "close", None)
-                if close is not None:
-                    close()
-            finally:
-                self._stream_ended(stream.activation)
-
-        invocation = Invocation(NOBODY, stream.activation.object_id, "close_stream")
-        invocation.work = finish
-        self._run_errand(stream.activation, invocation)
-
-    def _stream_ended(self, activation: Activation) -> None:
-        """Inside the mailbox: who leaves it next sees that a PerRequest servant has nothing to stay for."""
-        with activation.lock:
-            activation.streams = max(0, activation.streams - 1)
-            ending = not activation.streams and activation.end_after_streams
-        if ending:
-            self.end(activation)
+    # -- looking in ----------------------------------------------------------------------------------
 
     def reference(self, object_id: str, location: Any) -> Reference:
         """The reference of an object at `location`; ObjectNotFound if nothing here serves it."""
@@ -620,10 +607,14 @@ class ObjectAdapter:
             "active_by_name": {r.name: r.active for r in self._registry.all()},
             "invocations_waiting": self._active.waiting,
             "busy_objects": self.busy,
-            "streams": len(self.streams),
+            "streams": len(self.streams.table),
             "streams_max": self.settings.streams_max,
             "mailbox_size_max": self.settings.mailbox_size_max,
         }
+
+
+def _iterates(kind: type) -> bool:
+    return hasattr(kind, "__next__") or hasattr(kind, "__anext__")
 
 
 def _unsendable(invocation: Invocation, problem: BaseException) -> BaseException:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from types import CoroutineType
 from typing import Any, Protocol
 
-from objserver import pyro5
+from objserver import errors, pyro5
 from objserver.adapter.invocation import Invocation
+from objserver.adapter.skeleton import Member
+from objserver.invocation import Call, Interceptor, intercepted
 
-__all__ = ["NOBODY", "Engine", "call"]
+__all__ = ["NOBODY", "Engine", "call", "check_in_time", "not_begun"]
 
 log = logging.getLogger("objserver.adapter")
 
@@ -26,31 +28,65 @@ class Engine(Protocol):
 
     def submit(self, work: Callable[[], None]) -> None: ...
     def run_coroutine(
-        self, coroutine: Coroutine[Any, Any, Any], done: Callable[[Any, BaseException | None], None]
-    ) -> None: ...
+        self,
+        coroutine: Coroutine[Any, Any, Any],
+        done: Callable[[Any, BaseException | None], None],
+        timeout_s: float | None = None,
+    ) -> Callable[[], object]:
+        """`done` gets its outcome, CancelledError if it took longer; what is returned cancels it."""
 
 
-def call(servant: Any, invocation: Invocation, engine: Engine, tracebacks: bool) -> Any:
+def check_in_time(invocation: Invocation) -> None:
+    """Cancelled or DeadlineExceeded if nobody waits any more for an invocation that is about to begin."""
+    if invocation.is_cancelled:
+        raise not_begun(invocation)
+    if invocation.deadline is not None and invocation.caller.now() >= invocation.deadline:
+        raise errors.DeadlineExceeded(
+            f"{invocation.object_id}.{invocation.method} was not begun: "
+            "its caller's time was up before its turn came"
+        )
+
+
+def not_begun(invocation: Invocation) -> errors.Cancelled:
+    """The answer to an invocation that was cancelled before its turn came."""
+    return errors.Cancelled(f"{invocation.object_id}.{invocation.method} was cancelled before it began")
+
+
+def call(
+    servant: Any,
+    invocation: Invocation,
+    engine: Engine,
+    tracebacks: bool,
+    interceptors: Sequence[Interceptor] = (),
+) -> Any:
     """Call what the invocation asks for; its result, a coroutine if the member is one, or its exception."""
     if not invocation.activation.skeleton.written_for_pyro5:  # type: ignore[union-attr]
-        return _call(servant, invocation, engine, tracebacks)
+        return _call(servant, invocation, engine, tracebacks, interceptors)
     before = pyro5.enter_call_context(invocation.caller.pyro5_context(invocation))
     try:
-        return _call(servant, invocation, engine, tracebacks)
+        return _call(servant, invocation, engine, tracebacks, interceptors)
     finally:
         if pyro5.call_context.response_annotations:
             invocation.response_annotations.update(pyro5.call_context.response_annotations)
         pyro5.leave_call_context(before)
 
 
-def _call(servant: Any, invocation: Invocation, engine: Engine, tracebacks: bool) -> Any:
+def _call(
+    servant: Any,
+    invocation: Invocation,
+    engine: Engine,
+    tracebacks: bool,
+    interceptors: Sequence[Interceptor],
+) -> Any:
     if invocation.batch is None:
         assert invocation.member is not None
-        return invocation.member.call(servant, *invocation.args, **invocation.kwargs)
+        return _call_member(
+            servant, invocation, invocation.member, invocation.args, invocation.kwargs, interceptors
+        )
     values: list[Any] = []
     for member, args, kwargs in invocation.members:
         try:
-            value = member.call(servant, *args, **kwargs)
+            value = _call_member(servant, invocation, member, args, kwargs, interceptors)
             values.append(_awaited(value, engine) if type(value) is CoroutineType else value)
         except Exception as problem:
             if tracebacks:
@@ -58,6 +94,29 @@ def _call(servant: Any, invocation: Invocation, engine: Engine, tracebacks: bool
             values.append(pyro5.ExceptionWrapper(problem))
             break
     return values
+
+
+def _call_member(
+    servant: Any,
+    invocation: Invocation,
+    member: Member,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    interceptors: Sequence[Interceptor],
+) -> Any:
+    if not interceptors:
+        return member.call(servant, *args, **kwargs)
+    seen = Call(invocation.object_id, member.name, tuple(args), dict(kwargs), dict(invocation.annotations))
+
+    async def run() -> Any:
+        # Entered where the coroutine runs, so that what is set around it is set in its context.
+        with intercepted(interceptors, seen):
+            return await member.call(servant, *args, **kwargs)
+
+    if member.asynchronous:
+        return run()
+    with intercepted(interceptors, seen):
+        return member.call(servant, *args, **kwargs)
 
 
 def _awaited(coroutine: Coroutine[Any, Any, Any], engine: Engine) -> Any:
@@ -77,6 +136,8 @@ class Nobody:
     address = None
     session = ""
     session_is_connection = False
+    closed = False
+    link: object = None
 
     def now(self) -> float:
         return 0.0

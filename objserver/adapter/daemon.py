@@ -55,7 +55,7 @@ class DaemonObject:
     def close_stream(self, stream_id: str) -> None:
         """Forget an item stream."""
         if type(stream_id) is str:
-            self._adapter.close_stream(stream_id)
+            self._adapter.streams.close(stream_id)
 
     @oneway
     def release_session(self) -> None:

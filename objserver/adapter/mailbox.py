@@ -78,6 +78,14 @@ class Mailbox:
             error.cycle = tuple(cycle)
             raise error
 
+    def withdraw(self, invocation: Invocation) -> bool:
+        """Take out one that waits; False if it does not.  Afterwards others may be `startable`."""
+        try:
+            self.waiting.remove(invocation)
+        except ValueError:
+            return False
+        return True
+
     def leave(self, invocation: Invocation) -> list[Invocation]:
         """`invocation` has ended; the ones to start now."""
         self.running.remove(invocation)

@@ -50,11 +50,6 @@ class Skeleton:
             # A property's getter decides for both directions, or without one its setter, as in Pyro5.
             if not functions or not getattr(functions[0], "_pyroExposed", False):
                 continue
-            if any(inspect.isasyncgenfunction(function) for function in functions):
-                raise errors.RegistrationError(
-                    f"async generators are not supported yet: member {name} of class {cls.__name__};"
-                    " make it a plain generator, or return a list"
-                )
             exposed.append(functions[0])
             if isinstance(raw, property):
                 if raw.fget is not None:

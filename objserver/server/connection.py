@@ -12,10 +12,8 @@ more is read from that peer.
 from __future__ import annotations
 
 import logging
-import pathlib
 import socket
 import threading
-import traceback
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -23,14 +21,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from objserver import errors, pyro5
-from objserver.adapter import Invocation
+from objserver.adapter import Answering, Invocation
 from objserver.codecs import Codec, marshalled
 from objserver.codecs.base import NAME_LENGTH_MAX, call_of
 from objserver.codecs.exceptions import text_of
 from objserver.references import DAEMON_ID
 from objserver.wire import CallContext, Extension, Flag, Frame, FrameParser, FrameType, encode_frame
 from objserver.wire import extension as wire_extension
-from objserver.wire.frames import plain_frame, plain_start
 
 if TYPE_CHECKING:
     from objserver.server.server import ObjectServer
@@ -53,8 +50,6 @@ LINGER_S = 1.0
 Start = Callable[[Callable[[], None]], None]
 # As globals: reading an attribute of a class takes longer.
 _INVOKE, _KEEP_SERIALIZED = FrameType.INVOKE, Flag.KEEP_SERIALIZED
-_RESULTS = [plain_start(FrameType.RESULT, serializer_id) for serializer_id in range(256)]
-_OURS = str(pathlib.Path(__file__).parent.parent)
 _HTTP = (b"GET ", b"POST", b"HEAD", b"PUT ", b"OPTI", b"DELE", b"PATC", b"CONN")
 _HTTP_ANSWER = (
     b"HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n"
@@ -77,7 +72,7 @@ class Weight:
             self._hold(-self._size)
 
 
-class Connection:
+class Connection(Answering):
     """Server side of one socket.  `receive` is called by the leader only."""
 
     def __init__(self, server: ObjectServer, sock: socket.socket, address: Any, serial: int) -> None:
@@ -94,6 +89,7 @@ class Connection:
         self.peer: Extension | None = None
         self._codec: Codec = server.codecs.serpent
         self._payload_max = server.settings.limits.frame_size_max
+        self._tracebacks = server.settings.tracebacks
         self.now = server.clock.monotonic
         self.about_to_block = server.engine.about_to_block
         self.no_longer_blocked = server.engine.no_longer_blocked
@@ -110,6 +106,11 @@ class Connection:
     def __repr__(self) -> str:
         state = "closed" if self.closed else "open" if self.greeted else "greeting"
         return f"<Connection {self.address} {state} session={self.session!r}>"
+
+    @property
+    def link(self) -> object:
+        """The connection itself."""
+        return self
 
     # -- reading -------------------------------------------------------------------------------------
 
@@ -369,83 +370,6 @@ class Connection:
 
     # -- replies: the connection is the caller of its invocations ------------------------------------
 
-    def encode_result(self, invocation: Invocation, value: Any) -> bytes:
-        """The frame that carries `value`; SerializeError or MessageTooLarge if it cannot."""
-        codec, request = invocation.reply_to
-        payload = codec.encode(value)
-        if len(payload) > self._payload_max:
-            raise errors.MessageTooLarge(
-                f"the result takes {len(payload)} bytes, more than {self._payload_max} "
-                "(setting frame_size_max)"
-            )
-        annotations = invocation._response_annotations
-        if annotations is None and not request.flags:
-            return plain_frame(_RESULTS[request.serializer_id], request.sequence, payload)
-        return encode_frame(
-            FrameType.RESULT,
-            codec.serializer_id,
-            0,
-            request.sequence,
-            payload,
-            annotations,
-            request.correlation,
-        )
-
-    def encode_stream(self, invocation: Invocation, stream_id: str) -> bytes:
-        """A stream is announced in an annotation; old clients see an exception."""
-        codec, request = invocation.reply_to
-        return encode_frame(
-            FrameType.RESULT,
-            codec.serializer_id,
-            Flag.EXCEPTION | Flag.ITEM_STREAM,
-            request.sequence,
-            codec.encode(errors.ProtocolError("result of call is an iterator")),
-            {**invocation.response_annotations, "STRM": stream_id.encode()},
-            request.correlation,
-        )
-
-    def encode_error(self, invocation: Invocation, error: BaseException) -> bytes:
-        """The frame that carries an exception; one that cannot travel is described instead.  Never fails."""
-        codec, request = invocation.reply_to
-        try:
-            lines = _traceback_of(error) if self.server.settings.tracebacks else []
-        except BaseException:
-            lines = []  # a __str__ of the user's may raise
-        if not isinstance(error, Exception):
-            # SystemExit and its like end what raises them: here the call, never the caller's program.
-            text = f"{type(error).__name__}: {text_of(error)}"
-            error = errors.RemoteError(text, type_name=type(error).__qualname__)
-        try:
-            setattr(error, "_pyroTraceback", lines)  # noqa: B010  (Pyro5's name for it, on any exception)
-        except Exception:
-            pass
-        try:
-            payload = codec.encode(error)
-            if len(payload) > self._payload_max:
-                raise errors.MessageTooLarge(f"it takes {len(payload)} bytes (setting frame_size_max)")
-            return encode_frame(
-                FrameType.RESULT,
-                codec.serializer_id,
-                Flag.EXCEPTION,
-                request.sequence,
-                payload,
-                invocation.response_annotations,
-                request.correlation,
-            )
-        except Exception as problem:
-            what = f"cannot send the exception: {_clean(text_of(problem))}. It was {type(error).__name__}: "
-            substitute = pyro5.PyroError(what + _clean(text_of(error)))
-            substitute._pyroTraceback = [_clean(line) for line in lines[-20:]]
-            return encode_frame(
-                FrameType.RESULT,
-                codec.serializer_id,
-                Flag.EXCEPTION,
-                request.sequence,
-                codec.encode(substitute),
-                None,
-                request.correlation,
-            )
-
     def pyro5_context(self, invocation: Invocation) -> dict[str, Any]:
         """What Pyro5's `current_context` shows to a servant written for Pyro5 while `invocation` runs."""
         _, request = invocation.reply_to
@@ -531,16 +455,3 @@ class Connection:
             except BaseException:
                 log.exception("closing a resource that %s tracked failed", self)
         self.server.adapter.disconnected(self)
-
-
-def _traceback_of(error: BaseException) -> list[str]:
-    """The lines of a traceback that begins in the servant: how we got there is of no interest."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_OURS):
-        trace = trace.tb_next
-    return traceback.format_exception(type(error), error, trace or error.__traceback__)
-
-
-def _clean(text: str) -> str:
-    """A text that every serializer can carry, and that is short enough for an apology."""
-    return text[:2000].encode("utf-8", "backslashreplace").decode()

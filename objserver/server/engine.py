@@ -32,7 +32,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
 from typing import Any, Protocol
 
 from objserver.errors import ServerBusy
@@ -107,7 +106,7 @@ class WorkerEngine:
         self._own = _Own()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_end: asyncio.Future[None]
-        self._coroutines: set[Future[None]] = set()  # an event loop does not keep its tasks alive
+        self._coroutines: set[asyncio.Task[None]] = set()  # an event loop does not keep its tasks alive
         self.promotions = 0
 
     # -- what others call ----------------------------------------------------------------------------
@@ -182,34 +181,68 @@ class WorkerEngine:
                     self._blocked -= 1
 
     def run_coroutine(
-        self, coroutine: Coroutine[Any, Any, Any], done: Callable[[Any, BaseException | None], None]
-    ) -> None:
+        self,
+        coroutine: Coroutine[Any, Any, Any],
+        done: Callable[[Any, BaseException | None], None],
+        timeout_s: float | None = None,
+    ) -> Callable[[], object]:
         """Run `coroutine` on the server's one event loop; `done` is called there with its outcome.
 
-        It sees the context variables that the caller has now.  After `stop` it does not run: `done` is called
-        here, with ServerBusy.
+        It sees the context variables that the caller has now.  It is cancelled after `timeout_s` seconds, or
+        by calling what is returned, from any thread.  After `stop` it does not run: `done` is called here,
+        with ServerBusy.
         """
 
+        loop: asyncio.AbstractEventLoop
+        task: asyncio.Task[None] | None = None
+        value: Any = None
+        error: BaseException | None = None
+
         async def run() -> None:
-            value, error = None, None
+            nonlocal value, error
             try:
-                value = await coroutine
+                if timeout_s is None:
+                    value = await coroutine
+                else:
+                    async with asyncio.timeout(timeout_s) as limit:
+                        value = await coroutine
             except BaseException as problem:
-                error = problem
+                timed_out = timeout_s is not None and isinstance(problem, TimeoutError) and limit.expired()
+                error = asyncio.CancelledError() if timed_out else problem
+
+        def start() -> None:
+            nonlocal task
+            task = loop.create_task(run())
+            self._coroutines.add(task)
+            task.add_done_callback(finish)
+
+        def finish(task: asyncio.Task[None]) -> None:
+            self._coroutines.discard(task)
+            outcome = error
+            if task.cancelled():
+                coroutine.close()  # perhaps it was not begun
+                outcome = asyncio.CancelledError()
             try:
-                done(value, error)
+                done(value, outcome)
             except BaseException:
                 log.exception("the outcome of a coroutine could not be delivered; this is a bug of objserver")
+
+        def cancel() -> None:
+            try:
+                loop.call_soon_threadsafe(lambda: task and task.cancel())
+            except RuntimeError:
+                pass  # the loop has ended, and all its tasks with it
 
         with self._lock:  # so that stop comes before, or after the coroutine is on the loop
             stopping = self._stopping
             if not stopping:
-                future = asyncio.run_coroutine_threadsafe(run(), self._event_loop())
-                self._coroutines.add(future)
-                future.add_done_callback(self._coroutines.discard)
+                loop = self._event_loop()
+                loop.call_soon_threadsafe(start)
         if stopping:
             coroutine.close()
             done(None, ServerBusy("the server is stopping and runs no more coroutines"))
+            return lambda: None
+        return cancel
 
     def statistics(self) -> dict[str, Any]:
         """Threads and their bounds."""

@@ -28,6 +28,7 @@ from objserver import (
 )
 from objserver.adapter import Invocation, ObjectAdapter
 from objserver.codecs import Codecs
+from objserver.invocation import in_progress
 from objserver.storage import open_store
 from objserver.testing.clock import ManualClock
 
@@ -38,6 +39,7 @@ class Engine:
     def __init__(self):
         self.ready = collections.deque()
         self.coroutines = []
+        self.loop = asyncio.new_event_loop()
 
     def submit(self, work):
         self.ready.append(work)
@@ -46,14 +48,22 @@ class Engine:
         while self.ready:
             self.ready.popleft()()
 
-    def run_coroutine(self, coroutine, done):
-        self.coroutines.append((coroutine, done, contextvars.copy_context()))
+    def run_coroutine(self, coroutine, done, timeout_s=None):
+        entry = coroutine, done, contextvars.copy_context()
+        self.coroutines.append(entry)
+
+        def cancel():
+            self.coroutines.remove(entry)
+            coroutine.close()
+            done(None, asyncio.CancelledError())
+
+        return cancel
 
     def finish_coroutines(self):
         while self.coroutines:
             coroutine, done, context = self.coroutines.pop(0)
             try:
-                value, error = context.run(asyncio.run, coroutine), None
+                value, error = context.run(self.loop.run_until_complete, coroutine), None
             except BaseException as problem:
                 value, error = None, problem
             done(value, error)
@@ -88,8 +98,10 @@ class Caller:
 
     address = None
     session_is_connection = False
+    closed = False
 
     def __init__(self, session="s", clock=None):
+        self.link = self
         self.session = session
         self.now = clock.monotonic if clock else lambda: 0.0
         self.replies = []
@@ -169,6 +181,7 @@ def house(tmp_path):
     house = House(tmp_path)
     yield house
     house.store.close()
+    house.engine.loop.close()
 
 
 @pytest.fixture(autouse=True)
@@ -398,7 +411,9 @@ def test_a_coroutine_that_cannot_be_started_is_an_error_of_its_call(house):
             return "pong"
 
     house.register(Slow, "S")
-    house.engine.run_coroutine = lambda coroutine, done: (_ for _ in ()).throw(OSError("no descriptors"))
+    house.engine.run_coroutine = lambda coroutine, done, timeout_s: (_ for _ in ()).throw(
+        OSError("no descriptors")
+    )
     assert "no descriptors" in str(house.call("S", "work"))
     assert house.call("S", "ping") == "pong"
 
@@ -656,7 +671,7 @@ def test_an_open_stream_keeps_its_servant_however_long_nobody_calls(house):
         house.clock.advance(20)
     house.settle()
     assert "close" not in Counter.events
-    house.adapter.close_stream(stream_id)
+    house.adapter.streams.close(stream_id)
     house.settle()
     assert Counter.events == ["activate"]
     assert house.call("C", "add") == 1
@@ -673,7 +688,7 @@ def test_a_generator_is_closed_in_its_turn(house):
     assert draw(house, stream_id) == 0
 
     def close():
-        house.adapter.close_stream(stream_id)
+        house.adapter.streams.close(stream_id)
         house.engine.run()
         return list(Counter.events)
 
@@ -720,8 +735,169 @@ def test_streams_are_shared_out(tmp_path):
     house.clock.advance(51)
     house.adapter.housekeeping(house.clock.monotonic())
     house.settle()
-    assert len(house.adapter.streams) == 0
+    assert len(house.adapter.streams.table) == 0
     house.store.close()
+
+
+class Ticker:
+    def __init__(self):
+        self.ended = []
+
+    @expose
+    async def ticks(self, n):
+        try:
+            for i in range(n):
+                yield i
+        finally:
+            self.ended.append(current.cancelled)
+
+    @expose
+    def count(self, n):
+        yield from range(n)
+
+
+@pytest.mark.parametrize("threading", [Serial(), Concurrent()])
+def test_items_of_an_async_generator_come_in_order(house, threading):
+    house.register(Ticker, "T", Shared(), threading)
+    stream_id = house.call("T", "ticks", 3)
+    caller = Caller()
+    for _ in range(4):
+        house.begin("Pyro.Daemon", "get_next_stream_item", stream_id, caller=caller)
+    while house.engine.ready or house.engine.coroutines:
+        house.engine.run()
+        house.engine.finish_coroutines()
+    values = [value for _, value in caller.replies]
+    assert values[:3] == [0, 1, 2]
+    assert isinstance(values[3], StopIteration)
+    assert len(house.adapter.streams.table) == 0
+
+
+def test_an_async_generator_is_closed_after_the_item_that_is_being_drawn(house):
+    ticker = Ticker()
+    house.register(ticker, "T", Shared(), Concurrent())
+    stream_id = house.call("T", "ticks", 3)
+    caller = Caller()
+    for _ in range(3):
+        house.begin("Pyro.Daemon", "get_next_stream_item", stream_id, caller=caller)
+    house.engine.run()
+    assert len(house.engine.coroutines) == 1
+    house.adapter.streams.close(stream_id)
+    while house.engine.ready or house.engine.coroutines:
+        house.engine.run()
+        house.engine.finish_coroutines()
+    assert [type(value) for _, value in caller.replies] == [
+        errors.ObjectNotFound, errors.ObjectNotFound, errors.Cancelled
+    ]  # fmt: skip
+    assert house.adapter.busy == 0
+
+
+def test_items_are_asked_for_ahead_within_bounds(house):
+    house.register(Ticker, "T", Shared())
+    stream_id = house.call("T", "ticks", 3)
+    caller = Caller()
+    for _ in range(66):
+        house.begin("Pyro.Daemon", "get_next_stream_item", stream_id, caller=caller)
+    assert ["already asked for" in str(value) for _, value in caller.replies] == [True]
+
+
+def test_a_draw_that_comes_too_late_takes_no_item(house):
+    house.register(Ticker, "T", Shared())
+    stream_id = house.call("T", "count", 3)
+    caller = Caller(clock=house.clock)
+    late = Invocation(caller, "Pyro.Daemon", "get_next_stream_item", (stream_id,))
+    late.deadline = house.clock.monotonic() - 1
+    assert house.adapter.admit(late)
+    house.adapter.run(late)
+    assert isinstance(caller.replies[0][1], errors.DeadlineExceeded)
+    assert draw(house, stream_id) == 0
+
+
+# -- cancellation --------------------------------------------------------------------------------------
+
+
+def test_an_invocation_that_waits_is_cancelled_before_it_begins(house):
+    house.register(Counter, "C", Shared())
+    caller = Caller()
+
+    def inside():
+        second = Invocation(caller, "C", "add")
+        third = Invocation(caller, "C", "add")
+        assert not house.adapter.admit(second)
+        assert not house.adapter.admit(third)
+        house.adapter.cancel(second)
+        house.adapter.cancel(second)
+
+    house.call("C", "during", inside)
+    house.settle()
+    assert [type(value) for _, value in caller.replies] == [errors.Cancelled, int]
+    assert caller.replies[1][1] == 2
+    assert house.adapter.busy == 0
+
+
+def test_an_invocation_that_was_admitted_but_not_begun_is_not_begun(house):
+    house.register(Counter, "C", Shared())
+    assert house.call("C", "add") == 1
+    caller = Caller()
+    invocation = Invocation(caller, "C", "add")
+    assert house.adapter.admit(invocation)
+    house.adapter.cancel(invocation)
+    house.adapter.run(invocation)
+    assert "before it began" in str(caller.replies[0][1])
+    assert house.call("C", "add") == 2
+
+
+def test_a_running_servant_is_told_that_it_is_cancelled(house):
+    house.register(Counter, "C", Shared())
+    caller, seen, told = Caller(), [], []
+    invocation = Invocation(caller, "C", "during")
+
+    def inside():
+        in_progress.get().when_cancelled(lambda: told.append("before"))
+        forgotten = lambda: told.append("forgotten")  # noqa: E731
+        in_progress.get().when_cancelled(forgotten)
+        in_progress.get().forget(forgotten)
+        seen.append(current.cancelled)
+        house.adapter.cancel(invocation)
+        in_progress.get().when_cancelled(lambda: told.append("after"))
+        seen.append(current.cancelled)
+
+    invocation.args = (inside,)
+    assert house.adapter.admit(invocation)
+    house.adapter.run(invocation)
+    assert seen == [False, True]
+    assert told == ["before", "after"]
+
+
+def test_who_went_away_has_cancelled_except_what_is_oneway(house):
+    house.register(Counter, "C", Shared())
+    caller, seen = Caller(), []
+    caller.closed = True
+    house.call("C", "during", lambda: seen.append(current.cancelled), caller=caller)
+    invocation = Invocation(caller, "C", "during", (lambda: seen.append(current.cancelled),))
+    invocation.oneway = True
+    house.adapter.admit(invocation)
+    house.adapter.run(invocation)
+    assert seen == [True, False]
+
+
+def test_a_coroutine_is_cancelled_and_its_object_is_free_again(house):
+    class Sleeper:
+        @expose
+        async def sleep(self):
+            await asyncio.sleep(1000)
+
+        @expose
+        def awake(self):
+            return True
+
+    house.register(Sleeper, "S", Shared())
+    caller = Caller()
+    invocation = Invocation(caller, "S", "sleep")
+    assert house.adapter.admit(invocation)
+    house.adapter.run(invocation)
+    house.adapter.cancel(invocation)
+    assert isinstance(caller.replies[0][1], errors.Cancelled)
+    assert house.call("S", "awake") is True
 
 
 # -- Pyro5's context -----------------------------------------------------------------------------------

@@ -63,18 +63,6 @@ def test_a_setter_alone_does_not_make_a_property_readable():
         Skeleton.of(Account).find("__getattr__", ("secret",))
 
 
-@pytest.mark.parametrize("kind", [lambda f: f, staticmethod, property])
-def test_async_generators_are_refused(kind):
-    async def items(self=None):
-        yield 1
-
-    class Source:
-        member = kind(expose(items))
-
-    with pytest.raises(errors.RegistrationError, match="not supported yet: member member of class Source"):
-        Skeleton.of(Source)
-
-
 def test_async_generators_that_are_not_exposed_are_nobodys_business():
     class Source:
         @expose

@@ -223,14 +223,14 @@ def test_a_stream_outlives_its_connection_for_the_linger(proxy, server, bank):
     stream = proxy.count(3)
     assert next(stream) == 0
     orphaned = threading.Event()
-    orphan = server.adapter.streams.orphan
+    orphan = server.adapter.streams.table.orphan
 
     def observed(*args):
         ended = orphan(*args)
         orphaned.set()
         return ended
 
-    server.adapter.streams.orphan = observed
+    server.adapter.streams.table.orphan = observed
     proxy._pyroRelease()
     assert orphaned.wait(WAIT_S)
     proxy._pyroBind()
