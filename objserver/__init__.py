@@ -20,8 +20,8 @@ from objserver.adapter import (
     oneway,
     readonly,
 )
-from objserver.client import Proxy, connect, invoke
-from objserver.invocation import current
+from objserver.client import AsyncProxy, Promise, Proxy, connect, connect_async, invoke
+from objserver.invocation import Call, Interceptor, current
 from objserver.references import Reference, object_id
 from objserver.server import ObjectServer
 from objserver.settings import Limits, ServerSettings
@@ -29,12 +29,16 @@ from objserver.settings import Limits, ServerSettings
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncProxy",
+    "Call",
     "Concurrent",
+    "Interceptor",
     "Limits",
     "ObjectServer",
     "PerClient",
     "PerRequest",
     "Persistent",
+    "Promise",
     "Proxy",
     "ReadersWriter",
     "Reentrant",
@@ -43,6 +47,7 @@ __all__ = [
     "ServerSettings",
     "Shared",
     "connect",
+    "connect_async",
     "current",
     "errors",
     "expose",

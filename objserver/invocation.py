@@ -45,8 +45,8 @@ Interceptor = Callable[[Call], contextlib.AbstractContextManager[object]]
 """Makes a context manager around each call.
 
 It is entered before the call and left after it, with the exception if there is one; what it raises on
-entering is the outcome of the call.  A function with one `yield` under `contextlib.contextmanager` is one.  Where the
-member is a coroutine it is entered and left where that runs.
+entering is the outcome of the call.  A function with one `yield` under `contextlib.contextmanager` is one.
+Where the member is a coroutine it is entered and left where that runs.
 """
 
 
@@ -62,12 +62,25 @@ def intercepted(interceptors: Sequence[Interceptor], call: Call) -> Iterator[Non
 class Client(Protocol):
     """Who called: the server's side of a connection."""
 
-    address: Any
-    session: str
-    session_is_connection: bool
-    """A stock client has no session beyond its connection."""
-    closed: bool
-    """Whether it is gone: nobody can be answered any more."""
+    @property
+    def address(self) -> Any:
+        """Its socket address."""
+
+    @property
+    def session(self) -> str:
+        """What is kept per client is kept by this."""
+
+    @property
+    def session_is_connection(self) -> bool:
+        """A stock client has no session beyond its connection."""
+
+    @property
+    def holder(self) -> str:
+        """The client's process: it holds what it was given."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is gone: nobody can be answered any more."""
 
     @property
     def link(self) -> object:
@@ -141,10 +154,14 @@ class Facts:
                 return
         tell()
 
-    def forget(self, tell: Callable[[], object]) -> None:
-        """`tell` need not be called any more; it may be under way."""
+    def forget(self, tell: Callable[[], object]) -> bool:
+        """`tell` need not be called any more.  False if it has been, or is under way."""
         with _cancelling:
-            self._when_cancelled = tuple(other for other in self._when_cancelled if other is not tell)
+            before, self._when_cancelled = (
+                self._when_cancelled,
+                tuple(other for other in self._when_cancelled if other is not tell),
+            )
+            return len(before) > len(self._when_cancelled)
 
     @property
     def key(self) -> str:

@@ -1,9 +1,9 @@
 """References: immutable values that name an object, and the object ids inside them.
 
 The text form is Pyro's URI:  PYRO:<object id>@<location>,  PYRONAME:<name>[@<name server>]  and
-PYROMETA:<tag>,<tag>...[@<name server>].  A location is `host:port`, `[ipv6]:port` or `./u:path` (a Unix
-socket).  An object id is `Name` or `Name/key`; `object_id()` percent-encodes the few characters of a key
-that would end the id inside a URI.
+PYROMETA:<tag>,<tag>...[@<name server>].  A location is `host:port`, `[ipv6]:port`, `./u:path` (a Unix socket)
+or `./c:id` (a client's process, which is called on the connections that it made).  An object id is `Name` or
+`Name/key`; `object_id()` percent-encodes the few characters of a key that would end the id inside a URI.
 """
 
 from __future__ import annotations
@@ -16,11 +16,21 @@ from typing import Any
 
 from objserver import errors, pyro5
 
-__all__ = ["DAEMON_ID", "NAMESERVER_ID", "NAMESERVER_PORT", "Location", "Reference", "object_id"]
+__all__ = [
+    "DAEMON_ID",
+    "LEASED",
+    "NAMESERVER_ID",
+    "NAMESERVER_PORT",
+    "Location",
+    "Reference",
+    "object_id",
+]
 
 DAEMON_ID = "Pyro.Daemon"
 NAMESERVER_ID = "Pyro.NameServer"
 NAMESERVER_PORT = 9090
+LEASED = "~"
+"""Begins the id of an object that is served only as long as somebody holds a reference to it."""
 
 URI_LENGTH_MAX = 2_000
 """Characters of a URI: long before that, nobody reads it any more."""
@@ -44,10 +54,14 @@ class Location:
     host: str = ""
     port: int = 0
     path: str = ""
+    client: str = ""
+    """Id of a client's process: it listens nowhere and is called on the connections that it made."""
 
     @classmethod
     def parse(cls, text: str, default_port: int | None = None) -> Location:
         """Read `host:port`, `[v6]:port` or `./u:path`; ValueError says what is wrong."""
+        if text.startswith("./c:") and text[4:]:
+            return cls(client=text[4:])
         if text.startswith("./u:"):
             if not text[4:]:
                 raise ValueError(f"{text!r} names no socket path; write ./u:/path/to/socket")
@@ -65,6 +79,8 @@ class Location:
     def __str__(self) -> str:
         if self.path:
             return f"./u:{self.path}"
+        if self.client:
+            return f"./c:{self.client}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
@@ -114,14 +130,20 @@ class Reference:
 
 pyro5.travels_as_uri(Reference)
 
-_arrival: list[Callable[[Reference], Any]] = []
+Find = Callable[[], Any]
+"""Gives the connection on which a client's object is called; ConnectFailed if it is gone."""
+Arrival = Callable[[Reference, Find | None, Any], Any]
+_arrival: list[Arrival] = []
 
 
-def on_arrival(make: Callable[[Reference], Any]) -> None:
+def on_arrival(make: Arrival) -> None:
     """Say what a reference becomes when it arrives inside a value; the client room makes it a proxy."""
     _arrival[:] = [make]
 
 
-def arrived(reference: Reference) -> Any:
-    """What a reference that came over the wire is handed out as."""
-    return _arrival[0](reference) if _arrival else reference
+def arrived(reference: Reference, find: Find | None = None, origin: Any = None) -> Any:
+    """What a reference that came over the wire is handed out as.
+
+    `find` is given for a client's object, and `origin` is the proxy's part through which it came, if it did.
+    """
+    return _arrival[0](reference, find, origin) if _arrival else reference

@@ -69,6 +69,20 @@ class ServerSettings:
     """Open item streams of a server."""
     streams_per_session_max: int = 100
     """... and of one client session, so that one does not take them all."""
+    exports_max: int = 10_000
+    """Objects served because a reference to them was returned, and held by their clients."""
+    lease_s: float = 30.0
+    """How long a client that is not heard of keeps such an object.  Clients renew three times as often, so it
+    outlives two lost messages and a short break of the network."""
+    calls_per_connection_max: int = 1_000
+    """Calls in flight of one connection that carries many; our own clients send half of that."""
+    callbacks_per_connection_max: int = 1_000
+    """Calls to objects of one client that wait for their replies."""
+    kept_results_max: int = 1_000
+    """Results of one connection that are kept for requests which refer to them: as many as it may have calls
+    in flight, since a client that has the result sends it itself."""
+    kept_results_memory_max: int = 16 * MiB
+    """... and the bytes of their replies; beyond either the oldest is forgotten."""
     active_objects_max: int = 100_000
     """Servants that are active or being made, over all policies; beyond it callers get ServerBusy."""
     unsent_memory_max: int = 256 * MiB

@@ -1,10 +1,11 @@
 """The object adapter: policies, active objects, mailboxes, skeletons and invocations."""
 
 from objserver.adapter.adapter import ObjectAdapter
-from objserver.adapter.calling import Engine
+from objserver.adapter.calling import Engine, not_begun
+from objserver.adapter.coroutines import run_on
 from objserver.adapter.daemon import DaemonObject
 from objserver.adapter.exposure import expose, idempotent, oneway, readonly
-from objserver.adapter.invocation import Caller, Invocation
+from objserver.adapter.invocation import EMPTY, Caller, Invocation
 from objserver.adapter.policies import (
     ActivationPolicy,
     Concurrent,
@@ -20,6 +21,7 @@ from objserver.adapter.policies import (
 from objserver.adapter.replies import Answering
 
 __all__ = [
+    "EMPTY",
     "ActivationPolicy",
     "Answering",
     "Caller",
@@ -38,6 +40,8 @@ __all__ = [
     "ThreadingPolicy",
     "expose",
     "idempotent",
+    "not_begun",
     "oneway",
     "readonly",
+    "run_on",
 ]

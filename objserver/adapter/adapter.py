@@ -19,8 +19,11 @@ through as few Python functions as the stages allow, because each costs more tha
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Sequence
+import threading
+import uuid
+from collections.abc import Mapping, Sequence
 from functools import partial
 from types import CoroutineType
 from typing import Any
@@ -30,12 +33,14 @@ from objserver.adapter import state
 from objserver.adapter.activation import EMPTY, Activation, Registration
 from objserver.adapter.active import ActiveObjects
 from objserver.adapter.calling import NOBODY, Engine, call, check_in_time, not_begun
+from objserver.adapter.exports import ExportTable
 from objserver.adapter.invocation import Caller, Invocation
 from objserver.adapter.mailbox import Mailbox
 from objserver.adapter.policies import (
     ActivationPolicy,
     PerClient,
     PerRequest,
+    Shared,
     ThreadingPolicy,
 )
 from objserver.adapter.registry import Registry
@@ -45,7 +50,7 @@ from objserver.adapter.streams import Streams
 from objserver.clock import Clock
 from objserver.codecs import Codecs
 from objserver.invocation import Interceptor, in_progress
-from objserver.references import DAEMON_ID, Reference
+from objserver.references import DAEMON_ID, LEASED, Reference
 from objserver.references import object_id as reference_id
 from objserver.settings import ServerSettings
 from objserver.storage import Change, Committer, Store
@@ -82,7 +87,7 @@ class ObjectAdapter:
             settings,
             clock,
             offer=self._offer,
-            submit=self._run_later,
+            submit=self.run_later,
             errand=self._run_errand,
             refuse=self._refuse,
             end=self.end,
@@ -95,6 +100,8 @@ class ObjectAdapter:
         self._active = ActiveObjects(settings.active_objects_max)
         self._activation_at = self._active.get
         self._servants = ServantManager(codecs, store)
+        self._exports = ExportTable(settings.lease_s)
+        self._exports_lock = threading.Lock()
         self.invocations = 0
 
     # -- what is served ------------------------------------------------------------------------------
@@ -104,10 +111,10 @@ class ObjectAdapter:
         thing: Any,
         name: str,
         activation: ActivationPolicy | None,
-        threading: ThreadingPolicy | None,
+        ordering: ThreadingPolicy | None,
     ) -> Registration:
         """Serve a class, an instance or a locator (a function from key to servant) under `name`."""
-        registration = self._registry.add(thing, name, activation, threading)
+        registration = self._registry.add(thing, name, activation, ordering)
         instance, skeleton = registration.instance, registration.skeleton
         if instance is not EMPTY:
             self._active.name(instance, name)
@@ -142,6 +149,73 @@ class ObjectAdapter:
     def reference_id(self, servant: object) -> str | None:
         """The id of the object that `servant` incarnates here, if it does."""
         return self._active.id_of(servant)
+
+    def servant_at(self, object_id: str) -> Any:
+        """The object itself, for who is in this process: EMPTY where it is more than one servant, or none.
+
+        A Persistent object is its state, and the servants of PerClient and PerRequest objects are somebody's.
+        """
+        try:
+            registration, key = self._registry.find(object_id)
+        except errors.ObjectNotFound:
+            return EMPTY
+        if registration.instance is not EMPTY:
+            return registration.instance
+        if key or not isinstance(registration.activation, Shared):
+            return EMPTY
+        activation = self._activation_at(object_id)
+        return activation.servant if activation is not None else EMPTY
+
+    # -- exports -------------------------------------------------------------------------------------
+
+    def export(self, value: object) -> str | None:
+        """The id under which `value` is served from now on, as it is about to travel as a reference.
+
+        None for what is no object of an exposed class.  ServerBusy if too many are exported.
+        """
+        object_id = self._active.id_of(value)
+        with self._exports_lock:
+            if object_id is None:
+                if not _is_exposed(type(value)):
+                    return None
+                if len(self._exports) >= self.settings.exports_max:
+                    raise errors.ServerBusy(
+                        f"{len(self._exports)} objects are exported already (setting exports_max)"
+                    )
+                object_id = LEASED + uuid.uuid4().hex
+                self.register(value, object_id, Shared(), None)
+                self._exports.sent(object_id, self._clock.monotonic())
+            elif object_id in self._exports:
+                self._exports.sent(object_id, self._clock.monotonic())
+        return object_id
+
+    def renew(self, holder: str, object_ids: Sequence[str]) -> float:
+        """`holder` still has these exported objects; returns for how many seconds that is believed."""
+        with self._exports_lock:
+            self._exports.renew(holder, object_ids, self._clock.monotonic())
+        return self.settings.lease_s
+
+    def release(self, holder: str, dropped: Mapping[str, int]) -> None:
+        """`holder` has dropped every reference to these, of which it got so many."""
+        with self._exports_lock:
+            free = self._exports.release(holder, dropped, self._clock.monotonic())
+        self._collect(free)
+
+    def release_all(self) -> None:
+        """Nobody can hold an exported object any more."""
+        with self._exports_lock:
+            free = self._exports.clear()
+        self._collect(free)
+
+    @property
+    def exported(self) -> int:
+        """Number of exported objects."""
+        return len(self._exports)
+
+    def _collect(self, object_ids: Sequence[str]) -> None:
+        for object_id in object_ids:
+            with contextlib.suppress(errors.ObjectNotFound):  # somebody may have unregistered it
+                self.unregister(object_id)
 
     # -- one invocation ------------------------------------------------------------------------------
 
@@ -247,9 +321,10 @@ class ObjectAdapter:
         if waiting:
             self._refuse(invocation, not_begun(invocation))
         for other in starting:
-            self._run_later(other)
+            self.run_later(other)
 
-    def _run_later(self, invocation: Invocation) -> None:
+    def run_later(self, invocation: Invocation) -> None:
+        """Have an admitted invocation run by the engine."""
         self._engine.submit(partial(self.run, invocation))
 
     def _locate_and_run(self, invocation: Invocation) -> None:
@@ -292,7 +367,7 @@ class ObjectAdapter:
             return
         following = self._settle(invocation, value, error)
         if following is not None:
-            self._run_later(following)
+            self.run_later(following)
 
     def _settle_and_run(self, invocation: Invocation, value: Any, error: BaseException | None) -> None:
         self.run(self._settle(invocation, value, error))
@@ -393,7 +468,7 @@ class ObjectAdapter:
                 return
             following = self._leave(invocation)
             if following is not None:
-                self._run_later(following)
+                self.run_later(following)
 
         assert self._committer is not None
         try:
@@ -463,7 +538,7 @@ class ObjectAdapter:
             self._close(activation)
             return None
         for other in starting[1:]:
-            self._run_later(other)
+            self.run_later(other)
         return starting[0]
 
     # -- activation ----------------------------------------------------------------------------------
@@ -510,7 +585,7 @@ class ObjectAdapter:
             self._incarnated(activation, servant, skeleton)
             starting = activation.mailbox.startable() if activation.mailbox.waiting else []
         for other in starting:
-            self._run_later(other)
+            self.run_later(other)
 
     def _incarnated(self, activation: Activation, servant: Any, skeleton: Skeleton) -> None:
         activation.servant = servant
@@ -542,7 +617,7 @@ class ObjectAdapter:
     def _run_errand(self, activation: Activation, invocation: Invocation) -> None:
         invocation.errand = invocation.oneway = True
         if self._offer(activation, invocation):
-            self._run_later(invocation)
+            self.run_later(invocation)
 
     def _close(self, activation: Activation) -> None:
         servant = self._servants.close(activation)
@@ -569,6 +644,9 @@ class ObjectAdapter:
     def housekeeping(self, now: float) -> None:
         """Passivate what has been idle too long, close what outlived its time.  Call about twice a second."""
         self.streams.housekeeping(now)
+        with self._exports_lock:
+            free = self._exports.expire(now)
+        self._collect(free)
         for activation in self._active.idle(now):
             self.end(activation)
 
@@ -607,10 +685,19 @@ class ObjectAdapter:
             "active_by_name": {r.name: r.active for r in self._registry.all()},
             "invocations_waiting": self._active.waiting,
             "busy_objects": self.busy,
+            "exports": len(self._exports),
+            "exports_max": self.settings.exports_max,
             "streams": len(self.streams.table),
             "streams_max": self.settings.streams_max,
             "mailbox_size_max": self.settings.mailbox_size_max,
         }
+
+
+def _is_exposed(cls: type) -> bool:
+    try:
+        return not Skeleton.of(cls).empty
+    except errors.RegistrationError:
+        return False
 
 
 def _iterates(kind: type) -> bool:

@@ -136,6 +136,7 @@ class Nobody:
     address = None
     session = ""
     session_is_connection = False
+    holder = ""
     closed = False
     link: object = None
 

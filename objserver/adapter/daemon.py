@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from objserver.adapter.exposure import expose, oneway, readonly
-from objserver.invocation import current
+from objserver.invocation import current, in_progress
 
 if TYPE_CHECKING:
     from objserver.adapter.adapter import ObjectAdapter
@@ -57,7 +57,24 @@ class DaemonObject:
         if type(stream_id) is str:
             self._adapter.streams.close(stream_id)
 
+    def renew(self, object_ids: Any) -> float:
+        """The caller's process still holds these exported objects; returns the seconds of its lease."""
+        ids = object_ids if type(object_ids) is list else []
+        return self._adapter.renew(_holder(), [i for i in ids if type(i) is str])
+
+    @oneway
+    def release(self, dropped: Any) -> None:
+        """The caller's process got so many references to each of these objects, and has dropped them all."""
+        if type(dropped) is dict:
+            known = {i: n for i, n in dropped.items() if type(i) is str and type(n) is int and n > 0}
+            self._adapter.release(_holder(), known)
+
     @oneway
     def release_session(self) -> None:
         """End the session of the caller: its PerClient servants are closed."""
         self._adapter.end_session(current.session)
+
+
+def _holder() -> str:
+    facts = in_progress.get()
+    return facts.caller.holder if facts is not None else ""

@@ -8,22 +8,24 @@ before that leaves the connection as it was; `is_open` tells which it is.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
-import sys
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from objserver import errors
+from objserver.client.greeting import HANDSHAKE_TIMEOUT_S, Greeting, too_large
 from objserver.codecs import Codec, Codecs
 from objserver.references import Location
 from objserver.settings import Limits
-from objserver.wire import Extension, Flag, Frame, FrameParser, FrameType, encode_frame
-from objserver.wire import extension as wire_extension
+from objserver.wire import Flag, Frame, FrameParser, FrameType, encode_frame
 from objserver.wire.frames import NO_CORRELATION, plain_frame, plain_start
 
-__all__ = ["ClientConnection", "Metadata"]
+__all__ = ["Cancellable", "ClientConnection"]
+
+Cancellable = Callable[[Callable[[], None]], None]
 
 READ_SIZE = 8 * 1024
 """Bytes asked for at a time.  A larger buffer is mapped and unmapped by the allocator at every call, which
@@ -31,24 +33,8 @@ costs more than the call."""
 READ_LARGE = 1024 * 1024
 """... except when the rest of a large frame is known to be coming."""
 _ONEWAY, _EXCEPTION = Flag.ONEWAY, Flag.EXCEPTION  # as globals: reading an attribute of a class takes longer
-HANDSHAKE_TIMEOUT_S = 10.0
-"""For the answer to the greeting, where the user gave no timeout: a server that never answers is none."""
 _RESULT = FrameType.RESULT  # as a global: reading an attribute of a class takes longer
 _TIMEVAL = struct.Struct("ll")
-
-
-class Metadata:
-    """What the server says of an object: names of its `methods`, `oneway` methods and attributes `attrs`."""
-
-    __slots__ = ("attrs", "methods", "oneway")
-
-    def __init__(self, data: Any) -> None:
-        try:
-            self.methods = frozenset(data["methods"])
-            self.oneway = frozenset(data["oneway"])
-            self.attrs = frozenset(data["attrs"])
-        except (TypeError, KeyError):
-            raise errors.ProtocolError("the server sent no usable description of the object") from None
 
 
 class ClientConnection:
@@ -56,64 +42,38 @@ class ClientConnection:
     whose name it was greeted."""
 
     def __init__(
-        self,
-        location: Location,
-        object_id: str,
-        *,
-        codecs: Codecs,
-        serializer: str | None,
-        handshake: Any,
-        session: str,
-        timeout_s: float | None,
-        limits: Limits,
+        self, greeting: Greeting, *, codecs: Codecs, timeout_s: float | None, limits: Limits
     ) -> None:
-        self.location = location
-        self.session = session
+        self.location = greeting.location
+        self.session = greeting.session
         self.last_used = time.monotonic()
         self._codecs = codecs
         self._parser = FrameParser(limits)
         self._sequence = 0
         self._timeout_s: float | None = None
-        self._sock = _connect(location, timeout_s)
+        self._sock = _connect(greeting.location, timeout_s)
         self._sendall = self._sock.sendall
         self._recv = self._sock.recv
         try:
-            codec = codecs.by_name[serializer or "serpent"]
-            greeting = {
-                "handshake": handshake,
-                "object": object_id,
-                wire_extension.KEY: Extension(session=session).to_data(),
-            }
-            if serializer is not None:
-                del greeting[wire_extension.KEY]  # who chose a stock serializer wants a stock conversation
             self._set_timeout(HANDSHAKE_TIMEOUT_S if timeout_s is None else timeout_s)
-            frame = encode_frame(FrameType.CONNECT, codec.serializer_id, 0, 0, codec.encode(greeting))
-            self._sendall(frame)
+            self._sendall(greeting.frame(codecs))
             reply = (self._parser.receive_data(self._recv(READ_SIZE)) or self._rest())[0]
-            answer = codecs.get(reply.serializer_id).decode(reply.payload) if reply.payload else None
-            if isinstance(answer, errors.ObjectNotFound):
-                raise answer
-            if reply.type != FrameType.CONNECT_OK:
-                raise errors.ConnectFailed(f"{location} refused the connection: {answer}")
-            if not isinstance(answer, dict):
-                raise errors.ProtocolError(f"{location} answered the handshake with {type(answer).__name__}")
+            greeted = greeting.answered(reply, codecs)
             self._set_timeout(timeout_s)
-            self.handshake = answer.get("handshake")
-            self.metadata = Metadata(answer.get("meta"))
-            peer = Extension.from_handshake(answer)
-            self.native = peer is not None
-            self.frame_size_max = (peer and peer.frame_size_max) or sys.maxsize
-            self.codec: Codec = codecs.native if peer else codec
+            self.handshake = greeted.handshake
+            self.metadata = greeted.metadata
+            self.native = greeted.native
+            self.frame_size_max = greeted.frame_size_max
+            self.codec: Codec = greeted.codec
             self._start = plain_start(FrameType.INVOKE, self.codec.serializer_id)
         except BaseException as problem:
             self.close()
             if isinstance(problem, (BlockingIOError, errors.CallTimeout)):
-                raise errors.ConnectFailed(
-                    f"{location} accepted the connection, but did not answer the handshake in "
-                    f"{self._timeout_s} s: is it a Pyro5 or objserver server, and has it been started?"
-                ) from None
+                raise greeting.unanswered(self._timeout_s) from None
             if isinstance(problem, OSError) and not isinstance(problem, errors.ConnectFailed):
-                raise errors.ConnectFailed(f"{location} closed the connection during the handshake") from None
+                raise errors.ConnectFailed(
+                    f"{self.location} closed the connection during the handshake"
+                ) from None
             raise
 
     def call(
@@ -124,9 +84,11 @@ class ClientConnection:
         annotations: Mapping[str, bytes] | None,
         correlation: bytes,
         timeout_s: float | None,
+        cancellable: Cancellable | None = None,
     ) -> Frame | None:
         """Send one request, whose payload `codec` made; return its reply, or None for a oneway.
 
+        `cancellable` is given what cancels the call, from any thread, as long as it is waited for.
         MessageTooLarge, or ProtocolError for the name of an annotation: nothing was sent.  ConnectFailed:
         not sent whole, so certainly not executed.  ConnectionLost, CallTimeout: the outcome is unknown.
         """
@@ -139,7 +101,7 @@ class ClientConnection:
         else:
             request = plain_frame(self._start, sequence, payload)
         if len(request) > self.frame_size_max:
-            raise self._too_large(len(request))
+            raise too_large(self.location, len(request), self.frame_size_max)
         try:
             if timeout_s != self._timeout_s:
                 self._set_timeout(timeout_s)
@@ -152,6 +114,8 @@ class ClientConnection:
                 ) from None
             if flags & _ONEWAY:
                 return None
+            if cancellable is not None and self.native:
+                cancellable(partial(self._send_cancel, sequence))
             frames = self._parser.receive_data(self._recv(READ_SIZE)) or self._rest()
         except OSError as problem:
             raise self._broken(problem) from None
@@ -205,13 +169,10 @@ class ClientConnection:
             if deadline is not None and time.monotonic() >= deadline:
                 raise errors.CallTimeout(f"the reply of {self.location} did not end in {self._timeout_s} s")
 
-    def _too_large(self, size: int) -> errors.MessageTooLarge:
-        problem = errors.MessageTooLarge(
-            f"the request takes {size} bytes; {self.location} accepts {self.frame_size_max} "
-            "(its setting frame_size_max)"
-        )
-        problem.limit = "frame_size_max"
-        return problem
+    def _send_cancel(self, sequence: int) -> None:
+        """From another thread, while `call` waits for the reply, so nothing else is being sent."""
+        with contextlib.suppress(OSError):
+            self._sendall(encode_frame(FrameType.CANCEL, self.codec.serializer_id, 0, sequence, b""))
 
     def _no_reply(self, frames: list[Frame], sequence: int) -> BaseException:
         """What to raise for `frames` that are not the reply to request `sequence`."""
@@ -249,6 +210,10 @@ class ClientConnection:
 
 
 def _connect(location: Location, timeout_s: float | None) -> socket.socket:
+    if location.client:
+        raise errors.ConnectFailed(
+            f"{location} is a client: only a server that it is connected to can call its objects"
+        )
     try:
         if location.path:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

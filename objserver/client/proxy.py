@@ -9,17 +9,18 @@ A name that begins with an underscore is never remote.  Names that this class us
 
 from __future__ import annotations
 
-import math
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import EllipsisType, TracebackType
 from typing import Any, Self, TypedDict, TypeVar, Unpack, cast
 
-from objserver import errors, pyro5, references
+from objserver import errors, pyro5
+from objserver.client.promises import FutureFace
 from objserver.client.resolve import resolve
-from objserver.client.stub import ConnectionPool, ItemStream, Stub
+from objserver.client.stub import ConnectionPool, ItemStream, Stub, checked
 from objserver.errors import did_you_mean
+from objserver.invocation import Interceptor
 from objserver.references import Reference
 from objserver.wire import Flag
 
@@ -35,6 +36,7 @@ class ProxyOptions(TypedDict, total=False):
     serializer: str | None
     session: str | None
     handshake: Any
+    interceptors: Sequence[Interceptor]
 
 
 class Proxy:
@@ -49,6 +51,7 @@ class Proxy:
       our own codec is used with our servers, and serpent with stock ones.
     - `session`: proxies with the same session name share the servants of PerClient objects.
     - `handshake`: data for the server's handshake check.
+    - `interceptors`: put around every call; see `Interceptor`.
     """
 
     _objserver_is_proxy = True
@@ -63,12 +66,14 @@ class Proxy:
         serializer: str | None = None,
         session: str | None = None,
         handshake: Any = "hello",
+        interceptors: Sequence[Interceptor] = (),
     ) -> None:
         if serializer is not None and serializer not in ("serpent", "json", "msgpack", "marshal"):
             raise ValueError(f"unknown serializer {serializer!r}; choose serpent, json, msgpack or marshal")
         parsed = Reference.parse(reference)
         pool = ConnectionPool(parsed, _resolve, serializer=serializer, session=session, handshake=handshake)
-        self.__dict__.update(_objserver_reference=parsed, _objserver_stub=Stub(pool, _checked(timeout_s)))
+        stub = Stub(pool, checked(timeout_s), interceptors=interceptors)
+        self.__dict__.update(_objserver_reference=parsed, _objserver_stub=stub)
 
     # -- what makes it look local --------------------------------------------------------------------
 
@@ -89,7 +94,7 @@ class Proxy:
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "_pyroTimeout":
-            self._objserver_stub.timeout_s = _checked(value or None)
+            self._objserver_stub.timeout_s = checked(value or None)
             return
         if name.startswith("_"):
             raise _private(name)
@@ -192,22 +197,21 @@ class Proxy:
         What is not given stays as it is here; `timeout_s=None` waits for ever.
         After a call, `view.response_annotations` holds the annotations that came with the reply.
         """
-        stub = self._objserver_stub
         view = object.__new__(type(self))
         view.__dict__.update(
             _objserver_reference=self._objserver_reference,
-            _objserver_stub=Stub(
-                stub.pool,
-                stub.timeout_s if isinstance(timeout_s, EllipsisType) else _checked(timeout_s),
-                annotations or stub.annotations,
-                correlation_id.bytes if correlation_id else stub.correlation,
-            ),
+            _objserver_stub=self._objserver_stub.calling(timeout_s, annotations, correlation_id),
         )
         return view
 
+    @property
+    def future(self) -> FutureFace:
+        """`proxy.future.method(...)` sends the call and returns a `Promise` at once; see there."""
+        return FutureFace(self._objserver_stub)
+
     def batch(self) -> Batch:
         """Collect calls and send them in one frame; see `Batch`."""
-        return Batch(self)
+        return Batch(self._objserver_stub)
 
     # -- names that programs written for Pyro5 use ---------------------------------------------------
 
@@ -227,12 +231,6 @@ class Proxy:
 
     def _pyroRelease(self) -> None:
         self.release()
-
-
-def _checked(timeout_s: float | None) -> float | None:
-    if timeout_s is not None and not 0 < timeout_s < math.inf:
-        raise ValueError(f"timeout_s={timeout_s}: give a positive time, or None to wait for ever")
-    return timeout_s
 
 
 def _private(name: str) -> AttributeError:
@@ -277,8 +275,8 @@ class Batch:
     with Pyro5's BatchProxy.
     """
 
-    def __init__(self, proxy: Proxy) -> None:
-        self._proxy = proxy
+    def __init__(self, stub: Stub) -> None:
+        self._stub = stub
         self._calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
         self._values: list[Any] = []
 
@@ -305,7 +303,7 @@ class Batch:
         calls, self._calls = self._calls, []
         flags = Flag.BATCH | (Flag.ONEWAY if oneway else 0)
         if calls:
-            self._values = self._proxy._objserver_stub.invoke("<batch>", calls, {}, flags) or []
+            self._values = self._stub.invoke("<batch>", calls, {}, flags) or []
 
     def __call__(self, oneway: bool = False) -> Iterator[Any]:
         self.send(oneway=oneway)
@@ -351,6 +349,3 @@ def _name_server_call(reference: Reference, timeout_s: float | None, method: str
 
 def _rebuild(uri: str, timeout_s: float | None, serializer: str | None) -> Proxy:
     return Proxy(uri, timeout_s=timeout_s, serializer=serializer)
-
-
-references.on_arrival(Proxy)

@@ -12,37 +12,49 @@ the engine that its thread waits.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import marshal
+import math
 import uuid
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from time import monotonic
+from types import EllipsisType
 from typing import Any, Self, cast
 
 from objserver import errors, pyro5
-from objserver.client.connection import ClientConnection, Metadata
+from objserver.client.connection import ClientConnection
+from objserver.client.greeting import HANDSHAKE_TIMEOUT_S, Greeting, Metadata
+from objserver.client.home import CLIENT_LIMITS, home
+from objserver.client.leases import Lease
+from objserver.client.multiplexed import MultiplexedConnection
 from objserver.codecs import Codec, Codecs
-from objserver.invocation import Facts, in_progress
-from objserver.references import DAEMON_ID, Location, Reference
-from objserver.settings import Limits
+from objserver.invocation import Call, Facts, Interceptor, in_progress, intercepted
+from objserver.references import DAEMON_ID, Find, Location, Reference
 from objserver.wire import CallContext, Flag, Frame
 from objserver.wire import extension as wire_extension
 from objserver.wire.frames import NO_CORRELATION
 
-__all__ = ["ConnectionPool", "ItemStream", "Stub"]
+__all__ = ["ConnectionPool", "ItemStream", "LinkPool", "Stub", "checked", "raised"]
 
 IDLE_CONNECTIONS_MAX = 8
 """Connections a proxy keeps for its next calls; more are closed after use."""
 SURELY_OPEN_S = 0.05
 """A connection taken so recently is not checked for having been closed; the check costs a microsecond."""
-_LIMITS = Limits(frame_size_max=1 << 30)
-"""A client trusts the server it chose more than a server its clients: Pyro5's own limit of 1 GiB."""
-_CODECS = Codecs(_LIMITS, marshal=True)
-"""marshal is used only by a proxy that was told to."""
-
 _ONEWAY, _EXCEPTION, _ITEM_STREAM = Flag.ONEWAY, Flag.EXCEPTION, Flag.ITEM_STREAM
 
 Resolve = Callable[[Reference, float | None], Reference]
+Request = tuple[Codec, bytes, int, Mapping[str, bytes] | None, bytes]
+"""Codec, payload, flags, annotations and correlation id of a request."""
+
+
+def checked(timeout_s: float | None) -> float | None:
+    """`timeout_s`, if it is one."""
+    if timeout_s is not None and not 0 < timeout_s < math.inf:
+        raise ValueError(f"timeout_s={timeout_s}: give a positive time, or None to wait for ever")
+    return timeout_s
 
 
 class ConnectionPool:
@@ -67,7 +79,39 @@ class ConnectionPool:
         self.idle: deque[ClientConnection] = deque()
         self.location: Location | None = None
         self._resolve = resolve
-        self._handshake = handshake
+        self.handshake = handshake
+        self.asynchronous = False
+        """It belongs to an AsyncProxy."""
+        self.lease: Lease | None = None
+        """Of the object, if it was exported to this process."""
+        self._background: asyncio.Task[MultiplexedConnection] | None = None
+
+    def __del__(self) -> None:
+        self.close_background()
+
+    @cached_property
+    def codecs(self) -> Codecs:
+        """What this proxy sends and receives its values with; marshal is used only if it was told to."""
+        weak = weakref.ref(self)  # sockets in a cycle would wait for the garbage collector
+
+        def export(value: object) -> Reference | None:
+            pool = weak()
+            return home.export(value) if pool is None else pool._export(value)
+
+        def arrive(reference: Reference) -> Any:
+            return home.arrive(reference, weak())
+
+        return Codecs(CLIENT_LIMITS, export=export, arrive=arrive, marshal=True)
+
+    def _export(self, value: object) -> Reference | None:
+        """An object of ours that is given to the server, which must be able to call it."""
+        reference = home.export(value)
+        if (
+            reference is not None and not self.asynchronous
+        ):  # else it is called on the connection that is there
+            assert self.location is not None
+            home.open_channel(self.location, self.handshake, HANDSHAKE_TIMEOUT_S)
+        return reference
 
     def take(self, timeout_s: float | None) -> ClientConnection:
         """A connection nobody else uses: the one put back last, or a new one."""
@@ -109,22 +153,60 @@ class ConnectionPool:
             facts.caller.no_longer_blocked()
 
     def _connect(self, timeout_s: float | None) -> ClientConnection:
+        greeting = self.greeting(timeout_s)
+        connection = ClientConnection(greeting, codecs=self.codecs, timeout_s=timeout_s, limits=CLIENT_LIMITS)
+        self.met(greeting, connection.metadata)
+        return connection
+
+    def greeting(self, timeout_s: float | None, *, multiplexed: bool = False) -> Greeting:
+        """What to say to the server; finds it first if the reference does not say where it is."""
         target = self._resolve(self.reference, timeout_s)
         assert target.location is not None
-        connection = ClientConnection(
+        return Greeting(
             target.location,
             target.object_id,
-            codecs=_CODECS,
-            serializer=self.serializer,
-            handshake=self._handshake,
-            session=self.session,
-            timeout_s=timeout_s,
-            limits=_LIMITS,
+            self.serializer,
+            self.handshake,
+            self.session,
+            home.id,
+            multiplexed,
         )
-        self.object_id = target.object_id
-        self.location = target.location
-        self.metadata = connection.metadata
+
+    def met(self, greeting: Greeting, metadata: Metadata) -> None:
+        """The server has answered."""
+        self.object_id = greeting.object_id
+        self.location = greeting.location
+        self.metadata = metadata
+
+    @property
+    def multiplexed(self) -> MultiplexedConnection | None:
+        """The one connection of this proxy that carries many calls, if it is there."""
+        task = self._background
+        if task is None or not task.done() or _failed(task) or task.result().closed:
+            return None
+        return task.result()
+
+    async def multiplex(self, timeout_s: float | None) -> MultiplexedConnection:
+        """The same, made if need be; on the loop it lives on."""
+        task = self._background
+        if task is None or (task.done() and self.multiplexed is None) or _is_over(task.get_loop()):
+            task = self._background = asyncio.ensure_future(self._multiplex(timeout_s))
+        return await asyncio.shield(task)
+
+    async def _multiplex(self, timeout_s: float | None) -> MultiplexedConnection:
+        if self.reference.protocol == "PYRO":
+            greeting = self.greeting(timeout_s, multiplexed=True)
+        else:
+            greeting = await asyncio.to_thread(self.greeting, timeout_s, multiplexed=True)
+        connection = await MultiplexedConnection.open(
+            greeting, codecs=self.codecs, home=home, timeout_s=timeout_s, limits=CLIENT_LIMITS
+        )
+        self.met(greeting, connection.greeted.metadata)
         return connection
+
+    def learn(self, timeout_s: float | None) -> None:
+        """See what the object offers."""
+        self.put(self.take(timeout_s))
 
     def drain(self) -> Iterator[ClientConnection]:
         """Take out what is idle; each is closed when the next is asked for."""
@@ -138,10 +220,78 @@ class ConnectionPool:
             finally:
                 connection.close()
 
-    def close(self) -> None:
-        """Close what is idle."""
-        for _ in self.drain():
-            pass
+    def close_background(self) -> None:
+        """Close the connection for many calls, if there is one."""
+        task, self._background = self._background, None
+        if task is not None:
+
+            def close() -> None:
+                if not task.done():
+                    task.cancel()
+                elif not _failed(task):
+                    task.result().close()
+
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                task.get_loop().call_soon_threadsafe(close)
+
+
+def _is_over(loop: asyncio.AbstractEventLoop) -> bool:
+    """RuntimeError if it is not over, and not the running one."""
+    if loop is asyncio.get_running_loop():
+        return False
+    if loop.is_running():
+        raise RuntimeError(
+            "an AsyncProxy belongs to the event loop that used it first, which still runs; "
+            "make another one here"
+        )
+    return True
+
+
+def _failed(task: asyncio.Task[MultiplexedConnection]) -> bool:
+    return task.cancelled() or task.exception() is not None
+
+
+class LinkPool:
+    """In place of a pool, for an object of a client: it is called on the connection that the client made."""
+
+    serializer: str | None = None
+    session_is_shared = True
+    session = ""
+    idle: Sequence[ClientConnection] = ()
+
+    def __init__(self, reference: Reference, find: Find) -> None:
+        self.reference = reference
+        self.object_id = reference.object_id
+        self.location = reference.location
+        self.metadata: Metadata | None = None
+        self.lease: Lease | None = None
+        self.take_from = find
+
+    def take(self, timeout_s: float | None) -> ClientConnection:
+        """The client's connection, which many calls share; ConnectFailed if there is none."""
+        return cast(ClientConnection, self.take_from())
+
+    @property
+    def codecs(self) -> Codecs:
+        """A blob is not sent to a client's object."""
+        raise errors.SerializeError("a SerializedBlob cannot be sent to an object of a client")
+
+    def put(self, connection: ClientConnection) -> None:
+        """It was never taken away from anybody."""
+
+    put_if_open = put
+
+    def learn(self, timeout_s: float | None) -> None:
+        """See what the object offers."""
+        daemon = Stub(LinkPool(Reference("PYRO", DAEMON_ID, self.location), self.take_from), timeout_s)
+        self.metadata = Metadata(daemon.invoke("get_metadata", (self.object_id,), {}))
+
+    def drain(self) -> Iterator[ClientConnection]:
+        """There is nothing to close."""
+        return iter(())
+
+    def close_background(self) -> None:
+        """There is nothing to close."""
 
 
 class Stub:
@@ -149,11 +299,13 @@ class Stub:
 
     def __init__(
         self,
-        pool: ConnectionPool,
+        pool: ConnectionPool | LinkPool,
         timeout_s: float | None,
         annotations: Mapping[str, bytes] | None = None,
         correlation: bytes = NO_CORRELATION,
+        interceptors: Sequence[Interceptor] = (),
     ) -> None:
+        self.interceptors = tuple(interceptors)
         self.pool = pool
         self.timeout_s = timeout_s
         self.annotations = annotations
@@ -164,13 +316,27 @@ class Stub:
         """What the object offers; connects if nothing is known yet."""
         pool = self.pool
         if pool.metadata is None:
-            pool.put(pool.take(self.timeout_s))
+            pool.learn(self.timeout_s)
         return cast(Metadata, pool.metadata)
 
     def invoke(self, method: str, args: Sequence[Any], kwargs: dict[str, Any], flags: int = 0) -> Any:
         """Make one call and return its result, or raise what it raised."""
+        if not self.interceptors:
+            return self._invoke(method, args, kwargs, flags, self.annotations)
+        call = Call(self.pool.object_id, method, tuple(args), kwargs, dict(self.annotations or {}))
+        with intercepted(self.interceptors, call):
+            return self._invoke(method, args, kwargs, flags, call.annotations)
+
+    def _invoke(
+        self,
+        method: str,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        flags: int,
+        annotations: Mapping[str, bytes] | None,
+    ) -> Any:
         pool = self.pool
-        timeout_s, annotations, correlation = self.timeout_s, self.annotations, self.correlation
+        timeout_s, correlation = self.timeout_s, self.correlation
         connection = pool.take(timeout_s)
         codec = connection.codec
         try:
@@ -180,7 +346,8 @@ class Stub:
                 if len(args) != 1 or kwargs or not pyro5.is_blob(args[0]):
                     problem.args = (f"an argument of {pool.object_id}.{method}: {problem}",)
                     raise
-                codec, payload, annotations = self._blob(connection, method, args[0])
+                codec, payload, label = self.blob(connection, method, args[0])
+                annotations = {**(annotations or {}), **label}
                 flags |= Flag.KEEP_SERIALIZED
             facts = in_progress.get()
             if facts is None:
@@ -203,18 +370,18 @@ class Stub:
         pool.put(connection)
         return codec.decode(reply.payload)
 
-    def _blob(
-        self, connection: ClientConnection, method: str, blob: object
+    def blob(
+        self, connection: ClientConnection | MultiplexedConnection, method: str, blob: object
     ) -> tuple[Codec, bytes, Mapping[str, bytes]]:
         """What carries Pyro5's SerializedBlob: a payload that is not opened, in a serializer Pyro5 knows."""
         info, data, message = pyro5.blob_parts(blob)
         if message is not None:
-            codec, payload = _CODECS.get(message[0]), message[1]
+            codec, payload = self.pool.codecs.get(message[0]), message[1]
         else:
-            codec = _CODECS.serpent if connection.native else connection.codec
+            codec = self.pool.codecs.serpent if connection.native else connection.codec
             payload = codec.encode_call(self.pool.object_id, method, data, {})
         label = marshal.dumps((info, self.pool.object_id, method))
-        return codec, payload, {**(self.annotations or {}), "BLBI": label}
+        return codec, payload, {"BLBI": label}
 
     def _unusual(self, connection: ClientConnection, codec: Codec, reply: Frame) -> Any:
         """A reply that is more than a value: it has annotations, opens a stream, or raises."""
@@ -222,11 +389,11 @@ class Stub:
         if reply.annotations:
             self.response_annotations = dict(reply.annotations)
         if reply.flags & _ITEM_STREAM:
-            stream_id = bytes(reply.annotations.get("STRM", b"")).decode("ascii", "replace")
-            if stream_id:
-                return ItemStream(self, connection, stream_id)
-            pool.put(connection)
-            raise errors.ProtocolError("the result is an iterator, but the server does not stream items")
+            try:
+                return ItemStream(self, connection, self.stream_id(reply))
+            except errors.ProtocolError:
+                pool.put(connection)
+                raise
         if not reply.flags & _EXCEPTION:
             pool.put(connection)
             return codec.decode(reply.payload)
@@ -236,7 +403,79 @@ class Stub:
                 connection.close()  # so does the server, if it was the request
         finally:
             pool.put_if_open(connection)
-        raise _raised(value)
+        raise raised(value)
+
+    # -- the parts of a call, for those that do not wait for it here ------------------------------------
+
+    def request(
+        self,
+        connection: MultiplexedConnection,
+        method: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        flags: int,
+        annotations: Mapping[str, bytes] | None,
+    ) -> Request:
+        """Everything that `connection.request` takes for a call."""
+        codec, correlation = connection.codec, self.correlation
+        what = f"{self.pool.object_id}.{method}"
+        try:
+            payload = codec.encode_call(self.pool.object_id, method, args, kwargs)
+        except errors.ProtocolError as problem:
+            if len(args) != 1 or kwargs or not pyro5.is_blob(args[0]):
+                problem.args = (f"an argument of {what}: {problem}",)
+                raise
+            codec, payload, label = self.blob(connection, method, args[0])
+            annotations = {**(annotations or {}), **label}
+            flags |= Flag.KEEP_SERIALIZED
+        facts = in_progress.get()
+        if facts is not None:
+            timeout_s = _time_left(facts, what, self.timeout_s)
+            annotations, correlation = _inherit(facts, what, connection, annotations, correlation, timeout_s)
+        elif self.timeout_s is not None and connection.native:
+            annotations = _with_context(annotations, self.timeout_s, ())
+        return codec, payload, flags, annotations, correlation
+
+    def time_left(self) -> float | None:
+        """Seconds that a call may take: those given, or what is left of the invocation that makes it."""
+        facts = in_progress.get()
+        return self.timeout_s if facts is None else _time_left(facts, self.pool.object_id, self.timeout_s)
+
+    def value_of(self, codec: Codec, reply: Frame) -> Any:
+        """The result that a reply carries; raises if it carries an error, or a stream."""
+        if reply.annotations:
+            self.response_annotations = dict(reply.annotations)
+        if reply.flags & _ITEM_STREAM:
+            raise errors.ProtocolError(
+                "the result is a stream of items, which cannot be promised; call the method itself"
+            )
+        value = codec.decode(reply.payload)
+        if reply.flags & _EXCEPTION:
+            raise raised(value)
+        return value
+
+    @staticmethod
+    def stream_id(reply: Frame) -> str:
+        """The id of the stream that a reply opens; ProtocolError without one."""
+        stream_id = bytes(reply.annotations.get("STRM", b"")).decode("ascii", "replace")
+        if not stream_id:
+            raise errors.ProtocolError("the result is an iterator, but the server does not stream items")
+        return stream_id
+
+    def calling(
+        self,
+        timeout_s: float | EllipsisType | None,
+        annotations: Mapping[str, bytes] | None,
+        correlation_id: uuid.UUID | None,
+    ) -> Stub:
+        """The same, on the same connections, whose calls differ as said."""
+        return Stub(
+            self.pool,
+            self.timeout_s if isinstance(timeout_s, EllipsisType) else checked(timeout_s),
+            annotations or self.annotations,
+            correlation_id.bytes if correlation_id else self.correlation,
+            self.interceptors,
+        )
 
     def release(self) -> None:
         """Close the connections and end the session, if it is this proxy's own.
@@ -247,6 +486,7 @@ class Stub:
         ending = None if pool.session_is_shared else pool.session
         if ending:
             pool.session = uuid.uuid4().hex
+        pool.close_background()
         for connection in pool.drain():
             if connection.session == ending and connection.native and not connection.is_stale():
                 payload = connection.codec.encode_call(DAEMON_ID, "release_session", (), {})
@@ -257,7 +497,8 @@ class Stub:
                     pass  # perhaps on the next one
 
 
-def _raised(value: Any) -> BaseException:
+def raised(value: Any) -> BaseException:
+    """What to raise for the value of a reply that is an exception."""
     return value if isinstance(value, BaseException) else errors.RemoteError(str(value))
 
 
@@ -282,19 +523,38 @@ def _call_inside(
             f"calling {what} here would block the event loop, and with it every coroutine of this server; "
             "use `await asyncio.to_thread(...)`"
         )
-    remaining_s = facts.remaining_s
-    if remaining_s is not None:
-        if not remaining_s:
-            raise errors.DeadlineExceeded(
-                f"{what} was not called: the time of {facts.object_id}.{facts.method}, which calls it, is up"
-            )
-        timeout_s = remaining_s if timeout_s is None else min(timeout_s, remaining_s)
+    timeout_s = _time_left(facts, what, timeout_s)
     annotations, correlation = _inherit(facts, what, connection, annotations, correlation, timeout_s)
+    cancel: Callable[[], None] | None = None
+
+    def cancellable(tell: Callable[[], None]) -> None:
+        nonlocal cancel
+        cancel = tell
+        facts.when_cancelled(tell)
+
     facts.caller.about_to_block()
     try:
-        return connection.call(codec, payload, flags, annotations, correlation, timeout_s)
+        return connection.call(codec, payload, flags, annotations, correlation, timeout_s, cancellable)
     finally:
         facts.caller.no_longer_blocked()
+        if cancel is not None and not facts.forget(cancel):
+            connection.close()  # the other thread may still be sending on it
+
+
+def _time_left(facts: Facts, what: str, timeout_s: float | None) -> float | None:
+    """How long a call made by the invocation `facts` may take; raises if it may not begin."""
+    if facts.is_cancelled:
+        raise errors.Cancelled(
+            f"{what} was not called: {facts.object_id}.{facts.method}, which calls it, has been cancelled"
+        )
+    remaining_s = facts.remaining_s
+    if remaining_s is None:
+        return timeout_s
+    if not remaining_s:
+        raise errors.DeadlineExceeded(
+            f"{what} was not called: the time of {facts.object_id}.{facts.method}, which calls it, is up"
+        )
+    return remaining_s if timeout_s is None else min(timeout_s, remaining_s)
 
 
 def _with_context(
@@ -306,7 +566,7 @@ def _with_context(
 def _inherit(
     facts: Facts,
     what: str,
-    connection: ClientConnection,
+    connection: ClientConnection | MultiplexedConnection,
     annotations: Mapping[str, bytes] | None,
     correlation: bytes,
     timeout_s: float | None,
@@ -355,7 +615,7 @@ class ItemStream(Iterator[Any]):
         value = codec.decode(reply.payload)
         if reply.flags & _EXCEPTION:
             self._give_back()
-            raise _raised(value)
+            raise raised(value)
         return value
 
     def close(self) -> None:
@@ -376,6 +636,10 @@ class ItemStream(Iterator[Any]):
             pass  # the server's linger ends the stream
         finally:
             self._give_back()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            self.close()
 
     def __enter__(self) -> Self:
         return self

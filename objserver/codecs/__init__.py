@@ -6,22 +6,36 @@ they decode, what would cost more than `Limits` allow, and none of them ever exe
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from objserver import errors
 from objserver.codecs.base import Codec, Substitute
 from objserver.codecs.native import NativeCodec
 from objserver.codecs.stock import JsonCodec, MarshalCodec, MsgpackCodec, SerpentCodec
+from objserver.references import Reference
 from objserver.settings import Limits
 
 __all__ = ["Codec", "Codecs", "NativeCodec", "SerpentCodec", "Substitute"]
 
 
 class Codecs:
-    """The codecs of one process; marshal only where it is switched on."""
+    """The codecs of one process; marshal only where it is switched on.
+
+    `substitute` says which objects travel as references; `export` says it in its stead to our own peers, and
+    `arrive` what a reference of theirs becomes.
+    """
 
     def __init__(
-        self, limits: Limits, *, substitute: Substitute | None = None, marshal: bool = False
+        self,
+        limits: Limits,
+        *,
+        substitute: Substitute | None = None,
+        export: Substitute | None = None,
+        arrive: Callable[[Reference], Any] | None = None,
+        marshal: bool = False,
     ) -> None:
-        self.native = NativeCodec(limits, substitute)
+        self.native = NativeCodec(limits, substitute, export, arrive)
         self.serpent = SerpentCodec(limits, substitute)
         codecs: list[Codec] = [
             self.native,

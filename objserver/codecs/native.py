@@ -153,7 +153,7 @@ _DECODERS: dict[int, Callable[[Any], Any]] = {
     UUID: lambda v: uuid.UUID(bytes=v),
     PATH: lambda v: pathlib.Path(v.decode("utf-8", "surrogateescape")),
     DATE: lambda v: datetime.date.fromisoformat(v.decode()),
-    REFERENCE: lambda v: references.arrived(Reference.parse(v.decode())),
+    REFERENCE: lambda v: v,  # the codec says what becomes of it
     # Only in state: a call sends a bytearray as bytes, and what was a Reference arrives as a proxy.
     BYTEARRAY: bytearray,
     HELD_REFERENCE: lambda v: Reference.parse(v.decode()),
@@ -197,10 +197,18 @@ class NativeCodec:
     serializer_id = 79
     name = "objserver"
 
-    def __init__(self, limits: Limits, substitute: Substitute | None = None) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        substitute: Substitute | None = None,
+        export: Substitute | None = None,
+        arrive: Callable[[Reference], Any] | None = None,
+    ) -> None:
         self._limits = limits
         self._nesting_max = limits.nesting_max
         self._substitute = substitute
+        self._export = export or substitute
+        self._arrive = arrive or references.arrived
         self._hook = self._ext
         self._pack_hook = self._default
         self._exact_hook = self._exact_default
@@ -342,12 +350,13 @@ class NativeCodec:
             content = convert(value)
             return Ext(tag, content if type(content) is bytes else pack(content))
         reference = proxy_reference(value)
-        if reference is None and self._substitute is not None:
-            reference = self._substitute(value)
+        if reference is None:
+            if isinstance(value, BaseException):
+                return Ext(EXCEPTION, self._exception(value))
+            if self._export is not None:
+                reference = self._export(value)
         if reference is not None:
             return Ext(REFERENCE, str(reference).encode())
-        if isinstance(value, BaseException):
-            return Ext(EXCEPTION, self._exception(value))
         if isinstance(value, pyro5.ExceptionWrapper):
             return Ext(WRAPPED, pack(value.exception))
         stock = pyro5.proxy_state(value)
@@ -440,6 +449,8 @@ class NativeCodec:
 
     def _ext(self, tag: int, data: bytes) -> Any:
         try:
+            if tag == REFERENCE:
+                return self._arrive(Reference.parse(data.decode()))
             return _made(tag, unpackb(data, ext_hook=self._ext) if tag < 64 else data)
         except KeyboardInterrupt as interrupt:
             self._interrupts[get_ident()] = interrupt
@@ -453,6 +464,8 @@ class NativeCodec:
             try:
                 if tag not in _DECODERS:
                     raise errors.SerializeError(f"MessagePack Ext type {tag} is unknown")
+                if tag == REFERENCE:
+                    return self._arrive(Reference.parse(data.decode()))
                 return _made(tag, unpackb(data, ext_hook=hook) if tag < 64 else data)
             except BaseException as raised:
                 problems.append(raised)

@@ -26,7 +26,17 @@ from objserver.codecs import Codec, marshalled
 from objserver.codecs.base import NAME_LENGTH_MAX, call_of
 from objserver.codecs.exceptions import text_of
 from objserver.references import DAEMON_ID
-from objserver.wire import CallContext, Extension, Flag, Frame, FrameParser, FrameType, encode_frame
+from objserver.server.conversation import Conversation
+from objserver.wire import (
+    CallContext,
+    Extension,
+    Flag,
+    Frame,
+    FrameParser,
+    FrameType,
+    Promises,
+    encode_frame,
+)
 from objserver.wire import extension as wire_extension
 
 if TYPE_CHECKING:
@@ -101,6 +111,8 @@ class Connection(Answering):
         self._unsent = bytearray()
         self._reading = True
         self._held = 0
+        self.holder = self.session
+        self._conversation: Conversation | None = None
         self._tracked: weakref.WeakSet[Any] | None = None
 
     def __repr__(self) -> str:
@@ -154,6 +166,11 @@ class Connection(Answering):
             self._greeting(frame)
         elif frame.type == _INVOKE:
             self._invoke(frame, weight, start)
+        elif frame.type == FrameType.CANCEL and self.peer is not None:
+            if self._conversation is not None:
+                self._conversation.cancel(frame.sequence)
+        elif frame.type == FrameType.RESULT and self._conversation is not None:
+            self._conversation.answered(frame)
         elif frame.type == FrameType.PING:
             self.send(encode_frame(FrameType.PING, frame.serializer_id, 0, frame.sequence, b"pong"))
         else:
@@ -229,6 +246,7 @@ class Connection(Answering):
                 if self.peer.session:
                     # A name of its own making; the mark keeps it apart from the sessions of stock clients.
                     self.session, self.session_is_connection = f"peer:{self.peer.session}", False
+                self.holder = self.peer.client or self.session
                 size = server.settings.limits.frame_size_max
                 answer[wire_extension.KEY] = Extension(frame_size_max=size).to_data()
             payload, kind = codec.encode(answer), FrameType.CONNECT_OK
@@ -242,6 +260,9 @@ class Connection(Answering):
         self.send(encode_frame(kind, codec.serializer_id, 0, frame.sequence, payload))
         if kind == FrameType.CONNECT_OK:
             self.greeted = True
+            if self.peer is not None and self.peer.multiplexed:
+                self._conversation = Conversation(self)
+                server.can_be_called(self)
             self.deadline = None
             server.hurried.discard(self)
             self.parser.frame_size_max = server.settings.limits.frame_size_max
@@ -264,28 +285,55 @@ class Connection(Answering):
             invocation = Invocation(self, object_id, method, args, kwargs, (codec, frame))
             if size > HEAVY:
                 invocation.weight = weight or Weight(self.server.hold, size)
-            if flags:
-                if flags & Flag.CORRELATION:
-                    invocation._correlation = frame.correlation
-                if flags & Flag.ONEWAY:
-                    invocation.oneway = True
-                if flags & Flag.BATCH:
-                    invocation.batch = self._batch(args)
-            if frame.annotations:
-                invocation.annotations = frame.annotations
-                if self.peer is not None and wire_extension.ANNOTATION in frame.annotations:
-                    users = dict(frame.annotations)  # ours is no business of the servant's
-                    context = CallContext.decode(users.pop(wire_extension.ANNOTATION))
-                    invocation.annotations = users
-                    invocation.chain = context.chain
-                    if context.remaining_s is not None:
-                        invocation.deadline = self.now() + context.remaining_s
         except errors.ProtocolError as problem:
             if not flags & Flag.ONEWAY:
                 self.send(self.encode_error(Invocation(self, DAEMON_ID, "", (), {}, (codec, frame)), problem))
             return
+        if (flags or frame.annotations or self._conversation is not None) and self._prepare(
+            invocation, frame
+        ):
+            return
         if self._admit(invocation):
             start(partial(self._run, invocation))
+
+    def _prepare(self, invocation: Invocation, frame: Frame) -> bool:
+        """Whatever a request has besides a call.  True: it has been refused, or waits for other requests."""
+        flags, annotations = frame.flags, frame.annotations
+        promises = None
+        try:
+            if flags & Flag.CORRELATION:
+                invocation._correlation = frame.correlation
+            if flags & Flag.ONEWAY:
+                invocation.oneway = True
+            if flags & Flag.BATCH:
+                invocation.batch = self._batch(invocation.args)
+            conversation = self._conversation
+            if annotations and self.peer is not None:
+                users = dict(annotations)  # ours are no business of the servant's
+                if wire_extension.ANNOTATION in users:
+                    context = CallContext.decode(users.pop(wire_extension.ANNOTATION))
+                    invocation.chain = context.chain
+                    if context.remaining_s is not None:
+                        invocation.deadline = self.now() + context.remaining_s
+                    conversation = self.conversation
+                if wire_extension.PROMISES in users and conversation is not None:
+                    promises = Promises.decode(users.pop(wire_extension.PROMISES))
+                annotations = users
+            invocation.annotations = annotations
+            if conversation is not None and not invocation.oneway:
+                conversation.begin(invocation, frame)
+            return promises is not None and self.conversation.postpone(invocation, promises)
+        except errors.ObjServerError as problem:
+            if not invocation.oneway:
+                invocation.caller.send(invocation.caller.encode_error(invocation, problem))
+            return True
+
+    @property
+    def conversation(self) -> Conversation:
+        """The account of what is under way; begun when there is something to account for."""
+        if self._conversation is None:
+            self._conversation = Conversation(self)
+        return self._conversation
 
     def _batch(self, calls: Any) -> list[tuple[str, Any, dict[str, Any]]]:
         size_max = self.server.settings.limits.batch_size_max
@@ -454,4 +502,6 @@ class Connection(Answering):
                 resource.close()
             except BaseException:
                 log.exception("closing a resource that %s tracked failed", self)
+        if self._conversation is not None:
+            self._conversation.close()
         self.server.adapter.disconnected(self)

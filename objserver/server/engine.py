@@ -34,6 +34,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
+from objserver.adapter import run_on
 from objserver.errors import ServerBusy
 from objserver.settings import ServerSettings
 
@@ -193,56 +194,12 @@ class WorkerEngine:
         with ServerBusy.
         """
 
-        loop: asyncio.AbstractEventLoop
-        task: asyncio.Task[None] | None = None
-        value: Any = None
-        error: BaseException | None = None
-
-        async def run() -> None:
-            nonlocal value, error
-            try:
-                if timeout_s is None:
-                    value = await coroutine
-                else:
-                    async with asyncio.timeout(timeout_s) as limit:
-                        value = await coroutine
-            except BaseException as problem:
-                timed_out = timeout_s is not None and isinstance(problem, TimeoutError) and limit.expired()
-                error = asyncio.CancelledError() if timed_out else problem
-
-        def start() -> None:
-            nonlocal task
-            task = loop.create_task(run())
-            self._coroutines.add(task)
-            task.add_done_callback(finish)
-
-        def finish(task: asyncio.Task[None]) -> None:
-            self._coroutines.discard(task)
-            outcome = error
-            if task.cancelled():
-                coroutine.close()  # perhaps it was not begun
-                outcome = asyncio.CancelledError()
-            try:
-                done(value, outcome)
-            except BaseException:
-                log.exception("the outcome of a coroutine could not be delivered; this is a bug of objserver")
-
-        def cancel() -> None:
-            try:
-                loop.call_soon_threadsafe(lambda: task and task.cancel())
-            except RuntimeError:
-                pass  # the loop has ended, and all its tasks with it
-
         with self._lock:  # so that stop comes before, or after the coroutine is on the loop
-            stopping = self._stopping
-            if not stopping:
-                loop = self._event_loop()
-                loop.call_soon_threadsafe(start)
-        if stopping:
-            coroutine.close()
-            done(None, ServerBusy("the server is stopping and runs no more coroutines"))
-            return lambda: None
-        return cancel
+            if not self._stopping:
+                return run_on(self._event_loop(), self._coroutines, coroutine, done, timeout_s)
+        coroutine.close()
+        done(None, ServerBusy("the server is stopping and runs no more coroutines"))
+        return lambda: None
 
     def statistics(self) -> dict[str, Any]:
         """Threads and their bounds."""

@@ -20,11 +20,14 @@ import stat
 import threading
 import time
 import uuid
+from collections.abc import Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 from objserver import errors
 from objserver.adapter import (
+    EMPTY,
     ActivationPolicy,
     Concurrent,
     DaemonObject,
@@ -34,8 +37,10 @@ from objserver.adapter import (
 )
 from objserver.clock import Clock, SystemClock
 from objserver.codecs import Codecs
-from objserver.references import DAEMON_ID, Location, Reference
+from objserver.invocation import Interceptor
+from objserver.references import DAEMON_ID, Location, Reference, arrived
 from objserver.server.connection import Connection
+from objserver.server.conversation import Conversation
 from objserver.server.engine import WorkerEngine
 from objserver.server.poller import SocketPoller
 from objserver.server.pyro5_daemon import Pyro5Daemon
@@ -50,11 +55,11 @@ log = logging.getLogger("objserver.server")
 class ObjectServer:
     """Hosts objects at one address.
 
-    `address` is `host:port` (port 0: any free one), `[ipv6]:port` or `./u:path` for a Unix socket.
-    `store` is the URL of the store for Persistent objects.  `workers` bounds the threads that run servants
-    (those that wait for other objects have a bound of their own, a setting); one makes the server iterative.
-    Binding beyond the own machine without authentication needs
-    `insecure=True`.  Usable as a context manager; leaving it drains and stops.
+    `address` is `host:port` (port 0: any free one), `[ipv6]:port` or `./u:path` for a Unix socket. `store`
+    is the URL of the store for Persistent objects.  `workers` bounds the threads that run servants (those
+    that wait for other objects have a bound of their own, a setting); one makes the server iterative.
+    Binding beyond the own machine without authentication needs `insecure=True`.  `interceptors` are put
+    around every call of a servant.  Usable as a context manager; leaving it drains and stops.
     """
 
     def __init__(
@@ -65,6 +70,7 @@ class ObjectServer:
         workers: int | None = None,
         settings: ServerSettings | None = None,
         insecure: bool = False,
+        interceptors: Sequence[Interceptor] = (),
         clock: Clock | None = None,
     ) -> None:
         self.settings = settings or ServerSettings()
@@ -85,11 +91,20 @@ class ObjectServer:
         if not self._location.path:
             self._location = Location(self._location.host, self._listener.getsockname()[1])
         self._committer = Committer(self._store) if self._store is not None else None
-        self.codecs = Codecs(self.settings.limits, substitute=self._substitute, marshal=self.settings.marshal)
+        self.codecs = Codecs(
+            self.settings.limits,
+            substitute=self._substitute,
+            export=self._export,
+            arrive=self._arrive,
+            marshal=self.settings.marshal,
+        )
+        self._callable: dict[str, list[Connection]] = {}
+        """By client, the connections on which it can be called."""
         self.hurried: set[Connection] = set()
         self.receiving = 0
         self.unsent = 0
         self._receiving_lock = threading.Lock()
+        self._callable_lock = threading.Lock()
         self.refused = 0
         self.poller = SocketPoller(self, self._listener)
         self.engine = WorkerEngine(
@@ -103,6 +118,7 @@ class ObjectServer:
             store=self._store,
             committer=self._committer,
             pyro5_daemon=Pyro5Daemon(self),
+            interceptors=interceptors,
         )
         self.adapter.register(DaemonObject(self.adapter, self._describe), DAEMON_ID, Shared(), Concurrent())
         self._state = "new"
@@ -157,6 +173,36 @@ class ObjectServer:
     def _substitute(self, value: object) -> Reference | None:
         object_id = self.adapter.reference_id(value)
         return None if object_id is None else Reference("PYRO", object_id, self._location)
+
+    def _export(self, value: object) -> Reference | None:
+        object_id = self.adapter.export(value)
+        return None if object_id is None else Reference("PYRO", object_id, self._location)
+
+    def _arrive(self, reference: Reference) -> Any:
+        """What a reference that one of our peers sent becomes: an object of this server is itself."""
+        if reference.location is not None and reference.location.client:
+            return arrived(reference, partial(self._find_client, reference.location.client))
+        if self.is_here(reference):
+            servant = self.adapter.servant_at(reference.object_id)
+            if servant is not EMPTY:
+                return servant
+        return arrived(reference)
+
+    def is_here(self, reference: Reference) -> bool:
+        """Whether a reference is to an object at this server's address."""
+        return reference.protocol == "PYRO" and reference.location == self._location
+
+    def can_be_called(self, connection: Connection) -> None:
+        """A client's objects can be called on this connection, as long as it is open."""
+        with self._callable_lock:
+            self._callable.setdefault(connection.holder, []).append(connection)
+
+    def _find_client(self, client: str) -> Conversation:
+        with self._callable_lock:
+            connections = self._callable.get(client)
+            if not connections:
+                raise errors.ConnectFailed("the client whose object is to be called has no connection here")
+            return connections[-1].conversation
 
     # -- life ----------------------------------------------------------------------------------------
 
@@ -292,6 +338,12 @@ class ObjectServer:
     def forget(self, connection: Connection) -> None:
         """A connection is about to close."""
         self.hurried.discard(connection)
+        with self._callable_lock:
+            connections = self._callable.get(connection.holder, [])
+            if connection in connections:
+                connections.remove(connection)
+                if not connections:
+                    del self._callable[connection.holder]
         self.poller.forget(connection)
 
 

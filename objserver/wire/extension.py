@@ -3,7 +3,8 @@
 A client that knows the additions puts the key `objserver` into the data of its connect frame; a server
 that knows them answers with the same key.  The key in the connect frame is all that a stock daemon sees of
 this, and it ignores it; a stock client, which sends no such key, sees nothing.  The greeting carries a
-version and the client's session id, the answer a version and the server's limit on frames.
+version, the client's session id, the id of its process, and whether it takes calls and replies in any order;
+the answer a version and the server's limit on frames.
 
 `CallContext` travels in one request annotation, `OBJS`: a MessagePack array
 
@@ -11,6 +12,12 @@ version and the client's session id, the answer a version and the server's limit
 
 Later positions are reserved for call numbers and trace context; a reader ignores what it does not know.
 It is left out when there is nothing to say.
+
+`Promises` travels in the annotation `PROM` of a request that refers to results of requests before it on the
+same connection: the array
+
+    [sequence number of the request whose result is the object to call, or nil,
+     {position of an argument or its name: sequence number of the request whose result it is}]
 """
 
 from __future__ import annotations
@@ -24,10 +31,11 @@ import ormsgpack
 
 from objserver import errors
 
-__all__ = ["ANNOTATION", "KEY", "CallContext", "Extension"]
+__all__ = ["ANNOTATION", "KEY", "PROMISES", "CallContext", "Extension", "Promises"]
 
 KEY = "objserver"
 ANNOTATION = "OBJS"
+PROMISES = "PROM"
 VERSION = 1
 CHAIN_MAX = 64
 """Nested calls in one chain; a deeper one is a recursion that has lost its way.  Its sender says so."""
@@ -41,6 +49,10 @@ class Extension:
 
     session: str = ""
     frame_size_max: int = 0
+    client: str = ""
+    """Id of the client's process: where the objects are that it passes on, and who holds what it got."""
+    multiplexed: bool = False
+    """It takes replies in any order, and calls."""
 
     def to_data(self) -> dict[str, Any]:
         data: dict[str, Any] = {"version": VERSION}
@@ -48,6 +60,10 @@ class Extension:
             data["session"] = self.session
         if self.frame_size_max:
             data["frame_size_max"] = self.frame_size_max
+        if self.client:
+            data["client"] = self.client
+        if self.multiplexed:
+            data["multiplexed"] = True
         return data
 
     @classmethod
@@ -57,14 +73,45 @@ class Extension:
         if not isinstance(data, Mapping):
             return None
         session, size = data.get("session", ""), data.get("frame_size_max", 0)
+        client = data.get("client", "")
         if (
             not isinstance(session, str)
             or len(session) > SESSION_SIZE_MAX
             or not isinstance(size, int)
             or size < 0
+            or not isinstance(client, str)
+            or len(client) > SESSION_SIZE_MAX
         ):
             raise errors.ProtocolError("the greeting between objserver peers is malformed")
-        return cls(session, size)
+        return cls(session, size, client, data.get("multiplexed") is True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Promises:
+    """What a request takes from requests before it, by their sequence numbers."""
+
+    target: int | None = None
+    args: Mapping[int | str, int] = dataclasses.field(default_factory=dict)
+
+    def encode(self) -> bytes:
+        return ormsgpack.packb([self.target, dict(self.args)], option=ormsgpack.OPT_NON_STR_KEYS)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Promises:
+        """ProtocolError if `data` is not what `encode` makes."""
+        try:
+            target, args = ormsgpack.unpackb(data, option=ormsgpack.OPT_NON_STR_KEYS)
+            numbers = [*args.values(), *([] if target is None else [target])]
+            if all(type(n) is int for n in numbers) and all(type(key) in (int, str) for key in args):
+                return cls(target, args)
+        except (ValueError, TypeError, AttributeError):
+            pass
+        raise errors.ProtocolError("the PROM annotation is malformed")
+
+    @property
+    def sequences(self) -> set[int]:
+        """All the requests it refers to."""
+        return {*self.args.values(), *([] if self.target is None else [self.target])}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -48,6 +48,8 @@ class FrameType:
     INVOKE = 4
     RESULT = 5
     PING = 6
+    CANCEL = 16
+    """Between our peers only: the sender of request `sequence` wants no result any more."""
 
 
 class Flag:
@@ -60,6 +62,8 @@ class Flag:
     ITEM_STREAM = 16
     KEEP_SERIALIZED = 32
     CORRELATION = 64
+    KEEP = 128
+    """Between our peers only: keep the result for a while, a later request may refer to it."""
 
 
 class Frame:

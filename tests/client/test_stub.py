@@ -24,8 +24,8 @@ class Connection:
 
     made: list = []
 
-    def __init__(self, location, object_id, *, session, **options):
-        self.session = session
+    def __init__(self, greeting, **options):
+        self.session = greeting.session
         self.codec = CODEC
         self.native = True
         self.metadata = types.SimpleNamespace(methods=frozenset(), oneway=frozenset(), attrs=frozenset())
@@ -44,7 +44,7 @@ class Connection:
     def close(self):
         self.is_open = False
 
-    def call(self, codec, payload, flags, annotations, correlation, timeout_s):
+    def call(self, codec, payload, flags, annotations, correlation, timeout_s, cancellable=None):
         _, method, _, _ = codec.decode_call(payload)
         self.requests.append(types.SimpleNamespace(method=method, annotations=annotations, flags=flags))
         if self.problem is not None:

@@ -114,7 +114,8 @@ def test_a_session_survives_the_loss_of_its_connection(server):
     server.register(Counter, "C", activation=PerClient())
     (a,) = proxies(server, "C", 1)
     a.add()
-    a._objserver_stub.pool.close()
+    for _ in a._objserver_stub.pool.drain():
+        pass
     assert a.add() == 2
 
 

@@ -1,0 +1,82 @@
+"""Exports: objects that are served because a reference to them was given away, while somebody holds it.
+
+A servant returns an object of an exposed class; what travels is a reference, and the object is served under
+an id that cannot be guessed.  Nobody unregisters it, so it is leased.  Whoever received the reference holds
+it as long as it renews its lease, or until it says how many times it got the reference and that it has
+dropped them all.  Between sending and that there is grace of one lease, for references that are still on
+their way. An object that nobody holds, of whose references none is on its way, is collected.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+
+__all__ = ["ExportTable"]
+
+
+@dataclasses.dataclass(slots=True)
+class _Export:
+    sent: int = 0
+    """How many times a reference to it was sent, and how many of these were said to have been dropped."""
+    dropped: int = 0
+    grace_until: float = 0.0
+    holders: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Process -> end of its lease."""
+
+    def is_held(self, now: float) -> bool:
+        return any(end > now for end in self.holders.values()) or (
+            self.sent > self.dropped and self.grace_until > now
+        )
+
+
+class ExportTable:
+    """Who holds which exported object.  Not locked: the adapter locks.  Time is an argument."""
+
+    def __init__(self, lease_s: float) -> None:
+        self.lease_s = lease_s
+        self._exports: dict[str, _Export] = {}
+
+    def __len__(self) -> int:
+        return len(self._exports)
+
+    def __contains__(self, object_id: object) -> bool:
+        return object_id in self._exports
+
+    def sent(self, object_id: str, now: float) -> None:
+        """A reference to the object is about to be sent."""
+        export = self._exports.setdefault(object_id, _Export())
+        export.sent += 1
+        export.grace_until = now + self.lease_s
+
+    def renew(self, holder: str, object_ids: Iterable[str], now: float) -> None:
+        """`holder` has these objects for another lease; those that are not exported are passed over."""
+        for object_id in object_ids:
+            export = self._exports.get(object_id)
+            if export is not None:
+                export.holders[holder] = now + self.lease_s
+
+    def release(self, holder: str, dropped: Mapping[str, int], now: float) -> list[str]:
+        """`holder` got a reference to each so many times, and dropped them all; returns who is free now."""
+        for object_id, times in dropped.items():
+            export = self._exports.get(object_id)
+            if export is not None:
+                export.holders.pop(holder, None)
+                export.dropped += times
+        return self._free(dropped, now)
+
+    def expire(self, now: float) -> list[str]:
+        """Who is free now because nobody has renewed his lease."""
+        return self._free(list(self._exports), now)
+
+    def clear(self) -> list[str]:
+        """Everybody is free: nobody can hold anything any more."""
+        everybody = list(self._exports)
+        self._exports.clear()
+        return everybody
+
+    def _free(self, object_ids: Iterable[str], now: float) -> list[str]:
+        free = [i for i in object_ids if i in self._exports and not self._exports[i].is_held(now)]
+        for object_id in free:
+            del self._exports[object_id]
+        return free

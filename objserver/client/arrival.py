@@ -1,0 +1,54 @@
+"""What a reference becomes when it arrives inside a value: a proxy, of the kind of the one it came through.
+
+A reference to an exported object is leased, and its proxy keeps the lease.  One to an object of a client gets
+a proxy that calls on the connection which the client made.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from objserver import references
+from objserver.client.async_proxy import AsyncProxy
+from objserver.client.leases import LeaseKeeper
+from objserver.client.proxy import Proxy, ProxyOptions
+from objserver.client.stub import ConnectionPool, LinkPool, Stub
+from objserver.references import LEASED, Find, Reference
+
+__all__: list[str] = []
+
+_leases = LeaseKeeper()
+LEASE_TIMEOUT_S = 5.0
+"""For telling a server what is still held; it is told again soon."""
+
+
+def _arrived(reference: Reference, find: Find | None, origin: Any) -> Any:
+    """The proxy of a reference that came inside a value; `origin` is the pool of the proxy it came
+    through."""
+    options: ProxyOptions = {}
+    if isinstance(origin, ConnectionPool) and origin.location == reference.location:
+        options["handshake"] = origin.handshake
+    proxy = Proxy(reference, **options)
+    pool: ConnectionPool | LinkPool
+    if find is None:
+        pool = proxy._objserver_stub.pool
+    else:
+        pool = LinkPool(reference, find)
+        proxy.__dict__["_objserver_stub"] = Stub(pool, None)
+    if reference.object_id.startswith(LEASED):
+        pool.lease = _leases.arrived(reference, partial(_ask, find, options))
+    if isinstance(origin, ConnectionPool) and origin.asynchronous:
+        return AsyncProxy(proxy, **options)
+    return proxy
+
+
+def _ask(find: Find | None, options: ProxyOptions, daemon: Reference, method: str, argument: Any) -> Any:
+    if find is not None:
+        return Stub(LinkPool(daemon, find), LEASE_TIMEOUT_S).invoke(method, (argument,), {})
+    options = {**options, "timeout_s": LEASE_TIMEOUT_S}
+    with Proxy(daemon, **options) as proxy:
+        return proxy._objserver_stub.invoke(method, (argument,), {})
+
+
+references.on_arrival(_arrived)

@@ -1,0 +1,336 @@
+"""`AsyncProxy`: a remote object for programs that run on asyncio.
+
+    account = AsyncProxy("PYRO:Account/alice@localhost:9091")
+    await account.deposit(5)
+    balance = await account.balance
+    async for entry in account.entries(): ...
+
+All calls go over one connection and are answered in any order, so a thousand tasks may call at once.  A task
+that is cancelled cancels its call at the server.  A proxy belongs to the event loop that first uses it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import uuid
+from collections import deque
+from collections.abc import AsyncIterator, Generator, Mapping
+from types import EllipsisType, TracebackType
+from typing import Any, Self, TypeVar, Unpack, cast
+
+from objserver import errors
+from objserver.client.multiplexed import MultiplexedConnection
+from objserver.client.promises import FutureFace
+from objserver.client.proxy import Batch, Proxy, ProxyOptions
+from objserver.client.stub import ConnectionPool, Stub, raised
+from objserver.invocation import Call, intercepted
+from objserver.references import DAEMON_ID, Reference
+from objserver.wire import Flag, Frame
+from objserver.wire.frames import NO_CORRELATION
+
+__all__ = ["AsyncItemStream", "AsyncProxy", "connect_async"]
+
+T = TypeVar("T")
+
+AHEAD = 16
+"""Items of a stream that are asked for before they are wanted, so that the network's time passes
+meanwhile."""
+
+
+class AsyncProxy:
+    """A remote object, called with `await`.
+
+    `reference` is a Reference, a URI or a Proxy; keyword arguments are those of `Proxy`.  `proxy.name(...)`
+    is to be awaited, or iterated with `async for` if it gives a stream; `await proxy.name` reads an
+    attribute, `await proxy.set("name", value)` sets it.  A name that begins with an underscore is never
+    remote; the names of this class hide remote members, which `await proxy.invoke(name, ...)` reaches.
+    """
+
+    _objserver_is_proxy = True
+    _objserver_reference: Reference
+    _objserver_stub: Stub
+
+    def __init__(self, reference: Reference | str | Proxy, **options: Unpack[ProxyOptions]) -> None:
+        lease = None
+        if isinstance(reference, Proxy):
+            lease = reference._objserver_stub.pool.lease
+            reference = reference._objserver_reference
+        proxy = Proxy(reference, **options)
+        pool = cast(ConnectionPool, proxy._objserver_stub.pool)
+        pool.asynchronous = True
+        pool.lease = lease
+        self.__dict__.update(
+            _objserver_reference=proxy._objserver_reference, _objserver_stub=proxy._objserver_stub
+        )
+
+    def __getattr__(self, name: str) -> _Member:
+        if name.startswith("_"):
+            raise AttributeError(f"{name!r} is private and so never remote")
+        return _Member(self._objserver_stub, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f'setting takes the network: write `await proxy.set("{name}", ...)`')
+
+    def __repr__(self) -> str:
+        return f"<AsyncProxy {self._objserver_reference}>"
+
+    def __str__(self) -> str:
+        return str(self._objserver_reference)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, AsyncProxy) and other._objserver_reference == self._objserver_reference
+
+    def __hash__(self) -> int:
+        return hash(self._objserver_reference)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.release()
+
+    # -- names of our own ----------------------------------------------------------------------------
+
+    @property
+    def future(self) -> FutureFace:
+        """`proxy.future.method(...)` sends the call at once and returns a `Promise`, which can be awaited."""
+        return FutureFace(self._objserver_stub)
+
+    async def set(self, name: str, value: Any) -> None:
+        """Set the remote attribute `name`."""
+        await _invoke(self._objserver_stub, "__setattr__", (name, value), {})
+
+    async def invoke(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Call `method`, whatever its name."""
+        return await _call(self._objserver_stub, method, args, kwargs)
+
+    async def release(self) -> None:
+        """Close the connection; the session of this proxy ends, unless it was given one by name."""
+        stub = self._objserver_stub
+        pool = cast(ConnectionPool, stub.pool)
+        connection = pool.multiplexed
+        if connection is not None and connection.native and not pool.session_is_shared:
+            with contextlib.suppress(errors.CommunicationError):
+                payload = connection.codec.encode_call(DAEMON_ID, "release_session", (), {})
+                connection.request(connection.codec, payload, Flag.ONEWAY, None)
+        stub.release()
+        await asyncio.sleep(0)  # the connection closes in the next turn of the loop
+
+    def calling(
+        self,
+        *,
+        timeout_s: float | EllipsisType | None = ...,
+        annotations: Mapping[str, bytes] | None = None,
+        correlation_id: uuid.UUID | None = None,
+    ) -> Self:
+        """A view of this proxy whose calls differ as said; see `Proxy.calling`."""
+        view = object.__new__(type(self))
+        view.__dict__.update(
+            _objserver_reference=self._objserver_reference,
+            _objserver_stub=self._objserver_stub.calling(timeout_s, annotations, correlation_id),
+        )
+        return view
+
+    def batch(self) -> AsyncBatch:
+        """Collect calls and send them in one frame: `async with proxy.batch() as batch: ...`."""
+        return AsyncBatch(self._objserver_stub)
+
+
+class AsyncBatch(Batch):
+    """As `Batch`; leaving its `async with` block sends, and `results()` has what came back."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        calls, self._calls = self._calls, []
+        if kind is None and calls:
+            self._values = await _invoke(self._stub, "<batch>", calls, {}, Flag.BATCH) or []
+
+
+class _Member:
+    """`proxy.name`: to be called, or to be awaited if it is an attribute."""
+
+    __slots__ = ("_name", "_stub")
+
+    def __init__(self, stub: Stub, name: str) -> None:
+        self._stub = stub
+        self._name = name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> _AsyncCall:
+        return _AsyncCall(self._stub, self._name, args, kwargs)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return _invoke(self._stub, "__getattr__", (self._name,), {}).__await__()
+
+    def __repr__(self) -> str:
+        return f"<remote member {self._name} of {self._stub.pool.reference}>"
+
+
+class _AsyncCall:
+    """A call that is made when it is awaited, or iterated."""
+
+    __slots__ = ("_args", "_kwargs", "_method", "_stub")
+
+    def __init__(self, stub: Stub, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._stub = stub
+        self._method = method
+        self._args = args
+        self._kwargs = kwargs
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return _call(self._stub, self._method, self._args, self._kwargs).__await__()
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        result = await self
+        if not isinstance(result, AsyncItemStream):
+            for item in result:
+                yield item
+            return
+        try:
+            async for item in result:
+                yield item
+        finally:
+            result.close()
+
+
+async def _connection(stub: Stub) -> MultiplexedConnection:
+    pool = cast(ConnectionPool, stub.pool)
+    connection = pool.multiplexed
+    if connection is not None and connection.loop is asyncio.get_running_loop():
+        return connection
+    return await pool.multiplex(stub.timeout_s)
+
+
+async def _call(stub: Stub, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    connection = await _connection(stub)
+    flags = Flag.ONEWAY if method in connection.greeted.metadata.oneway else 0
+    return await _invoke(stub, method, args, kwargs, flags)
+
+
+async def _invoke(stub: Stub, method: str, args: Any, kwargs: dict[str, Any], flags: int = 0) -> Any:
+    """Make one call and return its result, or raise what it raised."""
+    if not stub.interceptors:
+        return await _request(stub, method, args, kwargs, flags, stub.annotations)
+    call = Call(stub.pool.object_id, method, tuple(args), kwargs, dict(stub.annotations or {}))
+    with intercepted(stub.interceptors, call):
+        return await _request(stub, method, args, kwargs, flags, call.annotations)
+
+
+async def _request(
+    stub: Stub,
+    method: str,
+    args: Any,
+    kwargs: dict[str, Any],
+    flags: int,
+    annotations: Mapping[str, bytes] | None,
+) -> Any:
+    connection = await _connection(stub)
+    codec, payload, flags, annotations, correlation = stub.request(
+        connection, method, args, kwargs, flags, annotations
+    )
+    try:
+        reply = await connection.call(codec, payload, flags, annotations, correlation, stub.time_left())
+    except (errors.OutcomeUnknown, errors.ConnectFailed) as problem:
+        # One error may end many calls, so it is not changed.
+        raise type(problem)(f"{stub.pool.object_id}.{method}: {problem}") from None
+    if reply is None:
+        return None
+    if reply.flags & Flag.ITEM_STREAM:
+        return AsyncItemStream(stub, connection, stub.stream_id(reply))
+    return stub.value_of(codec, reply)
+
+
+class AsyncItemStream:
+    """A remote iterator.  Some items are asked for ahead, no more than `AHEAD`.
+
+    It ends with its last item, with `close()`, with its `async with` block, or when nobody has it any more.
+    """
+
+    def __init__(self, stub: Stub, connection: MultiplexedConnection, stream_id: str) -> None:
+        self._stub = stub
+        self._connection = connection
+        self._ahead: deque[tuple[int, asyncio.Future[Frame]]] = deque()
+        self._ended = False
+        self.stream_id = stream_id
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:
+        if self._ended:
+            raise StopAsyncIteration
+        connection, ahead = self._connection, self._ahead
+        codec = connection.codec
+        while len(ahead) < AHEAD:
+            payload = codec.encode_call(DAEMON_ID, "get_next_stream_item", (self.stream_id,), {})
+            sequence, reply = connection.request(codec, payload, 0, None)
+            ahead.append((sequence, cast("asyncio.Future[Frame]", reply)))
+        sequence, reply = ahead.popleft()
+        try:
+            async with asyncio.timeout(self._stub.timeout_s):
+                frame = await reply
+        except BaseException as problem:
+            self.close()
+            if isinstance(problem, TimeoutError) and not isinstance(problem, errors.ObjServerError):
+                raise errors.CallTimeout(f"no item of a stream came in {self._stub.timeout_s} s") from None
+            raise
+        if frame.flags & Flag.EXCEPTION:
+            self._ended = True
+            self._forget_ahead()
+            error = raised(codec.decode(frame.payload))
+            raise StopAsyncIteration if isinstance(error, StopIteration) else error
+        return codec.decode(frame.payload)
+
+    def _forget_ahead(self) -> None:
+        for sequence, _ in self._ahead:
+            self._connection.calls.abandon(sequence)
+        self._ahead.clear()
+
+    def close(self) -> None:
+        """Tell the server that no more items are wanted.  Safe to call twice."""
+        if self._ended:
+            return
+        self._ended = True
+        self._forget_ahead()
+        connection = self._connection
+        if not connection.closed:
+            payload = connection.codec.encode_call(DAEMON_ID, "close_stream", (self.stream_id,), {})
+            with contextlib.suppress(errors.CommunicationError):
+                connection.request(connection.codec, payload, Flag.ONEWAY, None)
+
+    async def aclose(self) -> None:
+        """As `close`, for `contextlib.aclosing`."""
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not self._ended and not self._connection.closed:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                self._connection.loop.call_soon_threadsafe(
+                    _close_stream, self._connection, self.stream_id, [s for s, _ in self._ahead]
+                )
+
+
+def _close_stream(connection: MultiplexedConnection, stream_id: str, ahead: list[int]) -> None:
+    for sequence in ahead:
+        connection.calls.abandon(sequence)
+    payload = connection.codec.encode_call(DAEMON_ID, "close_stream", (stream_id,), {})
+    with contextlib.suppress(errors.CommunicationError):
+        connection.request(connection.codec, payload, Flag.ONEWAY, None, NO_CORRELATION)
+
+
+def connect_async(reference: Reference | str, cls: type[T], **options: Unpack[ProxyOptions]) -> T:
+    """The asynchronous proxy of an object, typed as `cls`, a class of `async def` members such as
+    `objserver stubs` writes.  Options as for Proxy."""
+    return cast(T, AsyncProxy(reference, **options))

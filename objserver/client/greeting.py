@@ -1,0 +1,105 @@
+"""The first two frames of a connection, as its client sees them: the greeting, and what the answer means.
+
+Sans-IO: the blocking and the asynchronous connection send and receive the same, each in its way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from typing import Any
+
+from objserver import errors
+from objserver.codecs import Codec, Codecs
+from objserver.references import Location
+from objserver.wire import Extension, Frame, FrameType, encode_frame
+from objserver.wire import extension as wire_extension
+
+__all__ = ["HANDSHAKE_TIMEOUT_S", "Greeted", "Greeting", "Metadata"]
+
+HANDSHAKE_TIMEOUT_S = 10.0
+"""For the answer to the greeting, where the user gave no timeout: a server that never answers is none."""
+
+
+class Metadata:
+    """What the server says of an object: names of its `methods`, `oneway` methods and attributes `attrs`."""
+
+    __slots__ = ("attrs", "methods", "oneway")
+
+    def __init__(self, data: Any) -> None:
+        try:
+            self.methods = frozenset(data["methods"])
+            self.oneway = frozenset(data["oneway"])
+            self.attrs = frozenset(data["attrs"])
+        except (TypeError, KeyError):
+            raise errors.ProtocolError("the server sent no usable description of the object") from None
+
+
+@dataclasses.dataclass(frozen=True)
+class Greeting:
+    """What a client says first.
+
+    `serializer` is the name of a stock one, for who wants a stock conversation, or None.
+    """
+
+    location: Location
+    object_id: str
+    serializer: str | None
+    handshake: Any
+    session: str
+    client: str = ""
+    multiplexed: bool = False
+
+    def frame(self, codecs: Codecs) -> bytes:
+        """Its bytes."""
+        codec = codecs.by_name[self.serializer or "serpent"]
+        data = {"handshake": self.handshake, "object": self.object_id}
+        if self.serializer is None:
+            peer = Extension(session=self.session, client=self.client, multiplexed=self.multiplexed)
+            data[wire_extension.KEY] = peer.to_data()
+        return encode_frame(FrameType.CONNECT, codec.serializer_id, 0, 0, codec.encode(data))
+
+    def answered(self, reply: Frame, codecs: Codecs) -> Greeted:
+        """What the server said; ObjectNotFound, ConnectFailed with its reason, or ProtocolError."""
+        answer = codecs.get(reply.serializer_id).decode(reply.payload) if reply.payload else None
+        if isinstance(answer, errors.ObjectNotFound):
+            raise answer
+        if reply.type != FrameType.CONNECT_OK:
+            raise errors.ConnectFailed(f"{self.location} refused the connection: {answer}")
+        if not isinstance(answer, dict):
+            raise errors.ProtocolError(f"{self.location} answered the handshake with {type(answer).__name__}")
+        peer = Extension.from_handshake(answer)
+        return Greeted(
+            handshake=answer.get("handshake"),
+            metadata=Metadata(answer.get("meta")),
+            native=peer is not None,
+            frame_size_max=(peer and peer.frame_size_max) or sys.maxsize,
+            codec=codecs.native if peer else codecs.by_name[self.serializer or "serpent"],
+        )
+
+    def unanswered(self, timeout_s: float | None) -> errors.ConnectFailed:
+        """The error for a server that keeps silent."""
+        return errors.ConnectFailed(
+            f"{self.location} accepted the connection, but did not answer the handshake in "
+            f"{timeout_s} s: is it a Pyro5 or objserver server, and has it been started?"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Greeted:
+    """What a client knows after the handshake.  `native`: the other side is one of our peers."""
+
+    handshake: Any
+    metadata: Metadata
+    native: bool
+    frame_size_max: int
+    codec: Codec
+
+
+def too_large(location: object, size: int, most: int) -> errors.MessageTooLarge:
+    """The error for a request that the server would not take."""
+    problem = errors.MessageTooLarge(
+        f"the request takes {size} bytes; {location} accepts {most} (its setting frame_size_max)"
+    )
+    problem.limit = "frame_size_max"
+    return problem

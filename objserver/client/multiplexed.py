@@ -1,0 +1,411 @@
+"""A connection that carries many calls at once, on an event loop: replies come in any order.
+
+What is sent in one turn of the loop leaves in one piece.  A call that its caller gives up is cancelled at
+the server, and its number stays taken until the reply comes.  A server of ours may call back on the same
+connection: such a call goes to the object adapter of this process, and its reply leaves like a request.
+
+With a stock server the requests are sent ahead too, but it answers them one after the other, and cannot
+cancel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
+
+from objserver import errors
+from objserver.adapter import Answering, Invocation
+from objserver.client.greeting import HANDSHAKE_TIMEOUT_S, Greeted, Greeting, too_large
+from objserver.codecs import Codec, Codecs
+from objserver.references import Location
+from objserver.settings import Limits
+from objserver.wire import (
+    CallContext,
+    CallTable,
+    Flag,
+    Frame,
+    FrameParser,
+    FrameType,
+    encode_frame,
+)
+from objserver.wire import extension as wire_extension
+from objserver.wire.frames import NO_CORRELATION, plain_frame, plain_start
+
+if TYPE_CHECKING:
+    from objserver.client.home import Home
+
+__all__ = ["IN_FLIGHT_MAX", "MultiplexedConnection"]
+
+log = logging.getLogger("objserver.client")
+
+IN_FLIGHT_MAX = 500
+"""Calls in flight on one connection; more wait here.  Half of what a server takes, for the mailbox of one
+object holds no more than that either."""
+CALLED_MAX = 1_000
+"""Calls of the server under way on one connection; more are refused."""
+
+_RESULT = FrameType.RESULT
+
+
+class MultiplexedConnection(asyncio.Protocol, Answering):
+    """A connected and greeted socket of an event loop.  Its methods belong to that loop's thread, except
+    `send`, `now` and what else a caller of invocations has."""
+
+    greeted: Greeted
+    native: bool
+    codec: Codec
+    _start: bytes
+
+    def __init__(self, greeting: Greeting, codecs: Codecs, home: Home, limits: Limits) -> None:
+        self.greeting = greeting
+        self.location: Location = greeting.location
+        self.loop = asyncio.get_running_loop()
+        self.closed = False
+        self.calls: CallTable[asyncio.Future[Frame]] = CallTable()
+        self._codecs = codecs
+        self._home = home
+        self._parser = FrameParser(limits)
+        self._payload_max = limits.frame_size_max
+        self._tracebacks = True
+        self._transport: asyncio.Transport | None = None
+        self._answer: asyncio.Future[Frame] = self.loop.create_future()
+        self._out: list[bytes] = []
+        self._writable = True
+        self._waiting: deque[Callable[[], None]] = deque()
+        """What goes on when there is room, in the order in which it came."""
+        self._called: dict[int, Invocation] = {}
+        self.when_closed: Callable[[], None] | None = None
+
+    @classmethod
+    async def open(
+        cls, greeting: Greeting, *, codecs: Codecs, home: Home, timeout_s: float | None, limits: Limits
+    ) -> Self:
+        """Connect and greet; ConnectFailed, ObjectNotFound or ProtocolError."""
+        self = cls(greeting, codecs, home, limits)
+        location, loop = greeting.location, self.loop
+        limit_s = HANDSHAKE_TIMEOUT_S if timeout_s is None else timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                if location.client:
+                    raise OSError("a client's object is called on the connections that the client made")
+                if location.path:
+                    await loop.create_unix_connection(lambda: self, location.path)
+                else:
+                    await loop.create_connection(lambda: self, location.host, location.port)
+        except TimeoutError:
+            raise errors.ConnectFailed(f"cannot connect to {location} in {timeout_s} s") from None
+        except OSError as problem:
+            raise errors.ConnectFailed(
+                f"cannot connect to {location}: {problem.strerror or problem}"
+            ) from None
+        try:
+            self.write(greeting.frame(codecs))
+            async with asyncio.timeout(limit_s):
+                reply = await self._answer
+            self.greeted = greeting.answered(reply, codecs)
+        except BaseException as problem:
+            self.close()
+            if isinstance(problem, TimeoutError):
+                raise greeting.unanswered(limit_s) from None
+            if isinstance(problem, OSError) and not isinstance(problem, errors.ConnectFailed):
+                raise errors.ConnectFailed(f"{location} closed the connection during the handshake") from None
+            raise
+        self.native = self.greeted.native
+        self.codec = self.greeted.codec
+        self._start = plain_start(FrameType.INVOKE, self.codec.serializer_id)
+        return self
+
+    # -- calls ---------------------------------------------------------------------------------------
+
+    async def room(self) -> None:
+        """Wait until another call may be sent: not too many are in flight, and the server reads."""
+        while not self._has_room():
+            waiter = self.loop.create_future()
+            self._waiting.append(partial(_wake, waiter))
+            await waiter
+
+    def when_room(self, go: Callable[[], None]) -> None:
+        """Have `go()` called on the loop when another call may be sent, in order; from any thread."""
+        if _running_loop() is self.loop:
+            self._when_room(go)
+        else:
+            self.loop.call_soon_threadsafe(self._when_room, go)
+
+    def _when_room(self, go: Callable[[], None]) -> None:
+        if self._waiting or not self._has_room():
+            self._waiting.append(go)
+        else:
+            go()
+
+    def _has_room(self) -> bool:
+        return self.closed or (len(self.calls) < IN_FLIGHT_MAX and self._writable)
+
+    def request(
+        self,
+        codec: Codec,
+        payload: bytes,
+        flags: int,
+        annotations: Mapping[str, bytes] | None,
+        correlation: bytes = NO_CORRELATION,
+    ) -> tuple[int, asyncio.Future[Frame] | None]:
+        """Send a request; its number, and what its reply will be in, or None for a oneway.
+
+        ConnectFailed, MessageTooLarge: it was not sent.
+        """
+        if self.closed:
+            raise errors.ConnectFailed(f"the connection to {self.location} is closed; nothing was sent")
+        reply: asyncio.Future[Frame] | None = None
+        sequence = 0
+        if not flags & Flag.ONEWAY:
+            reply = self.loop.create_future()
+            sequence = self.calls.add(reply)
+        if flags or annotations or correlation is not NO_CORRELATION:
+            kind = FrameType.INVOKE
+            try:
+                data = encode_frame(
+                    kind, codec.serializer_id, flags, sequence, payload, annotations, correlation
+                )
+            except BaseException:
+                if sequence:
+                    self.calls.take(sequence)
+                raise
+        else:
+            data = plain_frame(self._start, sequence, payload)
+        if len(data) > self.greeted.frame_size_max:
+            if sequence:
+                self.calls.take(sequence)
+            raise too_large(self.location, len(data), self.greeted.frame_size_max)
+        self.write(data)
+        return sequence, reply
+
+    def give_up(self, sequence: int) -> None:
+        """Nobody waits for this reply any more; our peers are told to stop."""
+        if self.calls.abandon(sequence) and self.native and not self.closed:
+            self.write(encode_frame(FrameType.CANCEL, self.codec.serializer_id, 0, sequence, b""))
+
+    async def call(
+        self,
+        codec: Codec,
+        payload: bytes,
+        flags: int,
+        annotations: Mapping[str, bytes] | None,
+        correlation: bytes,
+        timeout_s: float | None,
+    ) -> Frame | None:
+        """One request and its reply, or None for a oneway.  CallTimeout and ConnectionLost: outcome
+        unknown."""
+        if len(self.calls) >= IN_FLIGHT_MAX or not self._writable:
+            await self.room()
+        sequence, reply = self.request(codec, payload, flags, annotations, correlation)
+        if reply is None:
+            return None
+        try:
+            if timeout_s is None:
+                return await reply
+            async with asyncio.timeout(timeout_s):
+                return await reply
+        except TimeoutError as problem:
+            if isinstance(problem, errors.ObjServerError):
+                raise
+            self.give_up(sequence)
+            raise errors.CallTimeout(
+                f"no reply from {self.location} in {timeout_s} s; the call may still run there"
+            ) from None
+        except BaseException:
+            self.give_up(sequence)
+            raise
+
+    # -- writing -------------------------------------------------------------------------------------
+
+    def write(self, data: bytes) -> None:
+        """Have `data` sent at the end of this turn of the loop, in one piece with what else is to be sent."""
+        if not self._out:
+            self.loop.call_soon(self._flush)
+        self._out.append(data)
+
+    def _flush(self) -> None:
+        out, self._out = self._out, []
+        if self._transport is not None and not self.closed:
+            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+
+    def pause_writing(self) -> None:
+        self._writable = False
+
+    def resume_writing(self) -> None:
+        self._writable = True
+        self._make_room()
+
+    def _make_room(self) -> None:
+        # Of those who only wait, each will send a call later in this turn.
+        free = IN_FLIGHT_MAX - len(self.calls)
+        while self._waiting and self._has_room() and (free > 0 or self.closed):
+            self._waiting.popleft()()
+            free -= 1
+
+    # -- reading -------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for frame in self._parser.receive_data(data):
+                if frame.type == _RESULT:
+                    reply = self.calls.take(frame.sequence)
+                    if reply is not None and not reply.done():
+                        reply.set_result(frame)
+                else:
+                    self._take(frame)
+        except KeyError:
+            # The server could not read a request, or it said something that nobody asked.
+            self._fail(self._unasked(frame))
+        except errors.ProtocolError as problem:
+            self._fail(problem)
+        if self._waiting:
+            self._make_room()
+
+    def _take(self, frame: Frame) -> None:
+        if frame.type in (FrameType.CONNECT_OK, FrameType.CONNECT_FAIL) and not self._answer.done():
+            self._answer.set_result(frame)
+        elif frame.type == FrameType.INVOKE:
+            self._be_called(frame)
+        elif frame.type == FrameType.CANCEL:
+            invocation = self._called.get(frame.sequence)
+            if invocation is not None:
+                self._home.adapter.cancel(invocation)
+        else:
+            raise errors.ProtocolError(f"{self.location} sent a frame of type {frame.type}")
+
+    def _unasked(self, frame: Frame) -> BaseException:
+        if frame.flags & Flag.EXCEPTION:
+            try:
+                value = self._codecs.get(frame.serializer_id).decode(frame.payload)
+            except errors.ProtocolError as problem:
+                value = problem
+            if isinstance(value, BaseException):
+                return value
+        return errors.ProtocolError(f"{self.location} answered request {frame.sequence}, which was not made")
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, problem: Exception | None) -> None:
+        reason = f": {problem}" if problem else ""
+        self._fail(
+            errors.ConnectionLost(f"the connection to {self.location} broke before the reply came{reason}")
+        )
+
+    def close(self) -> None:
+        """Close the socket.  Safe to call twice."""
+        self._fail(errors.ConnectionLost(f"the connection to {self.location} was closed on this side"))
+
+    def _fail(self, problem: BaseException) -> None:
+        if self.closed:
+            return
+        if self._out:
+            self._flush()  # what was said before, a oneway above all, is still sent
+        self.closed = True
+        if self._transport is not None:
+            self._transport.close()
+        for reply in [*self.calls.clear(), self._answer]:
+            if not reply.done():
+                reply.set_exception(problem)
+                reply.exception()  # seen: nobody may be left to ask for it
+        self._make_room()
+        for invocation in list(self._called.values()):
+            self._home.adapter.cancel(invocation)
+        self._home.adapter.disconnected(self)
+        if self.when_closed is not None:
+            self.when_closed()
+
+    # -- being called: the connection is the caller of its invocations -------------------------------
+
+    session_is_connection = True
+
+    @property
+    def address(self) -> Any:
+        return str(self.location)
+
+    @property
+    def session(self) -> str:
+        return f"server:{self.location}"
+
+    @property
+    def holder(self) -> str:
+        return f"server:{self.location}"
+
+    @property
+    def link(self) -> object:
+        return self
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def about_to_block(self) -> None:
+        """Nobody waits for a place here."""
+
+    def no_longer_blocked(self) -> None:
+        """See `about_to_block`."""
+
+    def pyro5_context(self, invocation: Invocation) -> dict[str, Any]:
+        return {"client_sock_addr": self.address, "annotations": invocation.annotations}
+
+    def _be_called(self, frame: Frame) -> None:
+        codec = self._codecs.native
+        try:
+            object_id, method, args, kwargs = codec.decode_call(frame.payload)
+        except errors.ProtocolError as problem:
+            object_id, method, args, kwargs = "", "", (), {}
+            refused: errors.ObjServerError | None = problem
+        else:
+            refused = None
+        invocation = Invocation(self, object_id, method, args, kwargs, (codec, frame))
+        invocation.oneway = bool(frame.flags & Flag.ONEWAY)
+        if frame.correlation is not NO_CORRELATION:
+            invocation._correlation = frame.correlation
+        annotations = dict(frame.annotations)
+        if wire_extension.ANNOTATION in annotations:
+            context = CallContext.decode(annotations.pop(wire_extension.ANNOTATION))
+            invocation.chain = context.chain
+            if context.remaining_s is not None:
+                invocation.deadline = self.now() + context.remaining_s
+        invocation.annotations = annotations
+        if len(self._called) >= CALLED_MAX:
+            refused = errors.ServerBusy(f"{CALLED_MAX} calls of this client's objects are under way")
+        if refused is not None:
+            if not invocation.oneway:
+                self.write(self.encode_error(invocation, refused))
+            return
+        if not invocation.oneway:
+            self._called[frame.sequence] = invocation
+        self._home.call(invocation)
+
+    def send(self, reply: bytes) -> None:
+        """Send the reply to an invocation; from any thread."""
+        try:
+            self.loop.call_soon_threadsafe(self._reply, reply)
+        except RuntimeError:
+            pass  # the loop has ended, and the connection with it
+
+    def _reply(self, reply: bytes) -> None:
+        self._called.pop(int.from_bytes(reply[10:12], "big"), None)
+        if not self.closed:
+            self.write(reply)
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

@@ -1,0 +1,374 @@
+"""What is under way on a connection that carries more than one request after the other.
+
+A peer of ours may send a request before it has the reply to the one before, cancel one, and refer in one to
+the results of others.  It may also be called, on the connection that it made.  A conversation keeps account
+of that:
+
+    calls       requests in flight, by number, so that they can be cancelled
+    kept        results of requests that had flag KEEP, for a while
+    postponed   requests that refer to results which are not there yet
+    outgoing    calls of servants to the peer's objects, which wait for its replies
+
+Every request that is not oneway gets exactly one reply, cancelled or not: until then its number is taken.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from objserver import errors
+from objserver.adapter import Invocation, not_begun
+from objserver.codecs import Codec
+from objserver.codecs.base import proxy_reference
+from objserver.wire import CallTable, Flag, Frame, FrameType, Promises, encode_frame
+
+if TYPE_CHECKING:
+    from objserver.server.connection import Connection
+
+__all__ = ["Conversation", "PendingReply"]
+
+KEEP_S = 30.0
+"""How long a result is kept: a request that refers to it was sent before the peer had the reply."""
+
+
+class PendingReply:
+    """The caller of one invocation that is accounted for; the connection does the work."""
+
+    __slots__ = ("_conversation", "connection", "error", "keep", "sequence", "value")
+
+    def __init__(self, conversation: Conversation, sequence: int, keep: bool) -> None:
+        self._conversation = conversation
+        self.connection = conversation.connection
+        self.sequence = sequence
+        self.keep = keep
+        self.value: Any = None
+        self.error: BaseException | None = None
+
+    @property
+    def address(self) -> Any:
+        return self.connection.address
+
+    @property
+    def session(self) -> str:
+        return self.connection.session
+
+    @property
+    def session_is_connection(self) -> bool:
+        return self.connection.session_is_connection
+
+    @property
+    def holder(self) -> str:
+        return self.connection.holder
+
+    @property
+    def closed(self) -> bool:
+        return self.connection.closed
+
+    @property
+    def link(self) -> object:
+        return self.connection
+
+    def now(self) -> float:
+        return self.connection.now()
+
+    def about_to_block(self) -> None:
+        self.connection.about_to_block()
+
+    def no_longer_blocked(self) -> None:
+        self.connection.no_longer_blocked()
+
+    def encode_result(self, invocation: Invocation, value: Any) -> bytes:
+        data = self.connection.encode_result(invocation, value)
+        self.value, self.error = value, None
+        return data
+
+    def encode_error(self, invocation: Invocation, error: BaseException) -> bytes:
+        self.error = error
+        return self.connection.encode_error(invocation, error)
+
+    def encode_stream(self, invocation: Invocation, stream_id: str) -> bytes:
+        self.error = errors.SerializeError(
+            f"the result of {invocation.object_id}.{invocation.method} is a stream of items, which no other "
+            "call can take"
+        )
+        return self.connection.encode_stream(invocation, stream_id)
+
+    def pyro5_context(self, invocation: Invocation) -> dict[str, Any]:
+        return self.connection.pyro5_context(invocation)
+
+    def send(self, reply: bytes) -> None:
+        # Told before the reply leaves: the peer may use the number again as soon as it has the reply.
+        self._conversation.settled(self, len(reply))
+        self.connection.send(reply)
+
+
+class _Postponed:
+    """A request that waits for results; `missing` are the numbers of their requests."""
+
+    __slots__ = ("invocation", "missing", "promises", "values")
+
+    def __init__(self, invocation: Invocation, promises: Promises) -> None:
+        self.invocation = invocation
+        self.promises = promises
+        self.missing = promises.sequences
+        self.values: dict[int, Any] = {}
+
+
+class Conversation:
+    """See the module's essay.  Every method may be called from any thread."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self._settings = connection.server.settings
+        self._lock = threading.Lock()
+        self._calls: dict[int, Invocation] = {}
+        self._kept: OrderedDict[int, tuple[PendingReply, int, float]] = OrderedDict()
+        self._kept_size = 0
+        self._postponed: dict[int, list[_Postponed]] = {}
+        self._outgoing: CallTable[Future[Frame]] = CallTable()
+
+    # -- requests ------------------------------------------------------------------------------------
+
+    def begin(self, invocation: Invocation, frame: Frame) -> None:
+        """Account for a request from now until its reply; ServerBusy if too many are in flight."""
+        sequence = frame.sequence
+        with self._lock:
+            if len(self._calls) >= self._settings.calls_per_connection_max:
+                raise errors.ServerBusy(
+                    f"{len(self._calls)} calls are in flight on this connection "
+                    "(setting calls_per_connection_max)"
+                )
+            if sequence in self._calls:
+                raise errors.ProtocolError(f"request {sequence} is still in flight; its number is taken")
+            self._calls[sequence] = invocation
+            self._forget_result(sequence)
+        invocation.caller = PendingReply(self, sequence, bool(frame.flags & Flag.KEEP))
+
+    def postpone(self, invocation: Invocation, promises: Promises) -> bool:
+        """Have a request wait for the results it refers to.  False if they are there: it goes on at once."""
+        postponed = _Postponed(invocation, promises)
+        with self._lock:
+            for sequence in list(postponed.missing):
+                if sequence in self._kept:
+                    postponed.missing.discard(sequence)
+                    postponed.values[sequence] = self._kept[sequence][0]
+                elif sequence not in self._calls or self._calls[sequence] is invocation:
+                    raise errors.ProtocolError(
+                        f"the result of request {sequence} is not kept here any more "
+                        "(settings kept_results_max, kept_results_memory_max); await it, and send it yourself"
+                    )
+            for sequence in postponed.missing:
+                self._postponed.setdefault(sequence, []).append(postponed)
+            if postponed.missing:
+                return True
+        return not self._filled_in(postponed)
+
+    def settled(self, pending: PendingReply, size: int) -> None:
+        """A reply of `size` bytes is about to be sent; what waited for its result goes on."""
+        sequence = pending.sequence
+        ready = []
+        with self._lock:
+            self._calls.pop(sequence, None)
+            if not pending.keep:
+                return
+            now = self.connection.now()
+            self._forget_result(sequence)
+            self._kept[sequence] = pending, size, now + KEEP_S
+            self._kept_size += size
+            self._forget_surplus(now)
+            for postponed in self._postponed.pop(sequence, ()):
+                postponed.missing.discard(sequence)
+                postponed.values[sequence] = pending
+                if not postponed.missing:
+                    ready.append(postponed)
+        for postponed in ready:
+            if self._filled_in(postponed):
+                self.connection.server.engine.submit(partial(self._go_on, postponed.invocation))
+
+    def _filled_in(self, postponed: _Postponed) -> bool:
+        """Give a request what it waited for; False if that is an error, which is then its answer."""
+        invocation = postponed.invocation
+        try:
+            self._fill_in(postponed)
+        except BaseException as problem:
+            invocation.caller.send(invocation.caller.encode_error(invocation, problem))
+            return False
+        return True
+
+    def _go_on(self, invocation: Invocation) -> None:
+        if self.connection.server.adapter.admit(invocation):
+            self.connection.server.adapter.run(invocation)
+
+    def cancel(self, sequence: int) -> None:
+        """The peer wants no result of this request any more.  Late and unknown ones are passed over."""
+        with self._lock:
+            invocation = self._calls.get(sequence)
+            waiting = False
+            if invocation is not None:
+                for others in self._postponed.values():
+                    for postponed in [p for p in others if p.invocation is invocation]:
+                        others.remove(postponed)
+                        waiting = True
+        if invocation is None:
+            return
+        if waiting:
+            invocation.cancel()
+            invocation.caller.send(invocation.caller.encode_error(invocation, not_begun(invocation)))
+        else:
+            self.connection.server.adapter.cancel(invocation)
+
+    def _fill_in(self, postponed: _Postponed) -> None:
+        """Put the results where the request wants them; raises what made one of them fail."""
+        invocation, promises = postponed.invocation, postponed.promises
+        for pending in postponed.values.values():
+            if pending.error is not None:
+                raise pending.error
+        args, kwargs = list(invocation.args), dict(invocation.kwargs)
+        for place, sequence in promises.args.items():
+            value = postponed.values[sequence].value
+            if isinstance(place, str):
+                kwargs[place] = value
+            elif 0 <= place < len(args):
+                args[place] = value
+            else:
+                raise errors.ProtocolError(f"the request has no argument {place}")
+        invocation.args, invocation.kwargs = args, kwargs
+        if promises.target is not None:
+            target = postponed.values[promises.target].value
+            invocation.object_id = self._object_id(target, invocation.method)
+
+    def _object_id(self, target: Any, method: str) -> str:
+        server = self.connection.server
+        object_id = server.adapter.reference_id(target)
+        reference = proxy_reference(target)
+        if object_id is None and reference is not None and server.is_here(reference):
+            object_id = reference.object_id
+        if object_id is None:
+            raise errors.MemberNotFound(
+                f"cannot call {method!r} on the result of another call: it is a {type(target).__name__}, and "
+                "not an object that is served here"
+            )
+        return object_id
+
+    def _forget_result(self, sequence: int) -> None:
+        kept = self._kept.pop(sequence, None)
+        if kept is not None:
+            self._kept_size -= kept[1]
+
+    def _forget_surplus(self, now: float) -> None:
+        while self._kept and (
+            len(self._kept) > self._settings.kept_results_max
+            or self._kept_size > self._settings.kept_results_memory_max
+            or next(iter(self._kept.values()))[2] <= now
+        ):
+            self._forget_result(next(iter(self._kept)))
+
+    def housekeeping(self, now: float) -> bool:
+        """Forget results that were kept long enough; False if there are none left."""
+        with self._lock:
+            self._forget_surplus(now)
+            return bool(self._kept)
+
+    # -- calls to the peer: the same face as a client's connection -----------------------------------
+
+    native = True
+    handshake: Any = None
+
+    @property
+    def is_open(self) -> bool:
+        return not self.connection.closed
+
+    @property
+    def codec(self) -> Codec:
+        return self.connection.server.codecs.native
+
+    def call(
+        self,
+        codec: Codec,
+        payload: bytes,
+        flags: int,
+        annotations: Mapping[str, bytes] | None,
+        correlation: bytes,
+        timeout_s: float | None,
+        cancellable: Callable[[Callable[[], None]], None] | None = None,
+    ) -> Frame | None:
+        """Send a request to the peer; return its reply, or None for a oneway.
+
+        ConnectionLost if the peer goes away meanwhile, CallTimeout; ConnectFailed if it is gone already.
+        """
+        connection = self.connection
+        reply: Future[Frame] = Future()
+        with self._lock:
+            if connection.closed:
+                raise errors.ConnectFailed(
+                    f"the client {connection.address} is gone: its object is not called"
+                )
+            if flags & Flag.ONEWAY:
+                sequence = 0
+            elif len(self._outgoing) >= self._settings.callbacks_per_connection_max:
+                raise errors.ServerBusy(
+                    f"{len(self._outgoing)} calls to objects of {connection.address} wait for their replies "
+                    "(setting callbacks_per_connection_max)"
+                )
+            else:
+                sequence = self._outgoing.add(reply)
+        data = encode_frame(
+            FrameType.INVOKE, codec.serializer_id, flags, sequence, payload, annotations, correlation
+        )
+        connection.send(data)
+        if flags & Flag.ONEWAY:
+            return None
+        if cancellable is not None:
+            cancellable(lambda: self._send_cancel(sequence))
+        try:
+            return reply.result(timeout_s)
+        except TimeoutError:
+            self._give_up(sequence)
+            raise errors.CallTimeout(
+                f"no reply from the client {connection.address} in {timeout_s} s; it may still be at it"
+            ) from None
+        except BaseException:
+            self._give_up(sequence)
+            raise
+
+    def answered(self, frame: Frame) -> None:
+        """The reply to a call of ours."""
+        with self._lock:
+            try:
+                reply = self._outgoing.take(frame.sequence)
+            except KeyError:
+                raise errors.ProtocolError(
+                    f"a reply to request {frame.sequence}, which was not made"
+                ) from None
+        if reply is not None:
+            reply.set_result(frame)
+
+    def _give_up(self, sequence: int) -> None:
+        with self._lock:
+            waiting = self._outgoing.abandon(sequence)
+        if waiting:
+            self._send_cancel(sequence)
+
+    def _send_cancel(self, sequence: int) -> None:
+        self.connection.send(encode_frame(FrameType.CANCEL, self.codec.serializer_id, 0, sequence, b""))
+
+    def close(self) -> None:
+        """The connection is gone: nobody waits for what it had under way."""
+        with self._lock:
+            calls = [invocation for invocation in self._calls.values() if not invocation.oneway]
+            postponed = {id(p.invocation) for others in self._postponed.values() for p in others}
+            self._postponed.clear()
+            self._kept.clear()
+            outgoing = self._outgoing.clear()
+        for reply in outgoing:
+            reply.set_exception(
+                errors.ConnectionLost(f"the client {self.connection.address} went away before its reply came")
+            )
+        for invocation in calls:
+            if id(invocation) not in postponed:
+                self.connection.server.adapter.cancel(invocation)
