@@ -20,7 +20,7 @@ from objserver.adapter import (
     oneway,
     readonly,
 )
-from objserver.client import AsyncProxy, Promise, Proxy, connect, connect_async, invoke
+from objserver.client import AsyncProxy, Promise, Proxy, Publisher, connect, connect_async, invoke
 from objserver.invocation import Call, Interceptor, current
 from objserver.references import Reference, object_id
 from objserver.server import ObjectServer
@@ -40,6 +40,7 @@ __all__ = [
     "Persistent",
     "Promise",
     "Proxy",
+    "Publisher",
     "ReadersWriter",
     "Reentrant",
     "Reference",

@@ -268,8 +268,11 @@ class ObjectAdapter:
             invocation.member, invocation.args = skeleton.find(invocation.method, invocation.args)
             return
         members = []
+        methods = skeleton.methods
         for method, args, kwargs in invocation.batch:
-            member, args = skeleton.find(method, args)
+            member = methods.get(method)
+            if member is None:
+                member, args = skeleton.find(method, args)
             members.append((member, args, kwargs))
         invocation.members = members
 

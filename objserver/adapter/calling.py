@@ -86,7 +86,10 @@ def _call(
     values: list[Any] = []
     for member, args, kwargs in invocation.members:
         try:
-            value = _call_member(servant, invocation, member, args, kwargs, interceptors)
+            if interceptors:
+                value = _call_member(servant, invocation, member, args, kwargs, interceptors)
+            else:
+                value = member.call(servant, *args, **kwargs)
             values.append(_awaited(value, engine) if type(value) is CoroutineType else value)
         except Exception as problem:
             if tracebacks:

@@ -4,6 +4,7 @@ import objserver.client.arrival  # noqa: F401  (it says what a reference becomes
 from objserver.client.async_proxy import AsyncItemStream, AsyncProxy, connect_async
 from objserver.client.promises import Promise
 from objserver.client.proxy import Batch, ItemStream, Proxy, connect, invoke
+from objserver.client.publisher import Publisher
 from objserver.client.resolve import name_server
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "ItemStream",
     "Promise",
     "Proxy",
+    "Publisher",
     "connect",
     "connect_async",
     "invoke",

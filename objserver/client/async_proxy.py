@@ -24,7 +24,8 @@ from objserver.client.multiplexed import MultiplexedConnection
 from objserver.client.promises import FutureFace
 from objserver.client.proxy import Batch, Proxy, ProxyOptions
 from objserver.client.stub import ConnectionPool, Stub, raised
-from objserver.invocation import Call, intercepted
+from objserver.codecs import Codec
+from objserver.invocation import Call, in_progress, intercepted
 from objserver.references import DAEMON_ID, Reference
 from objserver.wire import Flag, Frame
 from objserver.wire.frames import NO_CORRELATION
@@ -111,7 +112,7 @@ class AsyncProxy:
         """Close the connection; the session of this proxy ends, unless it was given one by name."""
         stub = self._objserver_stub
         pool = cast(ConnectionPool, stub.pool)
-        connection = pool.multiplexed
+        connection = pool.live
         if connection is not None and connection.native and not pool.session_is_shared:
             with contextlib.suppress(errors.CommunicationError):
                 payload = connection.codec.encode_call(DAEMON_ID, "release_session", (), {})
@@ -148,7 +149,7 @@ class AsyncBatch(Batch):
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        calls, self._calls = self._calls, []
+        calls = self._taken()
         if kind is None and calls:
             self._values = await _invoke(self._stub, "<batch>", calls, {}, Flag.BATCH) or []
 
@@ -184,7 +185,37 @@ class _AsyncCall:
         self._kwargs = kwargs
 
     def __await__(self) -> Generator[Any, None, Any]:
-        return _call(self._stub, self._method, self._args, self._kwargs).__await__()
+        # What nearly all calls are goes without a coroutine: each costs more than the work it does.
+        stub = self._stub
+        connection = stub.pool.live
+        if (
+            connection is None
+            or stub.timeout_s is not None
+            or stub.interceptors
+            or stub.annotations
+            or stub.correlation is not NO_CORRELATION
+            or in_progress.get() is not None
+            or not connection.has_room()
+            or connection.loop is not asyncio.get_running_loop()
+            or self._method in connection.greeted.metadata.oneway
+        ):
+            return (yield from _call(stub, self._method, self._args, self._kwargs).__await__())
+        codec = connection.codec
+        try:
+            payload = codec.encode_call(stub.pool.object_id, self._method, self._args, self._kwargs)
+        except errors.ProtocolError:  # the long way says whose argument it is, and knows blobs
+            return (yield from _call(stub, self._method, self._args, self._kwargs).__await__())
+        sequence, reply = connection.request(codec, payload, 0, None)
+        try:
+            frame = yield from cast("asyncio.Future[Frame]", reply)
+        except (errors.OutcomeUnknown, errors.ConnectFailed) as problem:
+            raise _about(stub, self._method, problem) from None
+        except BaseException:
+            connection.give_up(sequence)
+            raise
+        if frame.flags or frame.annotations:
+            return _unusual(stub, connection, codec, frame)
+        return codec.decode(frame.payload)
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         result = await self
@@ -201,7 +232,7 @@ class _AsyncCall:
 
 async def _connection(stub: Stub) -> MultiplexedConnection:
     pool = cast(ConnectionPool, stub.pool)
-    connection = pool.multiplexed
+    connection = pool.live
     if connection is not None and connection.loop is asyncio.get_running_loop():
         return connection
     return await pool.multiplex(stub.timeout_s)
@@ -237,10 +268,18 @@ async def _request(
     try:
         reply = await connection.call(codec, payload, flags, annotations, correlation, stub.time_left())
     except (errors.OutcomeUnknown, errors.ConnectFailed) as problem:
-        # One error may end many calls, so it is not changed.
-        raise type(problem)(f"{stub.pool.object_id}.{method}: {problem}") from None
+        raise _about(stub, method, problem) from None
     if reply is None:
         return None
+    return _unusual(stub, connection, codec, reply)
+
+
+def _about(stub: Stub, method: str, problem: errors.CommunicationError) -> errors.CommunicationError:
+    """The same error for one call: an error of the connection may end many, so it is not changed."""
+    return type(problem)(f"{stub.pool.object_id}.{method}: {problem}")
+
+
+def _unusual(stub: Stub, connection: MultiplexedConnection, codec: Codec, reply: Frame) -> Any:
     if reply.flags & Flag.ITEM_STREAM:
         return AsyncItemStream(stub, connection, stub.stream_id(reply))
     return stub.value_of(codec, reply)

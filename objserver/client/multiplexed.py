@@ -124,7 +124,7 @@ class MultiplexedConnection(asyncio.Protocol, Answering):
 
     async def room(self) -> None:
         """Wait until another call may be sent: not too many are in flight, and the server reads."""
-        while not self._has_room():
+        while not self.has_room():
             waiter = self.loop.create_future()
             self._waiting.append(partial(_wake, waiter))
             await waiter
@@ -137,12 +137,13 @@ class MultiplexedConnection(asyncio.Protocol, Answering):
             self.loop.call_soon_threadsafe(self._when_room, go)
 
     def _when_room(self, go: Callable[[], None]) -> None:
-        if self._waiting or not self._has_room():
+        if self._waiting or not self.has_room():
             self._waiting.append(go)
         else:
             go()
 
-    def _has_room(self) -> bool:
+    def has_room(self) -> bool:
+        """Whether another call may be sent now, or it makes no difference."""
         return self.closed or (len(self.calls) < IN_FLIGHT_MAX and self._writable)
 
     def request(
@@ -243,7 +244,7 @@ class MultiplexedConnection(asyncio.Protocol, Answering):
     def _make_room(self) -> None:
         # Of those who only wait, each will send a call later in this turn.
         free = IN_FLIGHT_MAX - len(self.calls)
-        while self._waiting and self._has_room() and (free > 0 or self.closed):
+        while self._waiting and self.has_room() and (free > 0 or self.closed):
             self._waiting.popleft()()
             free -= 1
 

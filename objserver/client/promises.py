@@ -191,7 +191,7 @@ def _connection_of(stub: Stub) -> MultiplexedConnection | None:
         raise errors.CommunicationError(
             f"{pool.object_id} is an object of a client: call it, or oneway; it has no futures"
         )
-    connection = pool.multiplexed
+    connection = pool.live
     if connection is None and not pool.asynchronous:
         connection = home.run(pool.multiplex(stub.timeout_s))
     return connection

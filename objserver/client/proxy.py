@@ -277,16 +277,21 @@ class Batch:
 
     def __init__(self, stub: Stub) -> None:
         self._stub = stub
-        self._calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+        self._calls: list[list[Any]] = []
         self._values: list[Any] = []
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         if name.startswith("_"):
             raise _private(name)
 
-        def collect(*args: Any, **kwargs: Any) -> None:
-            self._calls.append((name, args, kwargs))
+        append = self._calls.append
 
+        # Lists, because of a tuple the codec would have to keep the type.  The collector of a name is made
+        # once, and does not keep the batch: sockets in a cycle wait for the garbage collector.
+        def collect(*args: Any, **kwargs: Any) -> None:
+            append([name, list(args), kwargs])
+
+        self.__dict__[name] = collect
         return collect
 
     def __enter__(self) -> Self:
@@ -300,10 +305,15 @@ class Batch:
 
     def send(self, *, oneway: bool = False) -> None:
         """Send what was collected; returns when all of it has been executed (or sent, if `oneway`)."""
-        calls, self._calls = self._calls, []
+        calls = self._taken()
         flags = Flag.BATCH | (Flag.ONEWAY if oneway else 0)
         if calls:
             self._values = self._stub.invoke("<batch>", calls, {}, flags) or []
+
+    def _taken(self) -> list[list[Any]]:
+        calls = list(self._calls)
+        self._calls.clear()
+        return calls
 
     def __call__(self, oneway: bool = False) -> Iterator[Any]:
         self.send(oneway=oneway)

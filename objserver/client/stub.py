@@ -84,6 +84,8 @@ class ConnectionPool:
         """It belongs to an AsyncProxy."""
         self.lease: Lease | None = None
         """Of the object, if it was exported to this process."""
+        self.live: MultiplexedConnection | None = None
+        """The one connection of this proxy that carries many calls, if it is open."""
         self._background: asyncio.Task[MultiplexedConnection] | None = None
 
     def __del__(self) -> None:
@@ -178,18 +180,10 @@ class ConnectionPool:
         self.location = greeting.location
         self.metadata = metadata
 
-    @property
-    def multiplexed(self) -> MultiplexedConnection | None:
-        """The one connection of this proxy that carries many calls, if it is there."""
-        task = self._background
-        if task is None or not task.done() or _failed(task) or task.result().closed:
-            return None
-        return task.result()
-
     async def multiplex(self, timeout_s: float | None) -> MultiplexedConnection:
         """The same, made if need be; on the loop it lives on."""
         task = self._background
-        if task is None or (task.done() and self.multiplexed is None) or _is_over(task.get_loop()):
+        if task is None or (task.done() and self.live is None) or _is_over(task.get_loop()):
             task = self._background = asyncio.ensure_future(self._multiplex(timeout_s))
         return await asyncio.shield(task)
 
@@ -202,6 +196,15 @@ class ConnectionPool:
             greeting, codecs=self.codecs, home=home, timeout_s=timeout_s, limits=CLIENT_LIMITS
         )
         self.met(greeting, connection.greeted.metadata)
+        self.live = connection
+        weak = weakref.ref(self)
+
+        def closed() -> None:
+            pool = weak()
+            if pool is not None and pool.live is connection:
+                pool.live = None
+
+        connection.when_closed = closed
         return connection
 
     def learn(self, timeout_s: float | None) -> None:
@@ -265,6 +268,7 @@ class LinkPool:
         self.location = reference.location
         self.metadata: Metadata | None = None
         self.lease: Lease | None = None
+        self.live: MultiplexedConnection | None = None
         self.take_from = find
 
     def take(self, timeout_s: float | None) -> ClientConnection:

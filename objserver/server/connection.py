@@ -55,11 +55,14 @@ LARGE = 64 * 1024
 """Bytes from which decoding a request is work of its own: beyond it, it would hold up the other clients."""
 HEAVY = 4 * 1024
 """Bytes from which the arguments of a waiting or running invocation count against `receive_memory_max`."""
+GATHER_MAX = 64
+"""Replies that are sent together at most: the peer has something to do meanwhile."""
 LINGER_S = 1.0
 """How long a connection that was refused stays half open: long enough for the reason to arrive."""
 Start = Callable[[Callable[[], None]], None]
 # As globals: reading an attribute of a class takes longer.
 _INVOKE, _KEEP_SERIALIZED = FrameType.INVOKE, Flag.KEEP_SERIALIZED
+_LISTS = (list, tuple)
 _HTTP = (b"GET ", b"POST", b"HEAD", b"PUT ", b"OPTI", b"DELE", b"PATC", b"CONN")
 _HTTP_ANSWER = (
     b"HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n"
@@ -113,6 +116,8 @@ class Connection(Answering):
         self._held = 0
         self.holder = self.session
         self._conversation: Conversation | None = None
+        self._gathered: list[bytes] | None = None
+        """Replies to requests that came together, until the last of these has run."""
         self._tracked: weakref.WeakSet[Any] | None = None
 
     def __repr__(self) -> str:
@@ -130,6 +135,7 @@ class Connection(Answering):
         """Read what has come; hand what may run now to `start`."""
         parser = self.parser
         before = parser.buffered
+        gathers = False
         try:
             data = self._recv(READ_SIZE if not before else min(max(parser.missing, READ_SIZE), READ_LARGE))
         except (BlockingIOError, InterruptedError):
@@ -148,6 +154,12 @@ class Connection(Answering):
             frames = parser.receive_data(data)
             if parser.buffered or before:
                 self._account(parser.buffered, bool(frames))
+            if len(frames) > 1 and self._conversation is not None and self.server.settings.workers_max > 1:
+                # Their replies leave together.  What runs too long for that is noticed by the engine.
+                if self._gathered is None:
+                    self._gathered = []
+                    self.server.gathering.add(self)
+                gathers = True
             rest = iter(frames)
             for frame in rest:
                 if len(frame.payload) > LARGE or not self.greeted:
@@ -158,6 +170,8 @@ class Connection(Answering):
                     self._take(frame, None, start)
         except errors.ProtocolError as problem:
             self._refuse(problem)
+        if gathers:
+            start(self.send_gathered)
 
     def _take(self, frame: Frame, weight: Weight | None, start: Start) -> None:
         if self.lingering or self.closed:
@@ -339,13 +353,18 @@ class Connection(Answering):
         size_max = self.server.settings.limits.batch_size_max
         if len(calls) > size_max:
             raise errors.MessageTooLarge(f"a batch of {len(calls)} calls, more than {size_max}")
-        batch = []
         for call in calls:
-            if type(call) not in (list, tuple) or len(call) != 3:
+            if type(call) not in _LISTS or len(call) != 3:
                 raise errors.SerializeError("a batch is a list of (method, args, kwargs)")
-            _, method, args, kwargs = call_of(("", *call))
-            batch.append((method, args, kwargs))
-        return batch
+            # What call_of does, where there is nothing to be said or done, without a call for each.
+            if (
+                type(call[0]) is not str
+                or type(call[1]) not in _LISTS
+                or type(call[2]) is not dict
+                or call[2]
+            ):
+                return [call_of(("", *each))[1:] for each in calls]
+        return calls  # type: ignore[no-any-return]
 
     def _blob(self, frame: Frame) -> tuple[str, str, Any, dict[str, Any]]:
         """A SerializedBlob stays as it came; what it is for stands in an annotation."""
@@ -367,6 +386,12 @@ class Connection(Answering):
         with self._lock:
             if self.closed:
                 return
+            if self._gathered is not None:
+                self._gathered.append(data)
+                if len(self._gathered) < GATHER_MAX and len(data) < LARGE:
+                    return
+                data = b"".join(self._gathered)
+                self._gathered.clear()
             if not self._unsent:
                 try:
                     sent = self._send(data)
@@ -389,6 +414,14 @@ class Connection(Answering):
                     "%s does not read its replies (settings send_memory_max, unsent_memory_max)", self
                 )
         self.close()
+
+    def send_gathered(self) -> None:
+        """Send what was gathered, and gather no more."""
+        with self._lock:
+            gathered, self._gathered = self._gathered, None
+            self.server.gathering.discard(self)
+        if gathered:
+            self.send(b"".join(gathered))
 
     def _write(self, data: bytes) -> None:
         try:
@@ -490,6 +523,7 @@ class Connection(Answering):
             self.closed = True
             self.server.owe(-len(self._unsent))
             self._unsent.clear()
+            self._gathered = None
         self.server.forget(self)
         self._account(0)
         self.sock.close()

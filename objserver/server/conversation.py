@@ -41,7 +41,7 @@ class PendingReply:
 
     __slots__ = ("_conversation", "connection", "error", "keep", "sequence", "value")
 
-    def __init__(self, conversation: Conversation, sequence: int, keep: bool) -> None:
+    def __init__(self, conversation: Conversation, sequence: int, keep: int) -> None:
         self._conversation = conversation
         self.connection = conversation.connection
         self.sequence = sequence
@@ -125,6 +125,7 @@ class Conversation:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self._settings = connection.server.settings
+        self._calls_max = self._settings.calls_per_connection_max
         self._lock = threading.Lock()
         self._calls: dict[int, Invocation] = {}
         self._kept: OrderedDict[int, tuple[PendingReply, int, float]] = OrderedDict()
@@ -136,18 +137,19 @@ class Conversation:
 
     def begin(self, invocation: Invocation, frame: Frame) -> None:
         """Account for a request from now until its reply; ServerBusy if too many are in flight."""
+        # Without the lock: only the reader of the connection adds to `_calls`, and a dict bears the rest.
         sequence = frame.sequence
-        with self._lock:
-            if len(self._calls) >= self._settings.calls_per_connection_max:
-                raise errors.ServerBusy(
-                    f"{len(self._calls)} calls are in flight on this connection "
-                    "(setting calls_per_connection_max)"
-                )
-            if sequence in self._calls:
-                raise errors.ProtocolError(f"request {sequence} is still in flight; its number is taken")
-            self._calls[sequence] = invocation
-            self._forget_result(sequence)
-        invocation.caller = PendingReply(self, sequence, bool(frame.flags & Flag.KEEP))
+        if len(self._calls) >= self._calls_max:
+            raise errors.ServerBusy(
+                f"{len(self._calls)} calls are in flight on this connection (setting calls_per_connection_max)"
+            )
+        if sequence in self._calls:
+            raise errors.ProtocolError(f"request {sequence} is still in flight; its number is taken")
+        if sequence in self._kept:
+            with self._lock:
+                self._forget_result(sequence)
+        invocation.caller = PendingReply(self, sequence, frame.flags & Flag.KEEP)
+        self._calls[sequence] = invocation
 
     def postpone(self, invocation: Invocation, promises: Promises) -> bool:
         """Have a request wait for the results it refers to.  False if they are there: it goes on at once."""
@@ -157,7 +159,7 @@ class Conversation:
                 if sequence in self._kept:
                     postponed.missing.discard(sequence)
                     postponed.values[sequence] = self._kept[sequence][0]
-                elif sequence not in self._calls or self._calls[sequence] is invocation:
+                elif not self._will_be_kept(sequence, invocation):
                     raise errors.ProtocolError(
                         f"the result of request {sequence} is not kept here any more "
                         "(settings kept_results_max, kept_results_memory_max); await it, and send it yourself"
@@ -171,11 +173,12 @@ class Conversation:
     def settled(self, pending: PendingReply, size: int) -> None:
         """A reply of `size` bytes is about to be sent; what waited for its result goes on."""
         sequence = pending.sequence
+        if not pending.keep:
+            self._calls.pop(sequence, None)
+            return
         ready = []
         with self._lock:
             self._calls.pop(sequence, None)
-            if not pending.keep:
-                return
             now = self.connection.now()
             self._forget_result(sequence)
             self._kept[sequence] = pending, size, now + KEEP_S
@@ -199,6 +202,11 @@ class Conversation:
             invocation.caller.send(invocation.caller.encode_error(invocation, problem))
             return False
         return True
+
+    def _will_be_kept(self, sequence: int, other: Invocation) -> bool:
+        invocation = self._calls.get(sequence)
+        caller = invocation.caller if invocation is not None else None
+        return invocation is not other and isinstance(caller, PendingReply) and bool(caller.keep)
 
     def _go_on(self, invocation: Invocation) -> None:
         if self.connection.server.adapter.admit(invocation):
@@ -360,7 +368,7 @@ class Conversation:
     def close(self) -> None:
         """The connection is gone: nobody waits for what it had under way."""
         with self._lock:
-            calls = [invocation for invocation in self._calls.values() if not invocation.oneway]
+            calls = list(self._calls.values())
             postponed = {id(p.invocation) for others in self._postponed.values() for p in others}
             self._postponed.clear()
             self._kept.clear()

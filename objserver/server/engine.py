@@ -70,7 +70,8 @@ class _Own(threading.local):
 class WorkerEngine:
     """Up to `workers_max` threads that run, and `blocked_max` more that wait for other objects.
 
-    `housekeeping` is submitted about twice a second.
+    `housekeeping` is submitted about twice a second; `stuck` is called by the monitor when a leader is
+    found in the same piece of work again.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class WorkerEngine:
         workers_max: int,
         housekeeping: Callable[[], None],
         blocked_max: int = ServerSettings.workers_blocked_max,
+        stuck: Callable[[], None] = lambda: None,
     ) -> None:
         if workers_max < 1:
             raise ValueError(f"workers_max={workers_max}: a server needs at least one worker")
@@ -88,6 +90,7 @@ class WorkerEngine:
         self.blocked_max = blocked_max
         self._poller = poller
         self._housekeeping = housekeeping
+        self._stuck = stuck
         self._ready: deque[Callable[[], None]] = deque()
         self.enqueue = self._ready.append
         """As `submit`, from the leader itself, who need not be woken."""
@@ -318,6 +321,7 @@ class WorkerEngine:
                     with self._lock:
                         self._vacant = True
                         self._appoint()
+                    self._stuck()
                     pause = LOOK_AGAIN_S
                     quiet = 0
                     continue

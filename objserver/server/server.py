@@ -101,6 +101,7 @@ class ObjectServer:
         self._callable: dict[str, list[Connection]] = {}
         """By client, the connections on which it can be called."""
         self.hurried: set[Connection] = set()
+        self.gathering: set[Connection] = set()
         self.receiving = 0
         self.unsent = 0
         self._receiving_lock = threading.Lock()
@@ -108,7 +109,11 @@ class ObjectServer:
         self.refused = 0
         self.poller = SocketPoller(self, self._listener)
         self.engine = WorkerEngine(
-            self.poller, self.settings.workers_max, self._housekeeping, self.settings.workers_blocked_max
+            self.poller,
+            self.settings.workers_max,
+            self._housekeeping,
+            self.settings.workers_blocked_max,
+            stuck=self._send_gathered,
         )
         self.adapter = ObjectAdapter(
             codecs=self.codecs,
@@ -335,9 +340,15 @@ class ObjectServer:
             self.unsent += size
             return True
 
+    def _send_gathered(self) -> None:
+        """A servant takes long: replies that wait for it to be sent together go now."""
+        for connection in list(self.gathering):
+            connection.send_gathered()
+
     def forget(self, connection: Connection) -> None:
         """A connection is about to close."""
         self.hurried.discard(connection)
+        self.gathering.discard(connection)
         with self._callable_lock:
             connections = self._callable.get(connection.holder, [])
             if connection in connections:
