@@ -9,6 +9,7 @@ small.  The estimates are for Python 3.11 on 64 bits; they need the right magnit
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any
 
@@ -60,6 +61,25 @@ _NOT_DATA = re.compile(
 )
 
 
+@functools.cache
+def _batch() -> re.Pattern[bytes]:
+    """A batch of calls with simple arguments: each count is spelled out, so nothing is nested deeper.
+
+    Made when a batch comes; compiling it takes as long as importing a small library.
+    """
+    text = b"|".join(bytes((0xA0 + n,)) + (b".{%d}" % n if n else b"") for n in range(32))
+    simple = (
+        rb"(?:[\x00-\x7f\xe0-\xff\xc0\xc2\xc3]|[\xcc\xd0].|[\xcd\xd1]..|[\xce\xd2\xca].{4}"
+        rb"|[\xcf\xd3\xcb].{8}|" + text + b")"
+    )
+    args = b"|".join(bytes((0x90 + n,)) + simple * n for n in range(7))
+    return re.compile(
+        rb"\x94(?:" + text + rb")\xa7<batch>(?:[\x90-\x9f]|\xdc..|\xdd.{4})"
+        rb"(?:\x93(?:" + text + rb")(?:" + args + rb")\x80)*+[\xc0\x80]",
+        re.DOTALL,
+    )
+
+
 def too_deep(limits: Limits) -> errors.MessageTooLarge:
     return _exceeds("nesting_max", f"the value is nested deeper than nesting_max={limits.nesting_max} levels")
 
@@ -80,6 +100,12 @@ def check_msgpack(payload: bytes | memoryview, limits: Limits, nested: frozenset
     """Refuse MessagePack beyond the limits; `nested` are the Ext tags whose data is MessagePack again."""
     data = bytes(payload)
     # Every container costs at least its head byte.  Where even that bound is within the limits, done.
+    if (
+        b"\xa7<batch>" in data[:40]
+        and len(data) * BYTE <= limits.decoded_size_max
+        and _batch().fullmatch(data)
+    ):
+        return
     heads = len(data.translate(None, _NOT_HEADS))
     if heads <= limits.nesting_max and len(data) * 48 <= limits.decoded_size_max:
         return
