@@ -29,21 +29,30 @@ def _color(peer: str) -> str:
 
 
 def _bars(panel: Axes, title: str, figures: dict[str, Spread], decimals: int, log: bool = False) -> None:
-    """A bar for each, the first on top; the line is from the smallest to the largest start."""
+    """One each, the first on top, with a line from the smallest to the largest start.
+
+    Bars where the scale begins at 0; dots where it is logarithmic, since a bar has no length there.
+    """
     names, spreads = list(figures), list(figures.values())
     medians = [spread.median for spread in spreads]
-    panel.barh(names, medians, height=0.68, color=[_color(name) for name in names], zorder=2)
+    colors = [_color(name) for name in names]
+    if log:
+        panel.hlines(names, 0.1, medians, color=colors, linewidth=1.6, alpha=0.7, zorder=2)
+        panel.scatter(medians, names, s=75, color=colors, zorder=3)
+    else:
+        panel.barh(names, medians, height=0.68, color=colors, zorder=2)
     for y, spread in enumerate(spreads):
         panel.plot([min(spread.starts), max(spread.starts)], [y, y], color=INK, linewidth=1.1, zorder=3)
         panel.annotate(
-            f"{spread.median:,.{decimals}f}", (max(spread.starts), y), (5, 0), textcoords="offset points",
+            f"{spread.median:,.{decimals}f}", (max(spread.starts), y), (8, 0), textcoords="offset points",
             va="center", fontsize=9, color=INK, fontweight="bold" if names[y] == "objserver" else "normal",
         )  # fmt: skip
-    panel.invert_yaxis()
+    panel.set_ylim(max(len(names), 6) - 0.4, -0.6)
     largest = max(max(spread.starts) for spread in spreads)
     if log:
         panel.set_xscale("log")
-        panel.xaxis.set_major_formatter("{x:g}")
+        panel.xaxis.set_major_formatter("{x:,g}")
+        panel.xaxis.set_minor_formatter("")
         panel.set_xlim(min(medians) / 2, largest * 2.2)
     else:
         panel.set_xlim(0, largest * 1.17)
@@ -51,10 +60,10 @@ def _bars(panel: Axes, title: str, figures: dict[str, Spread], decimals: int, lo
     for label in panel.get_yticklabels():
         if label.get_text() == "objserver":
             label.set(fontweight="bold", color=OURS)
-    panel.set_title(title, loc="left", fontweight="bold", fontsize=11.5, pad=10)
+    panel.set_title(title, loc="left", fontweight="bold", fontsize=11.5, pad=20)
     panel.grid(axis="x", color="#E2E2DE", linewidth=0.8, zorder=0)
     panel.spines[:].set_visible(False)
-    panel.tick_params(length=0, colors=INK, labelsize=9.5)
+    panel.tick_params(which="both", length=0, colors=INK, labelsize=9.5)
 
 
 def _limit(panel: Axes, value: float, text: str) -> None:
