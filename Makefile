@@ -47,6 +47,8 @@ docs: $(VENV)/docs
 notebooks: $(VENV)/test
 	$(PY) demos/refresh.py
 
+# Prints the tables, and writes docs/reference/benchmarks.md and its plot; BENCH=--quick only prints, in a minute.
+BENCH ?= --write-docs
 bench: $(VENV)/bench
 	@for peer in zerorpc pycapnp; do \
 	  $(PY) -m pip install --quiet --disable-pip-version-check $$peer || echo "$$peer does not install here"; \
