@@ -50,6 +50,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.write_docs and options.only:
         parser.error("--write-docs needs all measurements, so it does not go with --only")
+    if options.plot and options.only and not {"add", "crowd", "ways"} & set(options.only):
+        parser.error("--plot shows add, crowd and ways, so it needs one of them")
     # A log is no terminal, and has room for wide tables.
     console = Console(width=None if sys.stdout.isatty() else 130)
     results: dict[str, Any] = {}

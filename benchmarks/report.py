@@ -222,12 +222,12 @@ def sleeping(slept: Sleeping) -> Tables:
 
 def imports(result: dict[str, Spread]) -> Tables:
     tables = Tables()
-    ours, stock = result.values()
+    ours, *_, stock = result.values()
     tables.sheets.append(
         Sheet(
             "Importing it, in a new interpreter",
-            ["module", "ms", "to Pyro5.api"],
-            [[module, ms.text(0), ms.over(stock).text()] for module, ms in result.items()],
+            ["statement", "ms", "to Pyro5.api"],
+            [[statement, ms.text(0), ms.over(stock).text()] for statement, ms in result.items()],
             "The start of the interpreter is not counted.",
         )
     )

@@ -72,7 +72,7 @@ def test_large_values_are_measured_where_they_can_be(monkeypatch: pytest.MonkeyP
 
 def test_the_page_begins_with_the_goals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "PAGE", tmp_path / "benchmarks.md")
-    tables = report.imports({"objserver": spread(70, 80), "Pyro5.api": spread(50, 50)})
+    tables = report.imports({"import objserver": spread(70, 80), "import Pyro5.api": spread(50, 50)})
     text = report.write_page(report.sheets([tables]), "python -m benchmarks", Path("plot.svg")).read_text()
     assert "| import objserver: at most 1.5x import Pyro5.api | 1.50x (1.40..1.60) | yes |" in text
     assert text.index("## Goals") < text.index("## Importing it")
