@@ -47,8 +47,13 @@ docs: $(VENV)/docs
 notebooks: $(VENV)/test
 	$(PY) demos/refresh.py
 
+# Prints the tables, and writes docs/reference/benchmarks.md and its plot; BENCH=--quick only prints, in a minute.
+BENCH ?= --write-docs
 bench: $(VENV)/bench
-	$(PY) -m benchmarks
+	@for peer in zerorpc pycapnp; do \
+	  $(PY) -m pip install --quiet --disable-pip-version-check $$peer || echo "$$peer does not install here"; \
+	done
+	$(PY) -m benchmarks $(BENCH)
 
 clean:
 	rm -rf $(VENV) .venv-* build docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: measure, print the tables, and on demand write the documentation page.
+"""`python -m benchmarks`: measure, print the tables, and on demand write the documentation page and its plot.
 
 A missed goal is printed, not an error: the exit code says only whether the measuring worked.
 """
@@ -6,39 +6,80 @@ A missed goal is printed, not an error: the exit code says only whether the meas
 from __future__ import annotations
 
 import argparse
+import importlib
+import importlib.util
+import shlex
 import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from benchmarks import measures, report
 
-MEASUREMENTS = {
-    "latency": measures.latency,
-    "throughput": measures.throughput,
-    "connections": measures.idle_connections,
+MEASUREMENTS: dict[str, Callable[[bool], Any]] = {
+    "add": measures.add,
+    "crowd": measures.crowd,
+    "ways": measures.ways,
+    "connections": measures.connections,
     "sleeping": measures.sleeping,
+    "imports": measures.imports,
 }
+LARGE = "benchmarks.large"
+"""Large values; it has `tables(quick) -> report.Tables`."""
+
+
+def large(quick: bool) -> report.Tables:
+    if importlib.util.find_spec(LARGE):
+        tables: report.Tables = importlib.import_module(LARGE).tables(quick)
+        return tables
+    tables = report.Tables()
+    for goal in ("1 MB of bytes: at most 2x the raw socket", f"64 MB array: at least 10x {report.STOCK}"):
+        tables.no_goal(goal, f"there is no {LARGE} yet")
+    return tables
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="objserver beside its peers")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
-    parser.add_argument("--only", choices=MEASUREMENTS, help="one measurement")
-    parser.add_argument("--write-docs", action="store_true", help=f"write {report.PAGE.name}")
+    parser.add_argument("--only", choices=[*MEASUREMENTS, "large"], nargs="+", help="these measurements")
+    parser.add_argument("--plot", type=Path, help="write the plot to this file (.svg, .png)")
+    parser.add_argument("--write-docs", action="store_true", help=f"write {report.PAGE.name} and its plot")
     options = parser.parse_args()
     if options.write_docs and options.only:
         parser.error("--write-docs needs all measurements, so it does not go with --only")
-    console = Console()
-    results: dict[str, object] = {}
-    for name, measure in MEASUREMENTS.items():
-        if options.only in (None, name):
-            with console.status(name):
-                results[name] = measure(options.quick)
-    made = report.sheets(results)
-    for sheet in made:
-        sheet.print(console)
+    if options.plot and options.only and not {"add", "crowd", "ways"} & set(options.only):
+        parser.error("--plot shows add, crowd and ways, so it needs one of them")
+    # A log is no terminal, and has room for wide tables.
+    console = Console(width=None if sys.stdout.isatty() else 130)
+    results: dict[str, Any] = {}
+    made: list[report.Tables] = []
+    for name in [*MEASUREMENTS, "large"]:
+        if options.only and name not in options.only:
+            continue
+        begin = time.monotonic()
+        with console.status(name):
+            if name == "large":
+                tables = large(options.quick)
+            else:
+                results[name] = MEASUREMENTS[name](options.quick)
+                tables = report.TABLES[name](results[name])
+        made.append(tables)
+        for sheet in tables.sheets:
+            sheet.print(console)
+        console.print(f"({name}: {time.monotonic() - begin:.0f} s)\n", style="dim")
+    shown = report.sheets(made)
+    shown[0].print(console)
+    plot = report.PAGE.with_suffix(".svg") if options.write_docs else options.plot
+    if plot:
+        from benchmarks.plot import draw  # matplotlib, which the rest can do without
+
+        console.print("written:", draw(results, plot))
     if options.write_docs:
-        console.print("written:", report.write_page(made, " ".join(["python -m benchmarks", *sys.argv[1:]])))
+        command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
+        console.print("written:", report.write_page(shown, command, plot))
 
 
 if __name__ == "__main__":

@@ -1,40 +1,61 @@
 """The systems that are compared, each as a server process and a client.
 
 A number means something only beside another one from the same minute on the same machine, so every peer has
-the same two ends: a server subprocess on loopback that hosts `add` and `sleep`, and a `connect` that returns
-`add` as a local callable.  All servers of a measurement run at once and idle while another one is measured.
-The raw socket is the floor: two Python processes that pass 60 bytes back and forth and do nothing else.
+the same two ends: a server subprocess on loopback that hosts `add`, and a client that times calls of it.  All
+of a measurement's servers run at once, and idle while another one is measured.  The raw socket is the floor:
+two Python processes that pass 60 bytes back and forth and do nothing else.
 
-Run as a module this file is the subprocess: `serve KIND`, `load KIND ADDRESS SECONDS` (calls `add` for that
-long) or `sleepers ADDRESS COUNT SECONDS`.  Servers end when their standard input does, so they never outlive
-the benchmark, even one that is killed.
+Each peer is used the way its documentation does, at its fastest where there is a choice: thriftpy2 with its
+Cython protocol, gRPC without protobuf around two integers.
 """
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
+import io
 import os
 import socket
-import subprocess
+import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing.managers import BaseManager
+from pathlib import Path
 from typing import Any
 
 PING = b"x" * 60
 SLEEPERS = 30
 
-SERVER_OF = {
-    "raw socket": "raw",
-    "objserver": "objserver",
-    "objserver, serpent": "objserver",
-    "objserver, stock Pyro5 client": "objserver",
-    "Pyro5 msgpack": "pyro5",
-    "Pyro5 serpent": "pyro5",
-    "rpyc": "rpyc",
+Times = Callable[[int], list[float]]
+"""Make that many calls, one after the other; the seconds that each took."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    serve: str
+    """The kind of server it talks to."""
+    module: str = ""
+    """What its client imports."""
+
+
+PEERS = {
+    "raw socket": Peer("raw"),
+    "objserver": Peer("objserver", "objserver"),
+    "objserver, serpent": Peer("objserver", "objserver"),
+    "objserver, stock Pyro5 client": Peer("objserver", "Pyro5.api"),
+    "thriftpy2": Peer("thriftpy2", "thriftpy2"),
+    "managers": Peer("managers"),
+    "Pyro5 msgpack": Peer("pyro5", "Pyro5.api"),
+    "Pyro5 serpent": Peer("pyro5", "Pyro5.api"),
+    "RPyC": Peer("rpyc", "rpyc"),
+    "pycapnp": Peer("pycapnp", "capnp"),
+    "gRPC": Peer("grpc", "grpc"),
+    "zerorpc": Peer("zerorpc", "zerorpc"),
 }
-"""Each peer by the name in the tables, and the kind of server it talks to."""
+"""Each peer by the name in the tables."""
 
 
 class Adder:
@@ -48,59 +69,16 @@ class Adder:
         return seconds
 
 
-# -- processes ---------------------------------------------------------------------------------------
+THRIFT = "service Adder { i64 add(1: i64 a, 2: i64 b) }"
+CAPNP = str(Path(__file__).with_name("adder.capnp"))
+TWO, ONE = struct.Struct("!qq"), struct.Struct("!q")
 
 
-class Child:
-    """A subprocess of this module; the first line it prints says that it is ready."""
-
-    def __init__(self, *arguments: object, cores: set[int] | None = None) -> None:
-        command = [sys.executable, "-m", "benchmarks.peers", *map(str, arguments)]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-        )
-        self.pid = self._process.pid
-        if cores:
-            os.sched_setaffinity(self.pid, cores)  # before it has threads, so they all inherit it
-        self.first_line = self.read()
-
-    def read(self) -> str:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            self.end()
-            raise RuntimeError("a benchmark subprocess ended early; its error is above")
-        return line.strip()
-
-    def go(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write("go\n")
-        self._process.stdin.flush()
-
-    def end(self) -> None:
-        assert self._process.stdin is not None
-        with contextlib.suppress(OSError):
-            self._process.stdin.close()
-        try:
-            self._process.wait(5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+class Manager(BaseManager):
+    """multiprocessing's own remote objects."""
 
 
-@contextlib.contextmanager
-def children(*commands: tuple[object, ...], cores: set[int] | None = None) -> Iterator[list[Child]]:
-    """Subprocesses that are ready, and ended at the end whatever happens."""
-    started: list[Child] = []
-    try:
-        for command in commands:
-            started.append(Child(*command, cores=cores))
-        yield started
-    finally:
-        for child in started:
-            child.end()
+Manager.register("Adder", Adder)
 
 
 # -- servers -----------------------------------------------------------------------------------------
@@ -111,17 +89,45 @@ def _announce(address: str) -> None:
     sys.stdin.read()
 
 
+def _announce_and_serve(address: str, serve: Callable[[], object]) -> None:
+    """For servers that want the main thread."""
+
+    def wait() -> None:
+        _announce(address)
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
+    serve()
+
+
+def _free_port() -> int:
+    """For servers that cannot say which port they got."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def _wait_until_connectable(port: int) -> None:
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+            return
+        except ConnectionRefusedError:
+            time.sleep(0.01)
+
+
 def _serve_raw() -> None:
     listener = socket.create_server(("127.0.0.1", 0))
 
-    def answer() -> None:
-        while True:
-            connection, _ = listener.accept()
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            while data := connection.recv(4096):
-                connection.sendall(data)
+    def answer(connection: socket.socket) -> None:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        while data := connection.recv(4096):
+            connection.sendall(data)
 
-    threading.Thread(target=answer, daemon=True).start()
+    def accept() -> None:
+        while True:
+            threading.Thread(target=answer, args=listener.accept()[:1], daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
     _announce(f"127.0.0.1:{listener.getsockname()[1]}")
 
 
@@ -134,6 +140,24 @@ def _serve_objserver() -> None:
         for number in range(SLEEPERS):
             server.register(adder, f"Sleeper{number}")
         _announce(server.address)
+
+
+def _serve_thriftpy2() -> None:
+    import thriftpy2.parser
+    from thriftpy2.rpc import make_server
+
+    service = thriftpy2.parser.load_fp(io.StringIO(THRIFT), "adder_thrift").Adder
+    port = _free_port()
+    server = make_server(service, Adder(), "127.0.0.1", port, client_timeout=None)
+    threading.Thread(target=server.serve, daemon=True).start()
+    _wait_until_connectable(port)
+    _announce(f"127.0.0.1:{port}")
+    os._exit(0)  # its threads are no daemons
+
+
+def _serve_managers() -> None:
+    server: Any = Manager(("127.0.0.1", 0), b"benchmark").get_server()
+    _announce_and_serve(f"127.0.0.1:{server.address[1]}", server.serve_forever)
 
 
 def _serve_pyro5() -> None:
@@ -157,85 +181,162 @@ def _serve_rpyc() -> None:
     _announce(f"127.0.0.1:{server.port}")
 
 
-SERVERS = {"raw": _serve_raw, "objserver": _serve_objserver, "pyro5": _serve_pyro5, "rpyc": _serve_rpyc}
+def _serve_pycapnp() -> None:
+    import capnp
+
+    schema = capnp.load(CAPNP)
+
+    class Server(schema.Adder.Server):
+        async def add(self, a: int, b: int, **_: object) -> int:
+            return a + b
+
+    async def connected(stream: Any) -> None:
+        await capnp.TwoPartyServer(stream, bootstrap=Server()).on_disconnect()
+
+    async def serve() -> None:
+        server = await capnp.AsyncIoStream.create_server(connected, "127.0.0.1", port)
+        async with server:
+            await server.serve_forever()
+
+    port = _free_port()
+    threading.Thread(target=lambda: asyncio.run(capnp.run(serve())), daemon=True).start()
+    _wait_until_connectable(port)
+    _announce(f"127.0.0.1:{port}")
+    os._exit(0)  # its event loop would complain
+
+
+def _serve_grpc() -> None:
+    import grpc
+
+    def add(request: tuple[int, int], context: object) -> int:
+        return request[0] + request[1]
+
+    handler = grpc.unary_unary_rpc_method_handler(
+        add, request_deserializer=TWO.unpack, response_serializer=ONE.pack
+    )
+    server = grpc.server(ThreadPoolExecutor(16))
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("Adder", {"add": handler}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    _announce(f"127.0.0.1:{port}")
+
+
+def _serve_zerorpc() -> None:
+    import zerorpc
+
+    address = f"127.0.0.1:{_free_port()}"
+    server = zerorpc.Server(Adder())
+    server.bind(f"tcp://{address}")
+    _announce_and_serve(address, server.run)
+
+
+SERVERS = {
+    "raw": _serve_raw,
+    "objserver": _serve_objserver,
+    "thriftpy2": _serve_thriftpy2,
+    "managers": _serve_managers,
+    "pyro5": _serve_pyro5,
+    "rpyc": _serve_rpyc,
+    "pycapnp": _serve_pycapnp,
+    "grpc": _serve_grpc,
+    "zerorpc": _serve_zerorpc,
+}
 
 
 # -- clients -----------------------------------------------------------------------------------------
 
 
-def connect(peer: str, address: str) -> tuple[Callable[[int, int], Any], Callable[[], None]]:
-    """The peer's remote `add` as a callable, and what closes it."""
-    host, _, port = address.rpartition(":")
-    if peer == "raw socket":
-        sock = socket.create_connection((host, int(port)))
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-        def ping(a: int, b: int) -> int:
-            sock.sendall(PING)
-            sock.recv(4096)
-            return 5
-
-        return ping, sock.close
-    if peer == "rpyc":
-        import rpyc
-
-        connection = rpyc.connect(host, int(port))
-        return connection.root.add, connection.close
-    if peer in ("objserver", "objserver, serpent"):
-        from objserver import Proxy
-
-        proxy = Proxy(f"PYRO:Adder@{address}", serializer="serpent" if "serpent" in peer else None)
-        return proxy.add, proxy.release
-    import Pyro5.api
-
-    stock = Pyro5.api.Proxy(f"PYRO:Adder@{address}")
-    stock._pyroSerializer = "msgpack" if peer == "Pyro5 msgpack" else "serpent"
-    stock._pyroBind()
-    return stock.add, stock._pyroRelease
-
-
-def _load(peer: str, address: str, seconds: float) -> None:
-    add, close = connect(peer, address)
-    for _ in range(200):
-        add(2, 3)
-    print("ready", flush=True)
-    for _ in iter(sys.stdin.readline, ""):
-        calls, end = 0, time.perf_counter() + seconds
-        while time.perf_counter() < end:
+def timed(add: Callable[[int, int], object]) -> Times:
+    def times(count: int) -> list[float]:
+        clock, taken = time.perf_counter, []
+        for _ in range(count):
+            begin = clock()
             add(2, 3)
-            calls += 1
-        print(calls, flush=True)
-    close()
+            taken.append(clock() - begin)
+        return taken
+
+    return times
 
 
-def _sleepers(address: str, count: int, seconds: float) -> None:
-    from objserver import Proxy
+def connect(peer: str, address: str) -> Times:
+    """A client of the peer's server.  It is never closed: its process ends."""
+    host, _, port = address.rpartition(":")
+    match peer:
+        case "raw socket":
+            sock = socket.create_connection((host, int(port)))
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-    proxies = [Proxy(f"PYRO:Sleeper{number}@{address}") for number in range(count)]
-    for proxy in proxies:
-        proxy.add(2, 3)
-    print("ready", flush=True)
-    for _ in iter(sys.stdin.readline, ""):
-        threads = [threading.Thread(target=proxy.sleep, args=(seconds,)) for proxy in proxies]
-        begin = time.perf_counter()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        print(time.perf_counter() - begin, flush=True)
+            def ping(a: int, b: int) -> None:
+                sock.sendall(PING)
+                sock.recv(4096)
+
+            return timed(ping)
+        case "objserver" | "objserver, serpent":
+            from objserver import Proxy
+
+            serializer = "serpent" if peer.endswith("serpent") else None
+            return timed(Proxy(f"PYRO:Adder@{address}", serializer=serializer).add)
+        case "objserver, stock Pyro5 client" | "Pyro5 msgpack" | "Pyro5 serpent":
+            import Pyro5.api
+
+            stock = Pyro5.api.Proxy(f"PYRO:Adder@{address}")
+            stock._pyroSerializer = "msgpack" if peer == "Pyro5 msgpack" else "serpent"
+            stock._pyroBind()
+            return timed(stock.add)
+        case "thriftpy2":
+            import thriftpy2.parser
+            from thriftpy2.rpc import make_client
+
+            service = thriftpy2.parser.load_fp(io.StringIO(THRIFT), "adder_thrift").Adder
+            return timed(make_client(service, host, int(port)).add)
+        case "managers":
+            manager: Any = Manager((host, int(port)), b"benchmark")
+            manager.connect()
+            return timed(manager.Adder().add)
+        case "RPyC":
+            import rpyc
+
+            return timed(rpyc.connect(host, int(port)).root.add)
+        case "pycapnp":
+            return _connect_pycapnp(host, int(port))
+        case "gRPC":
+            import grpc
+
+            call = grpc.insecure_channel(address).unary_unary(
+                "/Adder/add",
+                request_serializer=lambda both: TWO.pack(*both),
+                response_deserializer=ONE.unpack,
+            )
+            return timed(lambda a, b: call((a, b)))
+        case "zerorpc":
+            import zerorpc
+
+            client = zerorpc.Client(heartbeat=None)
+            client.connect(f"tcp://{address}")
+            return timed(client.add)
+    raise LookupError(peer)
 
 
-def main(arguments: list[str]) -> None:
-    match arguments:
-        case ["serve", kind]:
-            SERVERS[kind]()
-        case ["load", peer, address, seconds]:
-            _load(peer, address, float(seconds))
-        case ["sleepers", address, count, seconds]:
-            _sleepers(address, int(count), float(seconds))
-        case _:
-            raise SystemExit(f"unknown: {arguments}")
+def _connect_pycapnp(host: str, port: int) -> Times:
+    """It has coroutines only; timed inside its event loop, so that going there is not in the figures."""
+    import capnp
 
+    schema, ready = capnp.load(CAPNP), Future[Any]()
 
-if __name__ == "__main__":
-    main(sys.argv[1:])
+    async def run() -> None:
+        stream = await capnp.AsyncIoStream.create_connection(host, port)
+        client = capnp.TwoPartyClient(stream)
+        ready.set_result((asyncio.get_running_loop(), client.bootstrap().cast_as(schema.Adder)))
+        await client.on_disconnect()
+
+    async def times(count: int) -> list[float]:
+        clock, taken = time.perf_counter, []
+        for _ in range(count):
+            begin = clock()
+            await adder.add(2, 3)
+            taken.append(clock() - begin)
+        return taken
+
+    threading.Thread(target=lambda: asyncio.run(capnp.run(run())), daemon=True).start()
+    loop, adder = ready.result()
+    return lambda count: asyncio.run_coroutine_threadsafe(times(count), loop).result()

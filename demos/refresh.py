@@ -27,7 +27,7 @@ __all__ = ["ProcessesLeft", "execute", "refresh", "tidy"]
 
 DEMOS = pathlib.Path(__file__).resolve().parent
 NOTEBOOK_TIMEOUT_S = 120
-"""Each takes about seven seconds; one that takes this long is stuck."""
+"""Each takes up to twenty seconds; one that takes this long is stuck."""
 ENDING_S = 5
 """How long the processes of a notebook may take to end after its kernel has."""
 MARK = "OBJSERVER_DEMO_RUN"
