@@ -5,7 +5,9 @@
 See README.md for the first five minutes and docs/ for the rest.
 """
 
-from objserver import errors
+from typing import TYPE_CHECKING, Any
+
+from objserver import client, errors
 from objserver.adapter import (
     Concurrent,
     PerClient,
@@ -20,11 +22,14 @@ from objserver.adapter import (
     oneway,
     readonly,
 )
-from objserver.client import AsyncProxy, Promise, Proxy, Publisher, connect, connect_async, invoke
+from objserver.client import Proxy, Publisher, connect, invoke
 from objserver.invocation import Call, Interceptor, current
 from objserver.references import Reference, object_id
 from objserver.server import ObjectServer
 from objserver.settings import Limits, ServerSettings
+
+if TYPE_CHECKING:
+    from objserver.client import AsyncProxy, Promise, connect_async
 
 __version__ = "0.1.0"
 
@@ -58,3 +63,11 @@ __all__ = [
     "oneway",
     "readonly",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What needs asyncio is loaded when it is first asked for."""
+    if name not in ("AsyncProxy", "Promise", "connect_async"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(client, name)
+    return value

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-__all__ = ["Limits", "ServerSettings"]
+__all__ = ["CLIENT_LIMITS", "Limits", "ServerSettings"]
 
 KiB = 1024
 MiB = 1024 * KiB
@@ -93,3 +93,7 @@ class ServerSettings:
     """Accept the marshal serializer.  Only data is ever read from it, but it exists for old clients only."""
     tracebacks: bool = True
     """Send tracebacks with exceptions."""
+
+
+CLIENT_LIMITS = Limits(frame_size_max=1 << 30)
+"""A client trusts the server it chose more than a server its clients: Pyro5's own limit of 1 GiB."""

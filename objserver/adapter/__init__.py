@@ -2,7 +2,6 @@
 
 from objserver.adapter.adapter import ObjectAdapter
 from objserver.adapter.calling import Engine, not_begun
-from objserver.adapter.coroutines import run_on
 from objserver.adapter.daemon import DaemonObject
 from objserver.adapter.exposure import expose, idempotent, oneway, readonly
 from objserver.adapter.invocation import EMPTY, Caller, Invocation
@@ -43,5 +42,4 @@ __all__ = [
     "not_begun",
     "oneway",
     "readonly",
-    "run_on",
 ]

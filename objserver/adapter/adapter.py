@@ -18,7 +18,6 @@ through as few Python functions as the stages allow, because each costs more tha
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import threading
@@ -360,7 +359,9 @@ class ObjectAdapter:
 
     def _coroutine_done(self, invocation: Invocation, value: Any, error: BaseException | None) -> None:
         # On the event loop: what may run code of the user's is a worker's business.
-        if isinstance(error, asyncio.CancelledError):
+        from asyncio import CancelledError  # here it is loaded for certain, elsewhere it may not be needed
+
+        if isinstance(error, CancelledError):
             error = errors.Cancelled(f"{invocation.object_id}.{invocation.method} was cancelled")
         elif isinstance(error, StopAsyncIteration):
             error = StopIteration()  # what ends a stream on the wire

@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 from objserver import references
-from objserver.client.async_proxy import AsyncProxy
 from objserver.client.leases import LeaseKeeper
 from objserver.client.proxy import Proxy, ProxyOptions
 from objserver.client.stub import ConnectionPool, LinkPool, Stub
@@ -39,6 +38,8 @@ def _arrived(reference: Reference, find: Find | None, origin: Any) -> Any:
     if reference.object_id.startswith(LEASED):
         pool.lease = _leases.arrived(reference, partial(_ask, find, options))
     if isinstance(origin, ConnectionPool) and origin.asynchronous:
+        from objserver.client.async_proxy import AsyncProxy
+
         return AsyncProxy(proxy, **options)
     return proxy
 

@@ -20,6 +20,7 @@ from types import EllipsisType, TracebackType
 from typing import Any, Self, TypeVar, Unpack, cast
 
 from objserver import errors
+from objserver.client.background import multiplex
 from objserver.client.multiplexed import MultiplexedConnection
 from objserver.client.promises import FutureFace
 from objserver.client.proxy import Batch, Proxy, ProxyOptions
@@ -235,7 +236,7 @@ async def _connection(stub: Stub) -> MultiplexedConnection:
     connection = pool.live
     if connection is not None and connection.loop is asyncio.get_running_loop():
         return connection
-    return await pool.multiplex(stub.timeout_s)
+    return await multiplex(pool, stub.timeout_s)
 
 
 async def _call(stub: Stub, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -18,21 +18,21 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
-from objserver.adapter import EMPTY, Concurrent, DaemonObject, Invocation, ObjectAdapter, Shared, run_on
+from objserver.adapter import EMPTY, Concurrent, DaemonObject, Invocation, ObjectAdapter, Shared
+from objserver.adapter.coroutines import run_on
 from objserver.client.greeting import Greeting
+from objserver.client.identity import process_id
 from objserver.client.multiplexed import MultiplexedConnection
 from objserver.clock import SystemClock
 from objserver.codecs import Codecs
 from objserver.invocation import in_progress
 from objserver.references import DAEMON_ID, Location, Reference, arrived
-from objserver.settings import Limits, ServerSettings
+from objserver.settings import CLIENT_LIMITS, ServerSettings
 
-__all__ = ["CLIENT_LIMITS", "Home", "home"]
+__all__ = ["Home", "home"]
 
 T = TypeVar("T")
 
-CLIENT_LIMITS = Limits(frame_size_max=1 << 30)
-"""A client trusts the server it chose more than a server its clients: Pyro5's own limit of 1 GiB."""
 WORKERS_MAX = 32
 """Threads that run the methods of objects given away: a callback may itself wait for a server that calls
 back."""
@@ -66,7 +66,6 @@ class Home:
     block."""
 
     def __init__(self) -> None:
-        self.id = uuid.uuid4().hex
         self._lock = threading.Lock()
         self._channels: dict[tuple[Location, str], asyncio.Task[MultiplexedConnection]] = {}
         """By server, and by what the server was told in the handshake."""
@@ -110,19 +109,19 @@ class Home:
             return self.__dict__["adapter"]  # type: ignore[no-any-return]
 
     def _describe(self) -> str:
-        return f"the objects of client {self.id} (pid {os.getpid()})"
+        return f"the objects of client {process_id()} (pid {os.getpid()})"
 
     def export(self, value: object) -> Reference | None:
         """The reference of `value` if it is an object of an exposed class; from then on it can be called."""
         object_id = self.adapter.export(value)
-        return None if object_id is None else Reference("PYRO", object_id, Location(client=self.id))
+        return None if object_id is None else Reference("PYRO", object_id, Location(client=process_id()))
 
     def arrive(self, reference: Reference, origin: object = None) -> Any:
         """What a reference that a server sent becomes: an object of this process is itself.
 
         `origin` is what it came through, and is passed on.
         """
-        if reference.location is not None and reference.location.client == self.id:
+        if reference.location is not None and reference.location.client == process_id():
             servant = self.adapter.servant_at(reference.object_id)
             if servant is not EMPTY:
                 return servant
@@ -155,7 +154,7 @@ class Home:
                 None,
                 handshake,
                 session=uuid.uuid4().hex,
-                client=self.id,
+                client=process_id(),
                 multiplexed=True,
             )
             opening = MultiplexedConnection.open(

@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 from objserver import errors
+from objserver.client.background import multiplex
 from objserver.client.home import home
 from objserver.client.multiplexed import MultiplexedConnection
 from objserver.client.stub import ConnectionPool, LinkPool, Stub
@@ -193,7 +194,7 @@ def _connection_of(stub: Stub) -> MultiplexedConnection | None:
         )
     connection = pool.live
     if connection is None and not pool.asynchronous:
-        connection = home.run(pool.multiplex(stub.timeout_s))
+        connection = home.run(multiplex(pool, stub.timeout_s))
     return connection
 
 
@@ -207,7 +208,7 @@ def _send_when_connected(
     """An AsyncProxy's first call: its connection is made on the loop that runs here."""
     pool = promise._stub.pool
     assert isinstance(pool, ConnectionPool)
-    connecting = asyncio.ensure_future(pool.multiplex(promise._stub.timeout_s))
+    connecting = asyncio.ensure_future(multiplex(pool, promise._stub.timeout_s))
 
     def go_on(done: asyncio.Future[MultiplexedConnection]) -> None:
         try:

@@ -13,16 +13,18 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import EllipsisType, TracebackType
-from typing import Any, Self, TypedDict, TypeVar, Unpack, cast
+from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Unpack, cast
 
 from objserver import errors, pyro5
-from objserver.client.promises import FutureFace
 from objserver.client.resolve import resolve
 from objserver.client.stub import ConnectionPool, ItemStream, Stub, checked
 from objserver.errors import did_you_mean
 from objserver.invocation import Interceptor
 from objserver.references import Reference
 from objserver.wire import Flag
+
+if TYPE_CHECKING:
+    from objserver.client.promises import FutureFace
 
 __all__ = ["Batch", "ItemStream", "Proxy", "ProxyOptions", "connect", "invoke"]
 
@@ -207,6 +209,8 @@ class Proxy:
     @property
     def future(self) -> FutureFace:
         """`proxy.future.method(...)` sends the call and returns a `Promise` at once; see there."""
+        from objserver.client.promises import FutureFace  # it loads asyncio, which most clients do without
+
         return FutureFace(self._objserver_stub)
 
     def batch(self) -> Batch:

@@ -11,10 +11,10 @@ the engine that its thread waits.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import marshal
 import math
+import sys
 import uuid
 import weakref
 from collections import deque
@@ -22,20 +22,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from time import monotonic
 from types import EllipsisType
-from typing import Any, Self, cast
+from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 
-from objserver import errors, pyro5
+from objserver import errors, pyro5, references
 from objserver.client.connection import ClientConnection
 from objserver.client.greeting import HANDSHAKE_TIMEOUT_S, Greeting, Metadata
-from objserver.client.home import CLIENT_LIMITS, home
+from objserver.client.identity import process_id
 from objserver.client.leases import Lease
-from objserver.client.multiplexed import MultiplexedConnection
 from objserver.codecs import Codec, Codecs
 from objserver.invocation import Call, Facts, Interceptor, in_progress, intercepted
 from objserver.references import DAEMON_ID, Find, Location, Reference
+from objserver.settings import CLIENT_LIMITS
 from objserver.wire import CallContext, Flag, Frame
 from objserver.wire import extension as wire_extension
 from objserver.wire.frames import NO_CORRELATION
+
+if TYPE_CHECKING:
+    from objserver.client.multiplexed import MultiplexedConnection
 
 __all__ = ["ConnectionPool", "ItemStream", "LinkPool", "Stub", "checked", "raised"]
 
@@ -55,6 +58,12 @@ def checked(timeout_s: float | None) -> float | None:
     if timeout_s is not None and not 0 < timeout_s < math.inf:
         raise ValueError(f"timeout_s={timeout_s}: give a positive time, or None to wait for ever")
     return timeout_s
+
+
+class Closing(Protocol):
+    """What can be closed."""
+
+    def close(self) -> None: ...
 
 
 class ConnectionPool:
@@ -86,7 +95,8 @@ class ConnectionPool:
         """Of the object, if it was exported to this process."""
         self.live: MultiplexedConnection | None = None
         """The one connection of this proxy that carries many calls, if it is open."""
-        self._background: asyncio.Task[MultiplexedConnection] | None = None
+        self.background: Closing | None = None
+        """... or is being made."""
 
     def __del__(self) -> None:
         self.close_background()
@@ -97,16 +107,25 @@ class ConnectionPool:
         weak = weakref.ref(self)  # sockets in a cycle would wait for the garbage collector
 
         def export(value: object) -> Reference | None:
+            from objserver.client.home import home  # it loads asyncio, which most clients do without
+
             pool = weak()
             return home.export(value) if pool is None else pool._export(value)
 
         def arrive(reference: Reference) -> Any:
-            return home.arrive(reference, weak())
+            pool = weak()
+            if reference.location is None or not reference.location.client:
+                return references.arrived(reference, origin=pool)
+            from objserver.client.home import home
+
+            return home.arrive(reference, pool)
 
         return Codecs(CLIENT_LIMITS, export=export, arrive=arrive, marshal=True)
 
     def _export(self, value: object) -> Reference | None:
         """An object of ours that is given to the server, which must be able to call it."""
+        from objserver.client.home import home
+
         reference = home.export(value)
         if (
             reference is not None and not self.asynchronous
@@ -170,7 +189,7 @@ class ConnectionPool:
             self.serializer,
             self.handshake,
             self.session,
-            home.id,
+            process_id(),
             multiplexed,
         )
 
@@ -179,33 +198,6 @@ class ConnectionPool:
         self.object_id = greeting.object_id
         self.location = greeting.location
         self.metadata = metadata
-
-    async def multiplex(self, timeout_s: float | None) -> MultiplexedConnection:
-        """The same, made if need be; on the loop it lives on."""
-        task = self._background
-        if task is None or (task.done() and self.live is None) or _is_over(task.get_loop()):
-            task = self._background = asyncio.ensure_future(self._multiplex(timeout_s))
-        return await asyncio.shield(task)
-
-    async def _multiplex(self, timeout_s: float | None) -> MultiplexedConnection:
-        if self.reference.protocol == "PYRO":
-            greeting = self.greeting(timeout_s, multiplexed=True)
-        else:
-            greeting = await asyncio.to_thread(self.greeting, timeout_s, multiplexed=True)
-        connection = await MultiplexedConnection.open(
-            greeting, codecs=self.codecs, home=home, timeout_s=timeout_s, limits=CLIENT_LIMITS
-        )
-        self.met(greeting, connection.greeted.metadata)
-        self.live = connection
-        weak = weakref.ref(self)
-
-        def closed() -> None:
-            pool = weak()
-            if pool is not None and pool.live is connection:
-                pool.live = None
-
-        connection.when_closed = closed
-        return connection
 
     def learn(self, timeout_s: float | None) -> None:
         """See what the object offers."""
@@ -225,33 +217,9 @@ class ConnectionPool:
 
     def close_background(self) -> None:
         """Close the connection for many calls, if there is one."""
-        task, self._background = self._background, None
-        if task is not None:
-
-            def close() -> None:
-                if not task.done():
-                    task.cancel()
-                elif not _failed(task):
-                    task.result().close()
-
-            with contextlib.suppress(RuntimeError):  # the loop has ended
-                task.get_loop().call_soon_threadsafe(close)
-
-
-def _is_over(loop: asyncio.AbstractEventLoop) -> bool:
-    """RuntimeError if it is not over, and not the running one."""
-    if loop is asyncio.get_running_loop():
-        return False
-    if loop.is_running():
-        raise RuntimeError(
-            "an AsyncProxy belongs to the event loop that used it first, which still runs; "
-            "make another one here"
-        )
-    return True
-
-
-def _failed(task: asyncio.Task[MultiplexedConnection]) -> bool:
-    return task.cancelled() or task.exception() is not None
+        background, self.background = self.background, None
+        if background is not None:
+            background.close()
 
 
 class LinkPool:
@@ -518,11 +486,8 @@ def _call_inside(
     timeout_s: float | None,
 ) -> Frame | None:
     """`connection.call` from within the invocation that `facts` are about."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        pass
-    else:
+    loops = sys.modules.get("asyncio.events")
+    if loops is not None and loops._get_running_loop() is not None:
         raise RuntimeError(
             f"calling {what} here would block the event loop, and with it every coroutine of this server; "
             "use `await asyncio.to_thread(...)`"

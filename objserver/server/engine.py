@@ -26,17 +26,18 @@ does it look faster, so that thirty blocking servants are under way in a few hun
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from objserver.adapter import run_on
 from objserver.errors import ServerBusy
 from objserver.settings import ServerSettings
+
+if TYPE_CHECKING:  # asyncio is loaded when the first coroutine comes: it takes long
+    import asyncio
 
 __all__ = ["Poller", "WorkerEngine"]
 
@@ -197,6 +198,8 @@ class WorkerEngine:
         with ServerBusy.
         """
 
+        from objserver.adapter.coroutines import run_on
+
         with self._lock:  # so that stop comes before, or after the coroutine is on the loop
             if not self._stopping:
                 return run_on(self._event_loop(), self._coroutines, coroutine, done, timeout_s)
@@ -338,12 +341,16 @@ class WorkerEngine:
 
     def _event_loop(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
+            import asyncio
+
             self._loop = asyncio.new_event_loop()
             self._loop_end = self._loop.create_future()
             self._spawn(self._run_loop, "asyncio")
         return self._loop
 
     def _run_loop(self) -> None:
+        import asyncio
+
         loop = self._loop
         assert loop is not None
         asyncio.set_event_loop(loop)
@@ -357,6 +364,8 @@ class WorkerEngine:
 
 
 async def _cancel_others() -> None:
+    import asyncio
+
     others = asyncio.all_tasks() - {asyncio.current_task()}
     for task in others:
         task.cancel()
