@@ -156,7 +156,7 @@ class _Types:
     def type_of(self, annotation: Any) -> dict[str, Any] | None:
         if annotation is inspect.Parameter.empty:
             return None
-        names: set[tuple[str, str]] = set()
+        names = _Mentions(self._evaluated)
         text = _text(self._evaluated(annotation), names)
         return {"text": text, "names": [list(name) for name in sorted(names)]}
 
@@ -171,6 +171,14 @@ class _Types:
         except Exception:
             self.unresolved.append(annotation)
             return Any
+
+
+class _Mentions(set[tuple[str, str]]):
+    """What one annotation mentions, as (module, name); `evaluate` is for strings inside of it."""
+
+    def __init__(self, evaluate: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.evaluate = evaluate
 
 
 class _Names(dict[str, Any]):
@@ -241,12 +249,14 @@ def _imports(module_name: str) -> dict[str, tuple[str, str | None]]:
     return found
 
 
-def _text(thing: Any, names: set[tuple[str, str]]) -> str:
+def _text(thing: Any, names: _Mentions) -> str:
     """A type as text; what it mentions beyond builtins is added to `names`."""
     if thing is None or thing is types.NoneType:
         return "None"
     if thing is ...:
         return "..."
+    if isinstance(thing, (str, typing.ForwardRef)):
+        return _text(names.evaluate(thing), names)
     if isinstance(thing, list):  # the parameters of a Callable
         return f"[{', '.join(_text(each, names) for each in thing)}]"
     origin, arguments = typing.get_origin(thing), typing.get_args(thing)
@@ -268,7 +278,7 @@ def _text(thing: Any, names: set[tuple[str, str]]) -> str:
     return f"{base}[{', '.join(_text(each, names) for each in arguments)}]"
 
 
-def _name(thing: Any, names: set[tuple[str, str]]) -> str:
+def _name(thing: Any, names: _Mentions) -> str:
     """A type that has no arguments; one that should have some gets them, as type checkers ask for."""
     text = _class_name(thing, names)
     if text is None:
@@ -291,7 +301,7 @@ def _name(thing: Any, names: set[tuple[str, str]]) -> str:
     return text + arguments
 
 
-def _class_name(thing: Any, names: set[tuple[str, str]]) -> str | None:
+def _class_name(thing: Any, names: _Mentions) -> str | None:
     """The dotted name of a class, NewType, alias or special form; None if nobody else can import it."""
     if isinstance(thing, _Unimported):
         return _named(thing.module, thing.qualname, names)
@@ -308,15 +318,15 @@ def _class_name(thing: Any, names: set[tuple[str, str]]) -> str | None:
     return name if module == "builtins" else _named(module, name, names)
 
 
-def _named(module: str, qualname: str, names: set[tuple[str, str]]) -> str:
+def _named(module: str, qualname: str, names: _Mentions) -> str:
     names.add((module, qualname))
     return f"{module}.{qualname}"
 
 
-def _any(names: set[tuple[str, str]]) -> str:
+def _any(names: _Mentions) -> str:
     return _named("typing", "Any", names)
 
 
-def _constant(value: Any, names: set[tuple[str, str]]) -> str:
+def _constant(value: Any, names: _Mentions) -> str:
     name = getattr(value, "name", None)  # of an enum's member
     return repr(value) if name is None else f"{_class_name(type(value), names)}.{name}"

@@ -63,7 +63,9 @@ complete -o nosort -F %(complete_func)s %(prog_name)s
         # In quotes bash splits nothing.
         word = _line().rsplit(None, 1)[-1]
         breaks = "" if word[0] in "'\"" else os.environ.get("COMP_WORDBREAKS", "")
-        cut = max((incomplete.rfind(c) + 1 for c in ":@=" if c in breaks), default=0)
+        # A word begins after a colon, but with the `@`, where bash might complete the name of a host.
+        cuts = {":": incomplete.rfind(":") + 1, "=": incomplete.rfind("=") + 1, "@": incomplete.rfind("@")}
+        cut = max([0, *(at for c, at in cuts.items() if c in breaks)])
         return [CompletionItem(item.value[cut:], item.type, item.help) for item in items]
 
 
