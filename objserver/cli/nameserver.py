@@ -11,10 +11,22 @@ __all__ = ["nameserver"]
 
 
 @click.command()
-@click.option("--address", default=f"localhost:{NAMESERVER_PORT}", show_default=True, metavar="HOST:PORT")
+@click.option(
+    "--address",
+    default=f"localhost:{NAMESERVER_PORT}",
+    show_default=True,
+    metavar="HOST:PORT",
+    help="Where to listen.",
+)
 @click.option("--store", metavar="URL", help="Keep the names here, e.g. sqlite:///names.db.")
 @click.option("--beacon/--no-beacon", default=True, show_default=True, help="Answer discovery over UDP.")
-@click.option("--beacon-address", default="localhost:9091", show_default=True, metavar="HOST:PORT")
+@click.option(
+    "--beacon-address",
+    default="localhost:9091",
+    show_default=True,
+    metavar="HOST:PORT",
+    help="Where the beacon answers.",
+)
 @click.option("--insecure", is_flag=True, help="Allow an address that other machines can reach.")
 @click.option("--verbose", is_flag=True, help="Log to standard error also what is no problem.")
 def nameserver(

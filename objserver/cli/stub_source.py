@@ -338,7 +338,8 @@ have no code; they say what proxies offer.
     def _member(self, owner: str, name: str, member: Mapping[str, Any], *, is_async: bool) -> list[str]:
         if not _usable(name) and not (name in _PASSED_ON and not is_async):
             shown = _quoted(name[:IDENTIFIER_MAX])
-            return [f"    # {shown} cannot be written on a proxy; use invoke(proxy, {shown}, ...)."]
+            instead = "" if is_async else f"; use invoke(proxy, {shown}, ...)"
+            return [f"    # {shown} cannot be written on a proxy{instead}."]
         lines = []
         if member.get("unresolved"):
             shown = " and ".join(" ".join(each.split())[:WIDTH] for each in member["unresolved"])

@@ -1,5 +1,7 @@
 """Descriptions of classes: what annotations become, and what is said where they mean nothing elsewhere."""
 
+# ruff: noqa: F401  (what is imported here is mentioned in annotations that are texts)
+
 from __future__ import annotations
 
 import collections

@@ -109,7 +109,7 @@ def test_a_stream_is_printed_as_it_comes(uri: str) -> None:
         # The object was called, whatever became of its own calls.
         (["fail_elsewhere"], 1, "Error: ConnectFailed: cannot connect to localhost:1: Connection refused\n"),
         (["by_pair", "--json"], 1, "Error: JSON cannot say this result: keys must be text or numbers, not"),
-        (["coulor"], 3, " has no exposed method or attribute 'coulor'; did you mean 'colour'?\nIts members: "),
+        (["coulor"], 3, " has no exposed method or attribute 'coulor'; did you mean 'colour'?\nIts membe"),
         (["colour", "5"], 3, "it is an attribute, which is read and not called\n"),
         (["sleep", "--timeout", "0.2"], 4, "\nIt may have happened: look before you repeat it.\n"),
     ],

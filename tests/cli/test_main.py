@@ -48,6 +48,7 @@ def test_help_says_what_the_command_needs(path: tuple[str, ...]) -> None:
             assert parameter.make_metavar(click.Context(COMMANDS[path])) in result.output
         elif isinstance(parameter, click.Option):
             assert parameter.opts[0] in result.output
+            assert parameter.help, f"{parameter.opts[0]} is not explained"
     if path not in {("demo",)}:  # it needs nothing
         assert f"objserver {' '.join(path)}" in result.output.partition("Options:")[0].partition("\n")[2]
 
@@ -107,9 +108,8 @@ def free_port() -> int:
 def test_the_page_documents_every_exit_code() -> None:
     documented = {int(code) for code in re.findall(r"^\| (\d) \|", PAGE, re.MULTILINE)}
     assert documented == set(ExitCode)
-    assert {int(code) for code in re.findall(r"\b(\d) [a-z]", str(main.help).partition("Exit codes:")[2])} == set(
-        ExitCode
-    )
+    in_help = str(main.help).partition("Exit codes:")[2]
+    assert {int(code) for code in re.findall(r"\b(\d) [a-z]", in_help)} == set(ExitCode)
 
 
 def test_0_is_done(uri: str) -> None:

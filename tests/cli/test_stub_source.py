@@ -1,4 +1,4 @@
-"""The source text of stubs: that it is valid, laid out as formatters want it, and safe, whatever a server says."""
+"""The source text of stubs: valid, laid out as formatters want it, and safe, whatever a server says."""
 
 from __future__ import annotations
 
@@ -72,13 +72,15 @@ def test_no_name_of_a_server_gets_into_the_module_unless_it_is_one() -> None:
 
 
 def test_a_method_whose_parameters_have_no_names_takes_anything() -> None:
-    assert signature("f", method(parameters=[parameter("x: int = os")])) == "f(*args: Any, **kwargs: Any) -> Any"
+    member = method(parameters=[parameter("x: int = os")])
+    assert signature("f", member) == "f(*args: Any, **kwargs: Any) -> Any"
 
 
 def test_signatures_for_people() -> None:
     member = method(parameters=[parameter("words", "str"), parameter("limit", "int", "None")], generator=True)
     assert signature("search", member) == "search(words: str, limit: int | None = None) -> Iterator[Any]"
-    assert signature("balance", {"kind": "attribute", "returns": {"text": "int", "names": []}}) == "balance: int"
+    attribute = {"kind": "attribute", "returns": {"text": "int", "names": []}}
+    assert signature("balance", attribute) == "balance: int"
 
 
 def test_a_type_that_is_named_like_a_member_is_imported_under_another_name() -> None:
@@ -132,7 +134,7 @@ def test_signatures_that_are_too_long_are_laid_out_too(tmp_path: pathlib.Path) -
     long = {f"{letter * 30}": method(parameters=[parameter(letter * 25, "int", "5")] * 1) for letter in "ab"}
     long["c"] = method(parameters=[parameter(f"{letter * 20}", "int", "5") for letter in "defgh"])
     long["i"] = method(returns={"text": f"dict[str, {'list[' * 20}int{']' * 20}]", "names": []})
-    long["j"] = {"kind": "attribute", **{k: long["i"][k] for k in ("doc", "returns", "unresolved", "readonly")}}
+    long["j"] = {**long["i"], "kind": "attribute"}
     for name in ("x.py", "x.pyi"):
         (tmp_path / name).write_text(module(long, pyi=name.endswith("i")))
     command = [sys.executable, "-m", "ruff", "format", "--isolated", "--diff", str(tmp_path)]

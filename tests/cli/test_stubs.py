@@ -223,10 +223,11 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 def mypy(directory: pathlib.Path, *files: str) -> dict[str, dict[int, str]]:
-    """File -> line -> code of each error.  The cache is shared, since what we import takes most of the time."""
+    """File -> line -> code of each error.  The cache is shared: what we import takes most of the time."""
+    options = ["--strict", "--follow-imports=silent", "--config-file=", "--show-error-codes"]
+    options += ["--cache-dir", str(directory.parent / "mypy-cache")]
     done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "--config-file="]
-        + ["--show-error-codes", "--cache-dir", str(directory.parent / "mypy-cache"), *files],
+        [sys.executable, "-m", "mypy", *options, *files],
         cwd=directory,
         env={**os.environ, "MYPYPATH": str(ROOT)},
         capture_output=True,
@@ -234,7 +235,8 @@ def mypy(directory: pathlib.Path, *files: str) -> dict[str, dict[int, str]]:
     )
     assert done.returncode in (0, 1), done.stdout + done.stderr
     found: dict[str, dict[int, str]] = {file: {} for file in files}
-    for file, line, code in re.findall(r"^([\w/.]+):(\d+): error: .*\[([\w-]+)\]$", done.stdout, re.MULTILINE):
+    pattern = re.compile(r"^([\w/.]+):(\d+): error: .*\[([\w-]+)\]$", re.MULTILINE)
+    for file, line, code in pattern.findall(done.stdout):
         found[file][int(line)] = code
     assert sum(map(len, found.values())) == len(re.findall(": error: ", done.stdout)), done.stdout
     return found
