@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from objserver import errors
 from objserver.cli import log_to_stderr, parse_address, until_stopped
 from objserver.references import NAMESERVER_PORT
 
@@ -49,9 +50,13 @@ def nameserver(
         raise click.UsageError(
             f"the beacon answers over UDP, so --beacon-address is HOST:PORT and not {beacon_address}"
         )
-    daemon = NameServerDaemon(
-        address, store=store, beacon=str(answer_at) if answer_at else None, insecure=insecure
-    )
+    try:
+        daemon = NameServerDaemon(
+            address, store=store, beacon=str(answer_at) if answer_at else None, insecure=insecure
+        )
+    except errors.NamingError as problem:
+        # The beacon's address: to whoever starts a server it is one that cannot be listened at.
+        raise errors.ListenFailed(str(problem)) from problem
     try:
         with until_stopped():
             daemon.start()

@@ -160,6 +160,9 @@ class Everything:
     def items(self) -> typing.Iterator[Order]:
         yield Order("tea")
 
+    async def feed(self) -> typing.AsyncIterator[int]:
+        yield 1
+
     def numbers(self) -> typing.Iterable[int]:
         yield 1
 
@@ -239,13 +242,14 @@ def test_kinds_of_members() -> None:
     assert having("readonly") == {"look", "fixed"}
     assert having("oneway") == {"tell"}
     assert having("async") == {"later"}
-    assert having("generator") == {"items", "numbers", "handed_on", "untyped"}
+    assert having("generator") == {"items", "feed", "numbers", "handed_on", "untyped"}
     assert not {"close", "_private"} & set(MEMBERS)
 
 
 def test_of_a_stream_the_type_of_its_items_is_told() -> None:
     assert MEMBERS["items"]["returns"]["text"] == f"{HERE}.Order"
     assert MEMBERS["numbers"]["returns"]["text"] == "int"
+    assert MEMBERS["feed"]["returns"]["text"] == "int"
     assert MEMBERS["handed_on"]["returns"]["text"] == "int"
     assert MEMBERS["untyped"]["returns"] is None
     assert MEMBERS["many"]["returns"]["text"] == "collections.abc.Iterable[int]"
