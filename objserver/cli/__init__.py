@@ -32,6 +32,7 @@ __all__ = [
     "name_server_proxy",
     "parse_address",
     "until_stopped",
+    "visible",
 ]
 
 
@@ -136,3 +137,8 @@ def name_server_proxy(address: str | None, timeout_s: float) -> Proxy:
             f"the server at {reference.location} is no name server; start one with `objserver nameserver`"
         ) from problem
     return directory
+
+
+def visible(text: str) -> str:
+    """Without what would end a line or steer the terminal: names and docstrings come from anybody."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode()

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from objserver import errors
-from objserver.cli import ExitCode, Failure, exit_code
+from objserver.cli import ExitCode, Failure, exit_code, visible
 from objserver.cli.completion import complete_method, complete_uri
 
 if TYPE_CHECKING:
@@ -39,7 +39,10 @@ _ADVICE = (
 _BEGINNINGS = {"[": "a list", "{": "a dict", "(": "a tuple", "'": "a quoted text", '"': "a quoted text"}
 
 
-@click.command(context_settings={"ignore_unknown_options": True})
+@click.command(
+    short_help="Call a method of an object, or list its members.",
+    context_settings={"ignore_unknown_options": True},
+)
 @click.argument("uri", shell_complete=complete_uri)
 @click.argument("method", required=False, shell_complete=complete_method)
 @click.argument("args", nargs=-1, metavar="[ARG|KEY=VALUE]...")
@@ -184,16 +187,11 @@ def _list(proxy: Proxy, as_json: bool) -> None:
             shown = signature(name, member)
             if kind == "attribute" and member["readonly"]:
                 shown += "  (read only)"
-            click.echo(f"  {_visible(name)}{shown[len(name) :]}")
+            click.echo(f"  {visible(name)}{shown[len(name) :]}")
             if first := member["doc"].strip().partition("\n")[0]:
-                click.secho(f"      {_visible(first)}", dim=True)
+                click.secho(f"      {visible(first)}", dim=True)
     if described.get("unsigned"):
         click.echo("This server tells names only: it is not objserver, or an old one.", err=True)
-
-
-def _visible(text: str) -> str:
-    """Without what would steer the terminal: it comes from a server."""
-    return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
 def _say_times(connect_s: float, calls_s: list[float], total_s: float) -> None:

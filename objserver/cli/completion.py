@@ -77,7 +77,7 @@ def _line() -> str:
 add_completion_class(_Bash)
 
 
-@click.command()
+@click.command(short_help="Print the script for the Tab key of a shell.")
 @click.argument("shell", type=click.Choice(list(_WHERE)))
 def completion(shell: str) -> None:
     """Print the script that makes Tab complete commands, names and methods.

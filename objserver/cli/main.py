@@ -57,8 +57,13 @@ def main() -> None:
       objserver call PYRONAME:Account/alice deposit 5
       objserver stubs bank:Account
 
-    Exit codes: 0 done; 1 failed, or the object raised; 2 wrong usage; 3 certainly not called: no such server,
-    name, object or member, or refused; 4 no answer came, so it may have happened.
+    \b
+    Exit codes:
+      0  done
+      1  failed, or the object raised
+      2  wrong usage
+      3  certainly not called: no such server, name, object or member, or refused
+      4  no answer came, so it may have happened
     """
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from objserver import errors
-from objserver.cli import ExitCode, Failure, name_server_proxy
+from objserver.cli import ExitCode, Failure, name_server_proxy, visible
 from objserver.cli.completion import complete_name
 
 __all__ = ["names"]
@@ -88,7 +88,7 @@ def ls(prefix: str, tags: tuple[str, ...], as_json: bool, nameserver: str | None
     if as_json:
         click.echo(json.dumps({name: {"uri": uri, "metadata": tags} for name, (uri, tags) in rows.items()}))
         return
-    lines = [[_visible(text) for text in (name, uri, " ".join(tags))] for name, (uri, tags) in rows.items()]
+    lines = [[visible(text) for text in (name, uri, " ".join(tags))] for name, (uri, tags) in rows.items()]
     if sys.stdout.isatty():
         _show(lines)
         return
@@ -117,7 +117,7 @@ def get(name: str, as_json: bool, nameserver: str | None, timeout: float) -> Non
     if as_json:
         click.echo(json.dumps({"name": name, "uri": str(uri), "metadata": sorted(metadata or ())}))
     else:
-        click.echo(_visible(str(uri)))
+        click.echo(visible(str(uri)))
 
 
 def _show(lines: list[list[str]]) -> None:
@@ -139,8 +139,3 @@ def _show(lines: list[list[str]]) -> None:
     console = Console()
     console.width = max(console.width, name_width + uri_width + _REST)
     console.print(table)
-
-
-def _visible(text: str) -> str:
-    """Without what would end a line or steer the terminal: names come from anybody."""
-    return text if text.isprintable() else text.encode("unicode_escape").decode()

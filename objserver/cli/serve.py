@@ -44,7 +44,7 @@ _PATIENCE_S = 10.0
 """A name server that needs longer for one call is as good as none."""
 
 
-@click.command()
+@click.command(short_help="Serve classes, instances or locators of a module.")
 @click.argument("targets", nargs=-1, required=True, metavar="MODULE:NAME...")
 @click.option("--name", help="The object's name, instead of that in the module (for a single one).")
 @click.option("--activation", type=click.Choice(list(ACTIVATION)), help="Which servant incarnates an object.")

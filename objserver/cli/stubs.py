@@ -19,7 +19,7 @@ __all__ = ["stubs"]
 _URI = re.compile(r"PYRO(NAME|META)?:", re.IGNORECASE)
 
 
-@click.command()
+@click.command(short_help="Write typed stubs of classes, or of a live object.")
 @click.argument("target", metavar="MODULE[:CLASS]|URI", shell_complete=complete_uri)
 @click.option(
     "--output", "-o", type=click.Path(dir_okay=False, path_type=pathlib.Path), help="Write to this file."

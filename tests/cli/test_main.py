@@ -109,7 +109,7 @@ def test_the_page_documents_every_exit_code() -> None:
     documented = {int(code) for code in re.findall(r"^\| (\d) \|", PAGE, re.MULTILINE)}
     assert documented == set(ExitCode)
     in_help = str(main.help).partition("Exit codes:")[2]
-    assert {int(code) for code in re.findall(r"\b(\d) [a-z]", in_help)} == set(ExitCode)
+    assert {int(code) for code in re.findall(r"\b(\d)  [a-z]", in_help)} == set(ExitCode)
 
 
 def test_0_is_done(uri: str) -> None:
