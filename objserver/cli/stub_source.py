@@ -21,14 +21,17 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from objserver.client import Proxy
+from objserver.client import AsyncProxy, Proxy
 
 __all__ = ["IDENTIFIER_MAX", "StubModule", "default_text", "signature", "type_text"]
 
 WIDTH = 88
 IDENTIFIER_MAX = 200
 """Characters of a name; longer ones are no work of a person."""
-_OWN = frozenset(name for name in dir(Proxy) if not name.startswith("_"))
+_OWN = {
+    is_async: frozenset(name for name in dir(proxy) if not name.startswith("_"))
+    for is_async, proxy in ((False, Proxy), (True, AsyncProxy))
+}
 """Public names of a proxy hide remote members of the same name."""
 _PASSED_ON = frozenset(name for name in vars(Proxy) if name in {
     "__contains__", "__delitem__", "__getitem__", "__iter__", "__len__", "__setitem__",
@@ -95,12 +98,14 @@ class _Imports:
     def __init__(self, taken: Iterable[str], stubs: Mapping[tuple[str, str], str]) -> None:
         self._taken = {*taken, "TYPE_CHECKING", "annotations"}
         self._stubs = stubs
+        self.asynchronous = False
+        """An object that arrives through an asynchronous proxy has one of that kind."""
         self._locals: dict[tuple[str, str], str] = {}
 
     def local(self, module: str, qualname: str) -> str:
         """How the module says `qualname` of `module`."""
         if (module, qualname) in self._stubs:
-            return self._stubs[module, qualname]
+            return "Async" * self.asynchronous + self._stubs[module, qualname]
         first, dot, rest = qualname.partition(".")
         name = self._locals.get((module, first))
         if name is None:
@@ -268,7 +273,7 @@ class StubModule:
         taken = {member for each in self._descriptions for member in each["members"]}
         for name in names.values():
             taken |= {name, f"Async{name}"}
-        self._imports = _Imports(taken, names if sync else {})
+        self._imports = _Imports(taken, names)
 
     def text(self) -> str:
         """The source of the module."""
@@ -293,8 +298,8 @@ class StubModule:
     def _docstring(self) -> list[str]:
         first = self._descriptions[0]
         name = _class_name(first["name"])
-        calls = (m for m, member in first["members"].items() if member["kind"] == "method" and _usable(m))
-        method = next(calls, None)
+        methods = [each for each, member in first["members"].items() if member["kind"] == "method"]
+        method = next((each for each in methods if _usable(each, False) and _usable(each, True)), None)
         usage = []
         if False in self._kinds:
             usage += ["", f'    {name.lower()} = connect("PYRO:...", {name})']
@@ -314,6 +319,7 @@ have no code; they say what proxies offer.
         return _doc(text.rstrip() + "\n" + "\n".join(usage), "")
 
     def _class(self, description: Mapping[str, Any], *, is_async: bool) -> list[str]:
+        self._imports.asynchronous = is_async
         name = _class_name(description["name"])
         lines = [f"class {'Async' * is_async}{name}:"]
         blocks: list[list[str]] = []
@@ -322,7 +328,7 @@ have no code; they say what proxies offer.
         if description.get("unsigned"):
             blocks.append(["    # This server does not tell signatures: it is not objserver, or an old one."])
         for member_name, member in sorted(description["members"].items()):
-            blocks.append(self._member(name, member_name, member, is_async=is_async))
+            blocks.append(self._member(member_name, member, is_async=is_async))
         if not blocks or all(line.lstrip().startswith("#") for block in blocks for line in block):
             blocks.append(["    pass"])
         for number, block in enumerate(blocks):
@@ -335,17 +341,17 @@ have no code; they say what proxies offer.
             return self._pyi and not block[0].lstrip().startswith("#")
         return self._pyi and before[-1].endswith("# fmt: on")
 
-    def _member(self, owner: str, name: str, member: Mapping[str, Any], *, is_async: bool) -> list[str]:
-        if not _usable(name) and not (name in _PASSED_ON and not is_async):
+    def _member(self, name: str, member: Mapping[str, Any], *, is_async: bool) -> list[str]:
+        if not _usable(name, is_async) and not (name in _PASSED_ON and not is_async):
             shown = _quoted(name[:IDENTIFIER_MAX])
-            instead = "" if is_async else f"; use invoke(proxy, {shown}, ...)"
-            return [f"    # {shown} cannot be written on a proxy{instead}."]
+            instead = f"await proxy.invoke({shown}, ...)" if is_async else f"invoke(proxy, {shown}, ...)"
+            return [f"    # {shown} cannot be written on a proxy; use {instead}."]
         lines = []
         if member.get("unresolved"):
             shown = " and ".join(" ".join(each.split())[:WIDTH] for each in member["unresolved"])
             lines.append(f"    # Any stands here for {_printable(shown)}".rstrip())
         if member["kind"] == "attribute":
-            value = self._result(owner, member, is_async=is_async)
+            value = _returned(member, self._imports, is_async=is_async)
             if is_async:
                 value = f"{self._imports.local('collections.abc', 'Awaitable')}[{value}]"
             lines += ["    @property", *self._function(name, ["self"], value, member["doc"])]
@@ -356,17 +362,12 @@ have no code; they say what proxies offer.
         else:
             parameters = _parameters(member, self._imports)
             own = "_self" if any(text.split(":")[0].lstrip("*") == "self" for text in parameters) else "self"
-            returned = self._result(owner, member, is_async=is_async)
+            returned = _returned(member, self._imports, is_async=is_async)
             keyword_ = "async def" if is_async and not member["generator"] else "def"
             lines += self._function(name, [own, *parameters], returned, member["doc"], keyword_)
         if any(len(line) > WIDTH for line in _code(lines)):
             return ["    # fmt: off", *lines, "    # fmt: on"]
         return lines
-
-    def _result(self, owner: str, member: Mapping[str, Any], *, is_async: bool) -> str:
-        text = _returned(member, self._imports, is_async=is_async)
-        # Whatever an object returns itself as arrives as a proxy that is not awaited.
-        return owner if is_async and text == "Self" else text
 
     def _function(
         self, name: str, parameters: list[str], returned: str, doc: str, keyword_: str = "def"
@@ -388,8 +389,8 @@ have no code; they say what proxies offer.
         return lines
 
 
-def _usable(name: str) -> bool:
-    return _is_name(name) and not name.startswith("_") and name not in _OWN
+def _usable(name: str, is_async: bool) -> bool:
+    return _is_name(name) and not name.startswith("_") and name not in _OWN[is_async]
 
 
 def _class_name(name: str) -> str:

@@ -91,10 +91,12 @@ def test_a_type_that_is_named_like_a_member_is_imported_under_another_name() -> 
 
 def test_names_that_the_proxy_uses_itself_are_not_promised() -> None:
     text = module({"release": method(), "__len__": method(returns={"text": "int", "names": []})})
-    assert 'use invoke(proxy, "release", ...)' in text
+    assert '# "release" cannot be written on a proxy; use invoke(proxy, "release", ...).' in text
+    assert '# "release" cannot be written on a proxy; use await proxy.invoke("release", ...).' in text
     assert "def release" not in text
     assert "def __len__(self) -> int:" in text
     assert "async def __len__" not in text
+    assert module({"set": method(), "batch": method()}).count("    def set(") == 1
 
 
 def test_a_class_that_offers_nothing_usable_is_still_one() -> None:

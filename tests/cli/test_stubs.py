@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pathlib
 import re
@@ -15,8 +16,7 @@ import Pyro5.api
 import pytest
 from click.testing import CliRunner, Result
 
-import objserver
-from objserver import ObjectServer
+from objserver import ObjectServer, connect, connect_async, expose
 from objserver.cli.main import main
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -117,12 +117,11 @@ class Hidden:
 RIGHT = """
 import asyncio
 from decimal import Decimal
-from typing import TypeVar, assert_type
+from typing import assert_type
 
-from objserver import connect
+from objserver import connect, connect_async
 from bank import Colour, Entry, Range
-from stubs import Account, AsyncAccount, Branch
-CONNECT_ASYNC
+from stubs import Account, AsyncAccount, AsyncBranch, Branch
 
 account = connect("PYRO:Account@localhost:9091", Account)
 assert_type(account.deposit(5, note="x"), int)
@@ -146,17 +145,16 @@ async def main() -> None:
         assert_type(entry, Entry)
     await account.forget(entry)
     assert_type((await account.rates())["EUR"], Decimal)
+    branch = connect_async("PYRO:Branch@localhost:9091", AsyncBranch)
+    assert_type(await (await branch.account("bob")).deposit(1), int)
 
 
 asyncio.run(main())
 """
 
 WRONG = """
-from typing import TypeVar
-
-from objserver import connect
+from objserver import connect, connect_async
 from stubs import Account, AsyncAccount
-CONNECT_ASYNC
 
 account = connect("PYRO:Account@localhost:9091", Account)
 account.deposit("5")  # arg-type
@@ -191,13 +189,6 @@ account.deposit("5")  # arg-type
 account.withdraw(5)  # attr-defined
 """
 
-# Until the library has it, a program can say this.
-CONNECT_ASYNC = (
-    "from objserver import connect_async"
-    if hasattr(objserver, "connect_async")
-    else "T = TypeVar('T')\ndef connect_async(uri: str, cls: type[T]) -> T: raise NotImplementedError"
-)
-
 
 def stubs(directory: pathlib.Path, *args: str) -> str:
     """Run the command as a user would."""
@@ -218,7 +209,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     (directory / "bank.py").write_text(BANK.lstrip())
     stubs(directory, "bank", "--output", "stubs.py")
     for name, text in (("right", RIGHT), ("wrong", WRONG), ("class_itself", CLASS_ITSELF)):
-        (directory / f"{name}.py").write_text(text.replace("CONNECT_ASYNC", CONNECT_ASYNC).lstrip())
+        (directory / f"{name}.py").write_text(text.lstrip())
     return directory
 
 
@@ -311,6 +302,40 @@ def test_a_live_object_is_enough(programs: pathlib.Path, tmp_path: pathlib.Path)
     # Here nobody has the module `bank`, and type checkers live with it.
     assert mypy(tmp_path, "live.py", "live_stubs.pyi") == {"live.py": {}, "live_stubs.pyi": {}}
     assert ruff_differences(tmp_path / "live.py", tmp_path / "live_stubs.pyi") == ""
+
+
+@expose
+class Counter:
+    def up_to(self, end: int) -> Iterator[int]:
+        yield from range(end)
+
+    def add(self, a: int, b: int = 2) -> int:
+        return a + b
+
+    @property
+    def colour(self) -> str:
+        return "red"
+
+
+def test_what_the_stubs_promise_is_what_proxies_do() -> None:
+    def promised(name: str) -> Any:
+        scope: dict[str, Any] = {}
+        exec(run(uri).output, scope)
+        return scope[name]
+
+    async def use(counter: Any) -> list[Any]:
+        return [await counter.add(1), await counter.colour, [item async for item in counter.up_to(2)]]
+
+    with ObjectServer() as server:
+        uri = str(server.register(Counter, "Counter"))
+        with connect(uri, promised("Counter")) as counter:
+            assert [counter.add(1), counter.colour, [*counter.up_to(2)]] == [3, "red", [0, 1]]
+
+        async def main() -> list[Any]:
+            async with connect_async(uri, promised("AsyncCounter")) as counter:
+                return await use(counter)
+
+        assert asyncio.run(main()) == [3, "red", [0, 1]]
 
 
 @Pyro5.api.expose
