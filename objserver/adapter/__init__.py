@@ -3,6 +3,7 @@
 from objserver.adapter.adapter import ObjectAdapter
 from objserver.adapter.calling import Engine, not_begun
 from objserver.adapter.daemon import DaemonObject
+from objserver.adapter.describe import describe
 from objserver.adapter.exposure import expose, idempotent, oneway, readonly
 from objserver.adapter.invocation import EMPTY, Caller, Invocation
 from objserver.adapter.policies import (
@@ -37,6 +38,7 @@ __all__ = [
     "Serial",
     "Shared",
     "ThreadingPolicy",
+    "describe",
     "expose",
     "idempotent",
     "not_begun",

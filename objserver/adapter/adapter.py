@@ -142,8 +142,12 @@ class ObjectAdapter:
 
         Runs foreign code where a locator has not been asked before.
         """
+        return self.skeleton(object_id).metadata
+
+    def skeleton(self, object_id: str) -> Skeleton:
+        """The skeleton behind `metadata`."""
         registration, key = self._registry.find(object_id)
-        return self._servants.offers(registration, key, object_id).metadata
+        return self._servants.offers(registration, key, object_id)
 
     def reference_id(self, servant: object) -> str | None:
         """The id of the object that `servant` incarnates here, if it does."""

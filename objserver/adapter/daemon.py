@@ -1,7 +1,8 @@
 """The object `Pyro.Daemon`, through which a client asks a server about itself.
 
 Its members are those of Pyro5's daemon object, which stock proxies and tools call, and
-`release_session`, with which our proxies end a session before its idle timeout.
+two of ours: `release_session`, with which our proxies end a session before its idle timeout, and `describe`,
+from which stubs are written and a shell shows signatures.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from objserver.adapter.describe import describe
 from objserver.adapter.exposure import expose, oneway, readonly
 from objserver.invocation import current, in_progress
 
@@ -46,6 +48,13 @@ class DaemonObject:
         if type(object_id) is not str:
             raise TypeError("an object id is a str")
         return self._adapter.metadata(object_id)
+
+    @readonly
+    def describe(self, object_id: str) -> dict[str, Any]:
+        """What an object offers, with signatures and docstrings, as plain data; see `adapter.describe`."""
+        if type(object_id) is not str:
+            raise TypeError("an object id is a str")
+        return describe(self._adapter.skeleton(object_id).cls)
 
     def get_next_stream_item(self, stream_id: str) -> Any:
         """Listed for stock clients; the adapter routes the call to the object the stream belongs to."""

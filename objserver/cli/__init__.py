@@ -3,15 +3,20 @@
 A server started from the command line prints where it is, then `ready`, and from then on belongs to signals:
 SIGTERM and Ctrl-C drain it and end the process with exit code 0.  Standard output is for programs, so hints
 and the log go to standard error.
+
+What fails for a reason that can be said in a sentence is said in one, and the exit code tells a script what
+it may conclude: see `ExitCode`.
 """
 
 from __future__ import annotations
 
+import enum
 import logging
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import IO, Any
 
 import click
 
@@ -19,7 +24,59 @@ from objserver import errors
 from objserver.client import Proxy, name_server
 from objserver.references import NAMESERVER_PORT, Location
 
-__all__ = ["log_to_stderr", "name_server_proxy", "parse_address", "until_stopped"]
+__all__ = [
+    "ExitCode",
+    "Failure",
+    "exit_code",
+    "log_to_stderr",
+    "name_server_proxy",
+    "parse_address",
+    "until_stopped",
+    "visible",
+]
+
+
+class ExitCode(enum.IntEnum):
+    """What a command's exit code means, the same for all of them."""
+
+    DONE = 0
+    FAILED = 1
+    """The object raised an exception, or the command could not do its work."""
+    USAGE = 2
+    """The command line is wrong; nothing was done."""
+    NOT_CALLED = 3
+    """No such server, name, object or member, or the server refused: the call was certainly not executed."""
+    UNKNOWN = 4
+    """The call was sent and no answer came: it may have been executed."""
+
+
+def exit_code(problem: BaseException) -> ExitCode:
+    """... of a command that ends with this error of its own (not with one that a servant raised)."""
+    if isinstance(problem, errors.OutcomeUnknown):
+        return ExitCode.UNKNOWN
+    if isinstance(problem, (errors.ConnectFailed, errors.NamingError, errors.ObjectError)):
+        return ExitCode.NOT_CALLED
+    return ExitCode.FAILED
+
+
+class Failure(click.ClickException):
+    """The end of a command: a sentence, perhaps a second one with advice, and the exit code."""
+
+    def __init__(self, sentence: str, *, advice: str = "", code: ExitCode = ExitCode.FAILED) -> None:
+        super().__init__(sentence)
+        self.advice = advice
+        self.code = code
+
+    @property
+    def exit_code(self) -> int:  # type: ignore[override]
+        """Where click looks for it."""
+        return int(self.code)
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Colours are left out where standard error is no terminal."""
+        click.echo(f"{click.style('Error:', fg='red', bold=True)} {self.message}", file=file, err=True)
+        if self.advice:
+            click.secho(self.advice, file=file, err=True, dim=True)
 
 
 @contextmanager
@@ -80,3 +137,8 @@ def name_server_proxy(address: str | None, timeout_s: float) -> Proxy:
             f"the server at {reference.location} is no name server; start one with `objserver nameserver`"
         ) from problem
     return directory
+
+
+def visible(text: str) -> str:
+    """Without what would end a line or steer the terminal: names and docstrings come from anybody."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode()

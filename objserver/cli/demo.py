@@ -102,7 +102,7 @@ class _Processes:
         return [json.loads(self.said(label)) for label in clients]
 
 
-@click.command()
+@click.command(short_help="Watch it work: a bank, and a search index.")
 @click.option("--modules", default=400, show_default=True, type=click.IntRange(1), help="Modules to index.")
 @click.option(
     "--clients",

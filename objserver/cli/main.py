@@ -1,7 +1,7 @@
 """The `objserver` command: one group, a module for each command.
 
-What fails for a reason that can be said in a sentence is said in one, on standard error, with exit code 1;
-wrong usage is exit code 2, as click has it.  Our errors advise programmers; what they advise is said here in
+What fails for a reason that can be said in a sentence is said in one, on standard error, with an exit code
+that `ExitCode` explains.  Our errors advise programmers; what they advise is said here in
 options.  The command modules import what they need when they are run, so that `objserver --help` does not
 wait for it.
 """
@@ -14,11 +14,14 @@ import click
 
 import objserver
 from objserver import errors
+from objserver.cli import Failure, exit_code
 from objserver.cli.call import call
+from objserver.cli.completion import completion
 from objserver.cli.demo import demo
 from objserver.cli.names import names
 from objserver.cli.nameserver import nameserver
 from objserver.cli.serve import serve
+from objserver.cli.stubs import stubs
 
 __all__ = ["main"]
 
@@ -38,7 +41,7 @@ class _Sentences(click.Group):
             sentence = " ".join(str(problem).split())
             for python, option in _IN_OPTIONS.items():
                 sentence = sentence.replace(python, option)
-            raise click.ClickException(sentence) from problem
+            raise Failure(sentence, code=exit_code(problem)) from problem
 
 
 @click.group(cls=_Sentences)
@@ -52,8 +55,17 @@ def main() -> None:
       objserver serve bank:Account --activation persistent --store sqlite:///bank.db --nameserver
       objserver names
       objserver call PYRONAME:Account/alice deposit 5
+      objserver stubs bank:Account
+
+    \b
+    Exit codes:
+      0  done
+      1  failed, or the object raised
+      2  wrong usage
+      3  certainly not called: no such server, name, object or member, or refused
+      4  no answer came, so it may have happened
     """
 
 
-for command in (call, demo, names, nameserver, serve):
+for command in (call, completion, demo, names, nameserver, serve, stubs):
     main.add_command(command)

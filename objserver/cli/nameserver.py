@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from objserver import errors
 from objserver.cli import log_to_stderr, parse_address, until_stopped
 from objserver.references import NAMESERVER_PORT
 
@@ -11,10 +12,22 @@ __all__ = ["nameserver"]
 
 
 @click.command()
-@click.option("--address", default=f"localhost:{NAMESERVER_PORT}", show_default=True, metavar="HOST:PORT")
+@click.option(
+    "--address",
+    default=f"localhost:{NAMESERVER_PORT}",
+    show_default=True,
+    metavar="HOST:PORT",
+    help="Where to listen.",
+)
 @click.option("--store", metavar="URL", help="Keep the names here, e.g. sqlite:///names.db.")
 @click.option("--beacon/--no-beacon", default=True, show_default=True, help="Answer discovery over UDP.")
-@click.option("--beacon-address", default="localhost:9091", show_default=True, metavar="HOST:PORT")
+@click.option(
+    "--beacon-address",
+    default="localhost:9091",
+    show_default=True,
+    metavar="HOST:PORT",
+    help="Where the beacon answers.",
+)
 @click.option("--insecure", is_flag=True, help="Allow an address that other machines can reach.")
 @click.option("--verbose", is_flag=True, help="Log to standard error also what is no problem.")
 def nameserver(
@@ -37,9 +50,13 @@ def nameserver(
         raise click.UsageError(
             f"the beacon answers over UDP, so --beacon-address is HOST:PORT and not {beacon_address}"
         )
-    daemon = NameServerDaemon(
-        address, store=store, beacon=str(answer_at) if answer_at else None, insecure=insecure
-    )
+    try:
+        daemon = NameServerDaemon(
+            address, store=store, beacon=str(answer_at) if answer_at else None, insecure=insecure
+        )
+    except errors.NamingError as problem:
+        # The beacon's address: to whoever starts a server it is one that cannot be listened at.
+        raise errors.ListenFailed(str(problem)) from problem
     try:
         with until_stopped():
             daemon.start()

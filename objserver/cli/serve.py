@@ -14,6 +14,7 @@ import inspect
 import os
 import pathlib
 import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -25,7 +26,7 @@ from objserver.references import DAEMON_ID
 if TYPE_CHECKING:
     from objserver.client import Proxy
 
-__all__ = ["serve"]
+__all__ = ["load", "load_module", "serve"]
 
 ACTIVATION = {
     "per-request": "PerRequest",
@@ -43,7 +44,7 @@ _PATIENCE_S = 10.0
 """A name server that needs longer for one call is as good as none."""
 
 
-@click.command()
+@click.command(short_help="Serve classes, instances or locators of a module.")
 @click.argument("targets", nargs=-1, required=True, metavar="MODULE:NAME...")
 @click.option("--name", help="The object's name, instead of that in the module (for a single one).")
 @click.option("--activation", type=click.Choice(list(ACTIVATION)), help="Which servant incarnates an object.")
@@ -92,7 +93,7 @@ def serve(
         raise click.UsageError("persistent objects need a store; add for example --store sqlite:///bank.db")
     parse_address(address)
     labels = _labels(targets, name)
-    things = {label: _load(target) for label, target in labels.items()}
+    things = {label: load(target) for label, target in labels.items()}
     for label, thing in things.items():
         _check_can_be_made(label, thing)
     # After the imports: a module that sets up logging itself has the first word.
@@ -155,28 +156,35 @@ def _labels(targets: tuple[str, ...], name: str | None) -> dict[str, str]:
     return labels
 
 
-def _load(target: str) -> Any:
+def load(target: str) -> Any:
+    """What MODULE:NAME means; UsageError or RegistrationError if it means nothing."""
     module, colon, path = target.partition(":")
     if not (module and colon and path):
         raise click.UsageError(f"{target!r} is not MODULE:NAME, for example bank:Account")
-    file = pathlib.PurePath(module)
-    if file.suffix == ".py":
-        where = f" in the directory {file.parent}" if file.parent.parts else ""
-        raise click.UsageError(f"{module} is a file, not a module; write {file.stem}:{path}{where}")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        thing: Any = importlib.import_module(module)
-    except Exception as problem:
-        raise errors.RegistrationError(
-            f"cannot import {module}: {type(problem).__name__}: {problem}"
-        ) from problem
+    thing: Any = load_module(module, path)
     for part in path.split("."):
         try:
             thing = getattr(thing, part)
         except AttributeError:
             raise errors.RegistrationError(f"{module} has no {path}") from None
     return thing
+
+
+def load_module(module: str, path: str = "") -> ModuleType:
+    """Import a module, also from the current directory; `path` is what is wanted of it."""
+    file = pathlib.PurePath(module)
+    if file.suffix == ".py":
+        where = f" in the directory {file.parent}" if file.parent.parts else ""
+        meant = f"{file.stem}:{path}" if path else file.stem
+        raise click.UsageError(f"{module} is a file, not a module; write {meant}{where}")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        return importlib.import_module(module)
+    except Exception as problem:
+        raise errors.RegistrationError(
+            f"cannot import {module}: {type(problem).__name__}: {problem}"
+        ) from problem
 
 
 def _check_can_be_made(label: str, thing: Any) -> None:

@@ -152,7 +152,7 @@ def test_what_nobody_could_make_is_refused_before_it_is_served(
 
 def test_without_a_name_server_nothing_is_served() -> None:
     result = CliRunner().invoke(main, ["serve", "json:loads", "--nameserver", "localhost:1"])
-    assert result.exit_code == 1
+    assert result.exit_code == 3
     assert result.stdout == ""
     assert result.stderr == (
         "Error: no name server answers at localhost:1; start one with `objserver nameserver`\n"
@@ -163,7 +163,7 @@ def test_a_name_that_was_never_made_is_not_said_to_stay(monkeypatch: pytest.Monk
     gone = Proxy("PYRO:Pyro.NameServer@localhost:1")
     monkeypatch.setattr("objserver.cli.serve.name_server_proxy", lambda address, timeout_s: gone)
     result = CliRunner().invoke(main, ["serve", "json:loads", "--nameserver", "localhost:1"])
-    assert (result.exit_code, result.stdout) == (1, "")
+    assert (result.exit_code, result.stdout) == (3, "")
     assert result.stderr == "Error: cannot connect to localhost:1: Connection refused\n"
 
 
