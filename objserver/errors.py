@@ -31,7 +31,6 @@ clause written for Pyro5 goes on working.  Evidence is in attributes, never only
 from __future__ import annotations
 
 import builtins
-import difflib
 from collections.abc import Iterable
 
 from objserver import pyro5
@@ -65,6 +64,8 @@ __all__ = [
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of a sentence about an unknown `name`: the likeliest of the known ones, or nothing."""
+    import difflib  # only who mistypes needs it
+
     close = difflib.get_close_matches(name, sorted(known), 1)
     return f"; did you mean {close[0]!r}?" if close else ""
 

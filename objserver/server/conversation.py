@@ -141,7 +141,8 @@ class Conversation:
         sequence = frame.sequence
         if len(self._calls) >= self._calls_max:
             raise errors.ServerBusy(
-                f"{len(self._calls)} calls of this connection are in flight (setting calls_per_connection_max)"
+                f"{len(self._calls)} calls of this connection are in flight "
+                "(setting calls_per_connection_max)"
             )
         if sequence in self._calls:
             raise errors.ProtocolError(f"request {sequence} is in flight already")
