@@ -54,7 +54,8 @@ def test_from_others_it_is_an_annotation_like_any(changed, made):
     "where",
     [
         b"", b"\xc1", ormsgpack.packb(5), ormsgpack.packb([]), ormsgpack.packb([-1]), ormsgpack.packb([1.0]),
-        ormsgpack.packb([201]), ormsgpack.packb([100]), ormsgpack.packb([1, -5, 200]), ormsgpack.packb([0, 201]),
+        ormsgpack.packb([201]), ormsgpack.packb([100]), ormsgpack.packb([1, -5, 200]),
+        ormsgpack.packb([0, 201]),
         ormsgpack.packb([0, 1 << 60]), ormsgpack.packb([200, "x"]), ormsgpack.packb([200, [1, 2]]),
         ormsgpack.packb([200, [1, 2, 3]]), ormsgpack.packb([200, *[0] * 1001]),
     ],
