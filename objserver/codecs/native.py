@@ -561,8 +561,11 @@ class PartsCodec(NativeCodec):
     """The same, towards a peer that has greeted us: large blocks are left out of what is encoded."""
 
     _leaves_out = True
-    _meets_bytes = False
-    """Whether calls with large bytes have been seen."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._meets_bytes = False
+        """Whether calls with large bytes have been seen.  (A default of the class takes longer to read.)"""
 
     def encode_call(
         self, object_id: str, method: str, args: Sequence[Any], kwargs: Mapping[str, Any] | None
