@@ -32,6 +32,9 @@ class Limits:
     decoded_size_max: int = 256 * MiB
     """Estimated memory of the decoded value: a byte of MessagePack can become an 88-byte dict, two bytes
     of serpent a 1 KiB syntax node."""
+    shared_buffer_size_max: int = 1024 * MiB
+    """One array or bytes in memory shared with a process of the same machine: it is mapped, not received, so
+    the limit of a frame does not apply; what has to be bounded is all of them together."""
     batch_size_max: int = 10_000
     """Calls in one batch; a stock server executes 200,000 from one frame without asking."""
 
@@ -59,6 +62,9 @@ class ServerSettings:
     4 KiB of invocations that wait or run."""
     send_memory_max: int = 32 * MiB
     """Bytes that wait for one peer that does not read; beyond it the peer is disconnected."""
+    shared_memory_max: int = 1024 * MiB
+    """Bytes of memory lent to processes of the same machine, and likewise of theirs mapped here; 0 switches
+    shared memory off.  Beyond the first, values go through the socket; beyond the second they are refused."""
     mailbox_size_max: int = 1_000
     """Invocations that wait for one servant; beyond it callers get ServerBusy."""
     stream_linger_s: float = 30.0

@@ -15,7 +15,9 @@ from objserver import errors, pyro5
 from objserver.adapter.invocation import Invocation
 from objserver.codecs.exceptions import text_of
 from objserver.wire import Flag, FrameType, encode_frame
+from objserver.wire.buffers import Parts, parts_frame
 from objserver.wire.frames import plain_frame, plain_start
+from objserver.wire.shared_memory import Link
 
 __all__ = ["Answering"]
 
@@ -30,11 +32,15 @@ class Answering:
     """Bytes of the largest reply."""
     _tracebacks: bool
     """Whether tracebacks travel with exceptions."""
+    _memory: Link | None = None
+    """Shared with the other end, for large values."""
 
     def encode_result(self, invocation: Invocation, value: Any) -> bytes:
         """The frame that carries `value`; SerializeError or MessageTooLarge if it cannot."""
         codec, request = invocation.reply_to
         payload = codec.encode(value)
+        if type(payload) is Parts:
+            return self._encode_parts(invocation, payload)
         if len(payload) > self._payload_max:
             raise errors.MessageTooLarge(
                 f"the result takes {len(payload)} bytes, more than {self._payload_max} "
@@ -51,6 +57,21 @@ class Answering:
             payload,
             annotations,
             request.correlation,
+        )
+
+    def _encode_parts(self, invocation: Invocation, parts: Parts) -> bytes:
+        """As `encode_result`, of a value with large blocks."""
+        codec, request = invocation.reply_to
+        return parts_frame(
+            FrameType.RESULT,
+            codec.serializer_id,
+            0,
+            request.sequence,
+            parts,
+            invocation._response_annotations,
+            request.correlation,
+            self._memory,
+            self._payload_max,
         )
 
     def encode_stream(self, invocation: Invocation, stream_id: str) -> bytes:

@@ -14,14 +14,18 @@ import struct
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 from objserver import errors
 from objserver.client.greeting import HANDSHAKE_TIMEOUT_S, Greeting, too_large
+from objserver.client.sharing import ended, offered, settled
 from objserver.codecs import Codec, Codecs
 from objserver.references import Location
 from objserver.settings import Limits
 from objserver.wire import Flag, Frame, FrameParser, FrameType, encode_frame
+from objserver.wire.buffers import Parts, parts_frame
 from objserver.wire.frames import NO_CORRELATION, plain_frame, plain_start
+from objserver.wire.shared_memory import Link
 
 __all__ = ["Cancellable", "ClientConnection"]
 
@@ -51,15 +55,18 @@ class ClientConnection:
         self._parser = FrameParser(limits)
         self._sequence = 0
         self._timeout_s: float | None = None
+        self._memory: Link | None = None
         self._sock = _connect(greeting.location, timeout_s)
         self._sendall = self._sock.sendall
         self._recv = self._sock.recv
         try:
+            self._memory = offered(greeting, self._sock)
             self._set_timeout(HANDSHAKE_TIMEOUT_S if timeout_s is None else timeout_s)
-            self._sendall(greeting.frame(codecs))
+            self._sendall(greeting.frame(codecs, self._memory))
             reply = (self._parser.receive_data(self._recv(READ_SIZE)) or self._rest())[0]
             greeted = greeting.answered(reply, codecs)
             self._set_timeout(timeout_s)
+            self._memory = settled(self._memory, greeted, self._parser)
             self.handshake = greeted.handshake
             self.metadata = greeted.metadata
             self.native = greeted.native
@@ -79,7 +86,7 @@ class ClientConnection:
     def call(
         self,
         codec: Codec,
-        payload: bytes,
+        payload: Any,
         flags: int,
         annotations: Mapping[str, bytes] | None,
         correlation: bytes,
@@ -94,7 +101,12 @@ class ClientConnection:
         """
         # Never 0: that is the number of no request, under which a server answers what it cannot read.
         self._sequence = sequence = self._sequence % 0xFFFF + 1
-        if flags or annotations or correlation is not NO_CORRELATION:
+        if type(payload) is Parts:
+            request = parts_frame(
+                FrameType.INVOKE, codec.serializer_id, flags, sequence, payload, annotations, correlation,
+                self._memory, self.frame_size_max,
+            )  # fmt: skip
+        elif flags or annotations or correlation is not NO_CORRELATION:
             request = encode_frame(
                 FrameType.INVOKE, codec.serializer_id, flags, sequence, payload, annotations, correlation
             )
@@ -151,6 +163,7 @@ class ClientConnection:
     def close(self) -> None:
         """Close the socket.  Safe to call twice."""
         self._sock.close()
+        ended(self._memory)
 
     # ------------------------------------------------------------------------------------------------
 
@@ -160,10 +173,15 @@ class ClientConnection:
         # The kernel bounds each wait; a reply that comes in drops is bounded here.
         deadline = None if self._timeout_s is None else time.monotonic() + self._timeout_s
         while True:
-            data = self._recv(min(max(parser.missing, READ_SIZE), READ_LARGE))
+            space = parser.space()
+            data: Any
+            if space is None:
+                data = self._recv(min(max(parser.missing, READ_SIZE), READ_LARGE))
+            else:
+                data = self._sock.recv_into(space)
             if not data:
                 raise errors.ConnectionLost(f"{self.location} closed the connection before the reply came")
-            frames = parser.receive_data(data)
+            frames = parser.receive_data(data) if space is None else parser.received(data)
             if frames:
                 return frames
             if deadline is not None and time.monotonic() >= deadline:

@@ -14,6 +14,7 @@ from objserver.codecs import Codec, Codecs
 from objserver.references import Location
 from objserver.wire import Extension, Frame, FrameType, encode_frame
 from objserver.wire import extension as wire_extension
+from objserver.wire.shared_memory import Link, Offer
 
 __all__ = ["HANDSHAKE_TIMEOUT_S", "Greeted", "Greeting", "Metadata"]
 
@@ -50,12 +51,17 @@ class Greeting:
     client: str = ""
     multiplexed: bool = False
 
-    def frame(self, codecs: Codecs) -> bytes:
-        """Its bytes."""
+    def frame(self, codecs: Codecs, memory: Link | None = None) -> bytes:
+        """Its bytes, with the offer to share `memory`."""
         codec = codecs.by_name[self.serializer or "serpent"]
         data = {"handshake": self.handshake, "object": self.object_id}
         if self.serializer is None:
-            peer = Extension(session=self.session, client=self.client, multiplexed=self.multiplexed)
+            peer = Extension(
+                session=self.session,
+                client=self.client,
+                multiplexed=self.multiplexed,
+                shared=memory.offer if memory is not None else None,
+            )
             data[wire_extension.KEY] = peer.to_data()
         return encode_frame(FrameType.CONNECT, codec.serializer_id, 0, 0, codec.encode(data))
 
@@ -74,7 +80,8 @@ class Greeting:
             metadata=Metadata(answer.get("meta")),
             native=peer is not None,
             frame_size_max=(peer and peer.frame_size_max) or sys.maxsize,
-            codec=codecs.native if peer else codecs.by_name[self.serializer or "serpent"],
+            codec=codecs.parts if peer else codecs.by_name[self.serializer or "serpent"],
+            shared=peer.shared if peer is not None else None,
         )
 
     def unanswered(self, timeout_s: float | None) -> errors.ConnectFailed:
@@ -94,6 +101,7 @@ class Greeted:
     native: bool
     frame_size_max: int
     codec: Codec
+    shared: Offer | None = None
 
 
 def too_large(location: object, size: int, most: int) -> errors.MessageTooLarge:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 from objserver import errors
 from objserver.adapter import Answering, Invocation
 from objserver.client.greeting import HANDSHAKE_TIMEOUT_S, Greeted, Greeting, too_large
+from objserver.client.sharing import ended, offered, settled
 from objserver.codecs import Codec, Codecs
 from objserver.references import Location
 from objserver.settings import Limits
@@ -34,6 +35,7 @@ from objserver.wire import (
     encode_frame,
 )
 from objserver.wire import extension as wire_extension
+from objserver.wire.buffers import Parts, parts_frame
 from objserver.wire.frames import NO_CORRELATION, plain_frame, plain_start
 
 if TYPE_CHECKING:
@@ -104,10 +106,13 @@ class MultiplexedConnection(asyncio.Protocol, Answering):
                 f"cannot connect to {location}: {problem.strerror or problem}"
             ) from None
         try:
-            self.write(greeting.frame(codecs))
+            assert self._transport is not None
+            self._memory = offered(greeting, self._transport.get_extra_info("socket"))
+            self.write(greeting.frame(codecs, self._memory))
             async with asyncio.timeout(limit_s):
                 reply = await self._answer
             self.greeted = greeting.answered(reply, codecs)
+            self._memory = settled(self._memory, self.greeted, self._parser)
         except BaseException as problem:
             self.close()
             if isinstance(problem, TimeoutError):
@@ -149,7 +154,7 @@ class MultiplexedConnection(asyncio.Protocol, Answering):
     def request(
         self,
         codec: Codec,
-        payload: bytes,
+        payload: Any,
         flags: int,
         annotations: Mapping[str, bytes] | None,
         correlation: bytes = NO_CORRELATION,
@@ -165,12 +170,14 @@ class MultiplexedConnection(asyncio.Protocol, Answering):
         if not flags & Flag.ONEWAY:
             reply = self.loop.create_future()
             sequence = self.calls.add(reply)
-        if flags or annotations or correlation is not NO_CORRELATION:
+        if flags or annotations or correlation is not NO_CORRELATION or type(payload) is Parts:
             kind = FrameType.INVOKE
+            request = kind, codec.serializer_id, flags, sequence, payload, annotations, correlation
             try:
-                data = encode_frame(
-                    kind, codec.serializer_id, flags, sequence, payload, annotations, correlation
-                )
+                if type(payload) is Parts:
+                    data = parts_frame(*request, self._memory, self.greeted.frame_size_max)
+                else:
+                    data = encode_frame(*request)
             except BaseException:
                 if sequence:
                     self.calls.take(sequence)
@@ -314,6 +321,7 @@ class MultiplexedConnection(asyncio.Protocol, Answering):
         self.closed = True
         if self._transport is not None:
             self._transport.close()
+        ended(self._memory)
         for reply in [*self.calls.clear(), self._answer]:
             if not reply.done():
                 reply.set_exception(problem)

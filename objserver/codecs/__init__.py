@@ -11,7 +11,7 @@ from typing import Any
 
 from objserver import errors
 from objserver.codecs.base import Codec, Substitute
-from objserver.codecs.native import NativeCodec
+from objserver.codecs.native import NativeCodec, PartsCodec
 from objserver.codecs.stock import JsonCodec, MarshalCodec, MsgpackCodec, SerpentCodec
 from objserver.references import Reference
 from objserver.settings import Limits
@@ -36,6 +36,8 @@ class Codecs:
         marshal: bool = False,
     ) -> None:
         self.native = NativeCodec(limits, substitute, export, arrive)
+        self.parts = PartsCodec(limits, substitute, export, arrive)
+        """As `native`, towards peers: found by no id, since a connection has to know what it means."""
         self.serpent = SerpentCodec(limits, substitute)
         codecs: list[Codec] = [
             self.native,

@@ -16,13 +16,15 @@ from objserver import errors
 from objserver.codecs.exceptions import text_of
 from objserver.references import Reference
 
-__all__ = ["Call", "Codec", "Payload", "Substitute", "call_of", "cannot", "proxy_reference"]
+__all__ = ["Call", "Codec", "Encoded", "Payload", "Substitute", "call_of", "cannot", "proxy_reference"]
 
 NAME_LENGTH_MAX = 1_000
 """Characters of an object id or a method name: enough for any key, and both are looked up and quoted."""
 
 Call = tuple[str, str, Sequence[Any], dict[str, Any]]
-Payload = bytes | memoryview
+Payload = bytes | bytearray | memoryview
+Encoded = Any
+"""Bytes; only of our own codec it may be `wire.buffers.Parts`, and what it decodes `Arrived`."""
 Substitute = Callable[[object], Reference | None]
 """Says which objects travel as references: registered servants do, everything else gives None."""
 
@@ -35,9 +37,9 @@ class Codec(Protocol):
 
     def encode_call(
         self, object_id: str, method: str, args: Sequence[Any], kwargs: Mapping[str, Any] | None
-    ) -> bytes: ...
+    ) -> Encoded: ...
     def decode_call(self, payload: Payload) -> Call: ...
-    def encode(self, value: Any) -> bytes: ...
+    def encode(self, value: Any) -> Encoded: ...
     def decode(self, payload: Payload) -> Any: ...
 
 

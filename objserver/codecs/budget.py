@@ -96,9 +96,11 @@ def _exceeds(limit: str, sentence: str) -> errors.MessageTooLarge:
     return error
 
 
-def check_msgpack(payload: bytes | memoryview, limits: Limits, nested: frozenset[int] = frozenset()) -> None:
+def check_msgpack(
+    payload: bytes | bytearray | memoryview, limits: Limits, nested: frozenset[int] = frozenset()
+) -> None:
     """Refuse MessagePack beyond the limits; `nested` are the Ext tags whose data is MessagePack again."""
-    data = bytes(payload)
+    data = bytes(payload) if isinstance(payload, memoryview) else payload
     # Every container costs at least its head byte.  Where even that bound is within the limits, done.
     if (
         b"\xa7<batch>" in data[:40]
@@ -115,7 +117,7 @@ def check_msgpack(payload: bytes | memoryview, limits: Limits, nested: frozenset
         raise errors.SerializeError("the MessagePack data ends too early") from None
 
 
-def _walk(data: bytes, limits: Limits, nested: frozenset[int]) -> None:
+def _walk(data: bytes | bytearray, limits: Limits, nested: frozenset[int]) -> None:
     """Skip through the value, item by item, keeping only what is open: (items left, where an Ext ends)."""
     position, cost, size = 0, 0, len(data)
     left, end = 1, -1
@@ -215,7 +217,7 @@ def _check_brackets(text: bytes, limits: Limits) -> None:
         raise too_deep(limits)
 
 
-def check_json(payload: bytes | memoryview, limits: Limits) -> None:
+def check_json(payload: bytes | bytearray | memoryview, limits: Limits) -> None:
     """Refuse JSON beyond the limits."""
     data = bytes(payload)
     text = _JSON_STRING.sub(b"", data)
@@ -237,7 +239,7 @@ def spread(items: list[Any]) -> list[Any]:
     return items
 
 
-def check_serpent(payload: bytes | memoryview, limits: Limits) -> None:
+def check_serpent(payload: bytes | bytearray | memoryview, limits: Limits) -> None:
     """Refuse serpent beyond the limits, and Python source that is more than literals.
 
     `ast.literal_eval` refuses the latter too, but only after the parser built trees of it, for which

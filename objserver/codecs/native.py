@@ -31,12 +31,13 @@ import ormsgpack
 from ormsgpack import Ext, Fragment, packb, unpackb
 
 from objserver import errors, pyro5, references
-from objserver.codecs import budget, exceptions
-from objserver.codecs.base import Call, Payload, Substitute, call_of, cannot, proxy_reference
+from objserver.codecs import arrays, budget, exceptions
+from objserver.codecs.base import Call, Encoded, Payload, Substitute, call_of, cannot, proxy_reference
 from objserver.references import Reference
 from objserver.settings import Limits
+from objserver.wire.buffers import BUFFERS_MAX, Arrived, Parts
 
-__all__ = ["NativeCodec"]
+__all__ = ["NativeCodec", "PartsCodec"]
 
 OPTIONS = (
     ormsgpack.OPT_PASSTHROUGH_TUPLE
@@ -50,12 +51,16 @@ OPTIONS = (
 # The tags are part of the wire format: never change one, only add.  Those below 64 hold MessagePack.
 TUPLE, SET, FROZENSET, PAIRS, FRACTION, DATETIME, TIME, TIMEDELTA = range(1, 9)
 EXCEPTION, REGISTERED, WRAPPED = range(9, 12)
+ARRAY, ASIDE = 32, 33
 BIGINT, COMPLEX, DECIMAL, UUID, PATH, DATE, REFERENCE, BYTEARRAY, HELD_REFERENCE = range(64, 73)
 NESTED = frozenset(range(1, 64))
 
 _PLAIN: tuple[Any, ...] = (tuple, dict, list, str, int, float, bytes, set, frozenset, pathlib.Path)
 
 Pack = Callable[[Any], bytes]
+"""One that has an attribute `buffers`, a list, wants large blocks there instead of in its result."""
+BYTES_ASIDE_MIN = 64 * 1024
+"""Bytes from which an argument or a result that is bytes is not copied into the MessagePack."""
 
 
 class _Pairs(list[Any]):
@@ -159,6 +164,35 @@ _DECODERS: dict[int, Callable[[Any], Any]] = {
     HELD_REFERENCE: lambda v: Reference.parse(v.decode()),
 }
 
+
+def _array(header: list[Any], arrived: Arrived | None) -> Any:
+    *form, data = header
+    if len(form) != 3:
+        raise errors.SerializeError("an array is its type, shape, order and data")
+    if type(data) is bytes:
+        return arrays.restore(form, bytearray(data))
+    return arrays.restore(form, _beside(arrived).take(data))
+
+
+def _bytes_aside(parts: list[Any], arrived: Arrived | None) -> bytes:
+    if len(parts) != 1:
+        raise errors.SerializeError("bytes beside a message have one number")
+    return _beside(arrived).take_bytes(parts[0])
+
+
+def _beside(arrived: Arrived | None) -> Arrived:
+    if arrived is None:
+        raise errors.SerializeError("the value refers to a buffer, and none came with it")
+    return arrived
+
+
+_ASIDE: dict[int, Callable[[Any, Arrived | None], Any]] = {ARRAY: _array, ASIDE: _bytes_aside}
+"""As `_DECODERS`, of what may stand beside the message."""
+_DECODERS |= {
+    ARRAY: lambda v: _array(v, None),
+    ASIDE: lambda v: _bytes_aside(v, None),
+}
+
 _SEQUENCES = frozenset({list, tuple, set, frozenset})
 _LEAVES = frozenset({type(None), bool, float, str, bytes, *_ENCODERS}) - _SEQUENCES - {_Pairs, Reference}
 
@@ -196,6 +230,7 @@ class NativeCodec:
 
     serializer_id = 79
     name = "objserver"
+    _leaves_out = False
 
     def __init__(
         self,
@@ -205,7 +240,7 @@ class NativeCodec:
         arrive: Callable[[Reference], Any] | None = None,
     ) -> None:
         self._limits = limits
-        self._nesting_max = limits.nesting_max
+        self._nesting_max = min(limits.nesting_max, Arrived.LENGTH_MIN - 1)
         self._substitute = substitute
         self._export = export or substitute
         self._arrive = arrive or references.arrived
@@ -220,14 +255,14 @@ class NativeCodec:
 
     def encode_call(
         self, object_id: str, method: str, args: Sequence[Any], kwargs: Mapping[str, Any] | None
-    ) -> bytes:
+    ) -> Encoded:
         try:
             return packb([object_id, method, list(args), kwargs], default=self._pack_hook, option=OPTIONS)
         except Exception:
             self._raise_interrupt()
             return self._encode_slowly([object_id, method, list(args), kwargs])
 
-    def encode(self, value: Any) -> bytes:
+    def encode(self, value: Any) -> Encoded:
         try:
             return packb(value, default=self._pack_hook, option=OPTIONS)
         except Exception:
@@ -252,7 +287,7 @@ class NativeCodec:
             budget.check_msgpack(data, self._limits, NESTED)
         return data
 
-    def decode_call(self, payload: Payload) -> Call:
+    def decode_call(self, payload: Any) -> Call:
         if len(payload) <= self._nesting_max:
             # The usual call: too small to break a limit, and of the usual types.
             try:
@@ -266,15 +301,25 @@ class NativeCodec:
                         return object_id, method, args, kwargs
         return call_of(self.decode(payload))
 
-    def decode(self, payload: Payload) -> Any:
+    def decode(self, payload: Any) -> Any:
         # Each level of nesting takes a byte at least: nothing this small can break a limit.
         if len(payload) > self._nesting_max:
+            if type(payload) is Arrived:
+                return self._decode_parts(payload)
             budget.check_msgpack(payload, self._limits, NESTED)
         try:
             return unpackb(payload, ext_hook=self._hook)
         except Exception as problem:
             self._raise_interrupt()
             raise self._explain(payload, problem) from None
+
+    def _decode_parts(self, arrived: Arrived) -> Any:
+        try:
+            data = arrived.open()
+            budget.check_msgpack(data, self._limits, NESTED)
+            return self._unpack_telling(data, arrived)
+        finally:
+            arrived.close()
 
     def _raise_interrupt(self) -> None:
         interrupt = self._interrupts.pop(get_ident(), None)
@@ -314,7 +359,7 @@ class NativeCodec:
                     f"the zone of a {name} is a {_name(type(zone))}, of which only the offset would come"
                     " back; use zoneinfo.ZoneInfo"
                 )
-        if kind in _ENCODERS or proxy_reference(value) is not None:
+        if kind in _ENCODERS or arrays.is_numpy(value) or proxy_reference(value) is not None:
             return self._ext_of(value, pack)
         if self._substitute is not None and self._substitute(value) is not None:
             raise errors.SerializeError(
@@ -349,6 +394,8 @@ class NativeCodec:
             tag, convert = encoder
             content = convert(value)
             return Ext(tag, content if type(content) is bytes else pack(content))
+        if arrays.is_numpy(value):
+            return self._array_ext(value, pack)
         reference = proxy_reference(value)
         if reference is None:
             if isinstance(value, BaseException):
@@ -378,6 +425,17 @@ class NativeCodec:
             f"a value of type {cls.__module__}.{cls.__qualname__} cannot travel: send plain data, register"
             " the object to send a reference to it, or register its class with Pyro5's register_class_to_dict"
         )
+
+    def _array_ext(self, value: Any, pack: Pack) -> Ext:
+        header, array = arrays.header_of(value)
+        if array.nbytes >= arrays.ASIDE_MIN:
+            if self._leaves_out and pack == self._pack:
+                raise errors.SerializeError("the fast way has no place for what is left out")
+            buffers = getattr(pack, "buffers", None)
+            if buffers is not None and len(buffers) < BUFFERS_MAX:
+                buffers.append(arrays.bytes_of(array))
+                return Ext(ARRAY, packb([*header, len(buffers) - 1]))
+        return Ext(ARRAY, packb([*header, bytes(arrays.bytes_of(array))]))
 
     def _exception(self, error: BaseException) -> bytes:
         """An error must arrive even if something it carries cannot: that part is sent as its repr.
@@ -439,10 +497,16 @@ class NativeCodec:
 
         return pack
 
-    def _encode_slowly(self, value: Any, exact: bool = False) -> bytes:
+    def _encode_slowly(
+        self, value: Any, exact: bool = False, buffers: list[bytes | memoryview] | None = None
+    ) -> Any:
         problems: list[BaseException] = []
+        pack: Any = self._slow_pack(problems, exact)
+        if buffers is not None:
+            pack.buffers = buffers
         try:
-            return self._slow_pack(problems, exact)(value)
+            data = pack(value)
+            return Parts(data, buffers) if buffers else data
         except Exception as problem:
             self._raise_interrupt()
             raise cannot("encode", self.name, problems[0] if problems else problem) from None
@@ -458,6 +522,14 @@ class NativeCodec:
 
     def _explain(self, payload: Payload, problem: Exception) -> errors.ProtocolError:
         """Decode again, keeping what the hook raises, because ormsgpack only says that it failed."""
+        try:
+            self._unpack_telling(payload, None)
+        except errors.ProtocolError as told:
+            return told
+        return cannot("decode", self.name, problem)
+
+    def _unpack_telling(self, payload: Payload, arrived: Arrived | None) -> Any:
+        """Decode, keeping what the hook raises; blocks come from `arrived`."""
         problems: list[BaseException] = []
 
         def hook(tag: int, data: bytes) -> Any:
@@ -466,15 +538,94 @@ class NativeCodec:
                     raise errors.SerializeError(f"MessagePack Ext type {tag} is unknown")
                 if tag == REFERENCE:
                     return self._arrive(Reference.parse(data.decode()))
+                if tag in _ASIDE:
+                    content = unpackb(data, ext_hook=hook)
+                    if type(content) is not list:
+                        raise errors.SerializeError(f"Ext type {tag} holds a {type(content).__name__}")
+                    return _ASIDE[tag](content, arrived)
                 return _made(tag, unpackb(data, ext_hook=hook) if tag < 64 else data)
             except BaseException as raised:
                 problems.append(raised)
                 raise
 
         try:
-            unpackb(payload, ext_hook=hook)
+            return unpackb(payload, ext_hook=hook)
         except Exception as again:
-            problem = again
-        if problems and isinstance(problems[0], KeyboardInterrupt):
-            raise problems[0]
-        return cannot("decode", self.name, problems[0] if problems else problem)
+            problem: BaseException = problems[0] if problems else again
+        if isinstance(problem, KeyboardInterrupt):
+            raise problem
+        raise cannot("decode", self.name, problem) from None
+
+
+class PartsCodec(NativeCodec):
+    """The same, towards a peer that has greeted us: large blocks are left out of what is encoded."""
+
+    _leaves_out = True
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._meets_bytes = False
+        """Whether calls with large bytes have been seen.  (A default of the class takes longer to read.)"""
+
+    def encode_call(
+        self, object_id: str, method: str, args: Sequence[Any], kwargs: Mapping[str, Any] | None
+    ) -> Encoded:
+        if not self._meets_bytes or not any(type(arg) is bytes for arg in args):
+            try:
+                data = packb([object_id, method, list(args), kwargs], default=self._pack_hook, option=OPTIONS)
+            except Exception:
+                self._raise_interrupt()
+            else:
+                if len(data) < BYTES_ASIDE_MIN:
+                    return data
+                # Too late for this once, but to look at every argument of every call would cost all calls.
+                self._meets_bytes = any(type(arg) is bytes for arg in args)
+                if not self._meets_bytes:
+                    return data
+        pack = _Aside(self)
+        # Only in plain sight: what is deeper inside goes to no hook if it is bytes.
+        return self._encode_parts([object_id, method, list(map(pack.leave_out, args)), kwargs], pack)
+
+    def encode(self, value: Any) -> Encoded:
+        if type(value) is bytes and len(value) >= BYTES_ASIDE_MIN:
+            pack = _Aside(self)
+            return self._encode_parts(pack.leave_out(value), pack)
+        try:
+            return packb(value, default=self._pack_hook, option=OPTIONS)
+        except Exception:
+            self._raise_interrupt()
+            return self._encode_parts(value, _Aside(self))
+
+    def _encode_parts(self, value: Any, pack: _Aside) -> Encoded:
+        left_out = len(pack.buffers)
+        try:
+            data = pack(value)
+        except Exception:
+            self._raise_interrupt()
+            del pack.buffers[left_out:]  # of the attempt that failed
+            return self._encode_slowly(value, buffers=pack.buffers)
+        return Parts(data, pack.buffers) if pack.buffers else data
+
+
+class _Aside:
+    """A pack that leaves large blocks out of its result; they gather in `buffers`."""
+
+    def __init__(self, codec: NativeCodec) -> None:
+        self.buffers: list[bytes | memoryview] = []
+        self._codec = codec
+
+    def __call__(self, value: Any) -> bytes:
+        return packb(value, default=self._default, option=OPTIONS)
+
+    def leave_out(self, value: Any) -> Any:
+        if type(value) is not bytes or len(value) < BYTES_ASIDE_MIN or len(self.buffers) >= BUFFERS_MAX:
+            return value
+        self.buffers.append(value)
+        return Ext(ASIDE, packb([len(self.buffers) - 1]))
+
+    def _default(self, value: Any) -> Any:
+        try:
+            return self._codec._ext_of(value, self)
+        except KeyboardInterrupt as interrupt:
+            self._codec._interrupts[get_ident()] = interrupt
+            raise

@@ -38,6 +38,7 @@ from objserver.wire import (
     encode_frame,
 )
 from objserver.wire import extension as wire_extension
+from objserver.wire.shared_memory import Offer, is_local
 
 if TYPE_CHECKING:
     from objserver.server.server import ObjectServer
@@ -136,8 +137,15 @@ class Connection(Answering):
         parser = self.parser
         before = parser.buffered
         gathers = False
+        space = None
+        data: Any
         try:
-            data = self._recv(READ_SIZE if not before else min(max(parser.missing, READ_SIZE), READ_LARGE))
+            if not before:
+                data = self._recv(READ_SIZE)
+            elif (space := parser.space()) is None:
+                data = self._recv(min(max(parser.missing, READ_SIZE), READ_LARGE))
+            else:
+                data = self.sock.recv_into(space)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
@@ -148,10 +156,10 @@ class Connection(Answering):
         if self.lingering:
             return
         try:
-            if not self.greeted and data[:4] in _HTTP:
+            if not self.greeted and space is None and data[:4] in _HTTP:
                 self._write(_HTTP_ANSWER)
                 raise errors.ProtocolError("an HTTP request")
-            frames = parser.receive_data(data)
+            frames = parser.receive_data(data) if space is None else parser.received(data)
             if parser.buffered or before:
                 self._account(parser.buffered, bool(frames))
             if len(frames) > 1 and self._conversation is not None and self.server.settings.workers_max > 1:
@@ -262,7 +270,8 @@ class Connection(Answering):
                     self.session, self.session_is_connection = f"peer:{self.peer.session}", False
                 self.holder = self.peer.client or self.session
                 size = server.settings.limits.frame_size_max
-                answer[wire_extension.KEY] = Extension(frame_size_max=size).to_data()
+                offer = self._share_memory(self.peer)
+                answer[wire_extension.KEY] = Extension(frame_size_max=size, shared=offer).to_data()
             payload, kind = codec.encode(answer), FrameType.CONNECT_OK
         except BaseException as problem:  # a locator or a handshake check may raise anything
             kind = FrameType.CONNECT_FAIL
@@ -283,10 +292,21 @@ class Connection(Answering):
         else:
             self._linger()
 
+    def _share_memory(self, peer: Extension) -> Offer | None:
+        """From here on large values may travel beside the messages; what we offer for sharing memory."""
+        self._codec = self.server.codecs.parts
+        self.parser.parts_in = self._codec.serializer_id
+        if peer.shared is None or not is_local(self.sock):
+            return None
+        self._memory = self.parser.link = self.server.memory.link()
+        if self._memory is None:
+            return None
+        self._memory.accept(peer.shared)
+        return self._memory.offer
+
     def _invoke(self, frame: Frame, weight: Weight | None, start: Start) -> None:
         """Admit the invocation that a request asks for, or answer with the error that it is."""
         flags = frame.flags
-        size = len(frame.payload)
         codec = self._codec
         try:
             if codec.serializer_id != frame.serializer_id:
@@ -295,6 +315,7 @@ class Connection(Answering):
                 object_id, method, args, kwargs = self._blob(frame)
             else:
                 object_id, method, args, kwargs = codec.decode_call(frame.payload)
+            size = len(frame.payload)  # only now is all of it here
             frame.payload = b""  # a request that waits holds its arguments once
             invocation = Invocation(self, object_id, method, args, kwargs, (codec, frame))
             if size > HEAVY:
@@ -526,6 +547,8 @@ class Connection(Answering):
             self._gathered = None
         self.server.forget(self)
         self._account(0)
+        if self._memory is not None:
+            self._memory.close(LINGER_S)
         self.sock.close()
         if self.greeted:
             self.server.engine.submit(self._ended)

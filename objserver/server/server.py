@@ -39,13 +39,14 @@ from objserver.clock import Clock, SystemClock
 from objserver.codecs import Codecs
 from objserver.invocation import Interceptor
 from objserver.references import DAEMON_ID, Location, Reference, arrived
-from objserver.server.connection import Connection
+from objserver.server.connection import LINGER_S, Connection
 from objserver.server.conversation import Conversation
 from objserver.server.engine import WorkerEngine
 from objserver.server.poller import SocketPoller
 from objserver.server.pyro5_daemon import Pyro5Daemon
 from objserver.settings import ServerSettings
 from objserver.storage import Committer, Store, open_store
+from objserver.wire.shared_memory import SharedMemory
 
 __all__ = ["ObjectServer"]
 
@@ -100,6 +101,9 @@ class ObjectServer:
         )
         self._callable: dict[str, list[Connection]] = {}
         """By client, the connections on which it can be called."""
+        self.memory = SharedMemory(
+            self.settings.shared_memory_max, self.settings.limits.shared_buffer_size_max
+        )
         self.hurried: set[Connection] = set()
         self.gathering: set[Connection] = set()
         self.receiving = 0
@@ -249,6 +253,7 @@ class ObjectServer:
                 self._await_quiet(deadline)
             for connection in list(self.poller.connections.values()):
                 connection.close()
+            self._await_taken(min(deadline, time.monotonic() + LINGER_S))
         finally:
             if started:
                 self.engine.stop()
@@ -257,6 +262,7 @@ class ObjectServer:
             if self._store is not None:
                 self._store.close()
             self.poller.close()
+            self.memory.close()
             self._state = "stopped"
             self._stopped.set()
 
@@ -264,6 +270,12 @@ class ObjectServer:
         """Until nothing runs or waits.  The pause is how often we look, not what we rely on."""
         pause = threading.Event()
         while (self.adapter.busy or self.receiving) and time.monotonic() < deadline:
+            pause.wait(0.002)
+
+    def _await_taken(self, deadline: float) -> None:
+        """Until the clients have mapped what the last replies lent them: it ends with us."""
+        pause = threading.Event()
+        while self.memory.is_awaited and time.monotonic() < deadline:
             pause.wait(0.002)
 
     def serve_forever(self) -> None:
@@ -299,6 +311,9 @@ class ObjectServer:
             "receive_memory_max": self.settings.receive_memory_max,
             "unsent_bytes": self.unsent,
             "unsent_memory_max": self.settings.unsent_memory_max,
+            "shared_lent_bytes": self.memory.lent,
+            "shared_mapped_bytes": self.memory.mapped,
+            "shared_memory_max": self.settings.shared_memory_max,
             "hurried_connections": len(self.hurried),
             "refused": self.refused,
             **self.engine.statistics(),
@@ -321,6 +336,7 @@ class ObjectServer:
                 connection.expire()
         if self.poller.accepting:
             self.poller.resume_accepting()
+        self.memory.sweep()
         self.adapter.housekeeping(now)
 
     def hold(self, size: int) -> None:

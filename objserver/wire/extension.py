@@ -4,7 +4,8 @@ A client that knows the additions puts the key `objserver` into the data of its 
 that knows them answers with the same key.  The key in the connect frame is all that a stock daemon sees of
 this, and it ignores it; a stock client, which sends no such key, sees nothing.  The greeting carries a
 version, the client's session id, the id of its process, and whether it takes calls and replies in any order;
-the answer a version and the server's limit on frames.
+the answer a version and the server's limit on frames.  Between two processes of one machine
+both also offer shared memory (`shared_memory`).
 
 `CallContext` travels in one request annotation, `OBJS`: a MessagePack array
 
@@ -53,6 +54,8 @@ class Extension:
     """Id of the client's process: where the objects are that it passes on, and who holds what it got."""
     multiplexed: bool = False
     """It takes replies in any order, and calls."""
+    shared: tuple[int, int, str, int] | None = None
+    """Process id, descriptor, token and number of the word that proves we can open its memory."""
 
     def to_data(self) -> dict[str, Any]:
         data: dict[str, Any] = {"version": VERSION}
@@ -64,6 +67,8 @@ class Extension:
             data["client"] = self.client
         if self.multiplexed:
             data["multiplexed"] = True
+        if self.shared:
+            data["shared"] = list(self.shared)
         return data
 
     @classmethod
@@ -83,7 +88,17 @@ class Extension:
             or len(client) > SESSION_SIZE_MAX
         ):
             raise errors.ProtocolError("the greeting between objserver peers is malformed")
-        return cls(session, size, client, data.get("multiplexed") is True)
+        multiplexed = data.get("multiplexed") is True
+        shared = data.get("shared")
+        if shared is None:
+            return cls(session, size, client, multiplexed)
+        # A stock serializer carried it: a list may be a tuple here.
+        if not isinstance(shared, (list, tuple)) or [type(part) for part in shared] != [int, int, str, int]:
+            raise errors.ProtocolError("the greeting between objserver peers is malformed")
+        process, descriptor, token, number = shared
+        if len(token) > SESSION_SIZE_MAX or not all(0 <= n < 1 << 31 for n in (process, descriptor, number)):
+            raise errors.ProtocolError("the greeting between objserver peers is malformed")
+        return cls(session, size, client, multiplexed, (process, descriptor, token, number))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,6 +22,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Mapping
+from typing import Any
 
 from objserver import errors
 from objserver.settings import Limits
@@ -71,12 +72,13 @@ class Frame:
 
     __slots__ = ("annotations", "correlation", "flags", "payload", "sequence", "serializer_id", "type")
 
-    def __init__(self, type: int, serializer_id: int, flags: int, sequence: int, payload: bytes) -> None:
+    def __init__(self, type: int, serializer_id: int, flags: int, sequence: int, payload: Any) -> None:
         self.type = type
         self.serializer_id = serializer_id
         self.flags = flags
         self.sequence = sequence
-        self.payload = payload
+        self.payload: Any = payload
+        """Bytes, of a large one the bytearray it was received into; or what has `Arrived` in parts."""
         self.annotations: Mapping[str, bytes] = _NO_ANNOTATIONS
         self.correlation = NO_CORRELATION
 
@@ -126,16 +128,32 @@ def encode_frame(
             )
             + payload
         )
+    head = frame_head(type, serializer_id, flags, sequence, len(payload), annotations, correlation)
+    return b"".join((*head, payload))
+
+
+def frame_head(
+    type: int,
+    serializer_id: int,
+    flags: int,
+    sequence: int,
+    payload_size: int,
+    annotations: Mapping[str, bytes],
+    correlation: bytes = NO_CORRELATION,
+) -> list[bytes]:
+    """Pieces that together are what precedes a payload of so many bytes."""
+    if correlation is not NO_CORRELATION:
+        flags |= Flag.CORRELATION
     chunks = []
     for name, data in annotations.items():
         if len(name) != 4 or not name.isascii():
             raise errors.ProtocolError(f"annotation name {name!r} is not four ASCII characters")
         chunks += [_CHUNK.pack(name.encode(), len(data)), data]
-    packed = b"".join(chunks)
+    size = sum(map(len, chunks))
     header = HEADER.pack(
-        MAGIC, VERSION, type, serializer_id, flags, sequence, len(payload), len(packed), correlation, 0, CHECK
+        MAGIC, VERSION, type, serializer_id, flags, sequence, payload_size, size, correlation, 0, CHECK
     )
-    return b"".join((header, packed, payload))
+    return [header, *chunks]
 
 
 def split_annotations(data: bytes, limits: Limits) -> dict[str, bytes]:
@@ -159,7 +177,7 @@ def split_annotations(data: bytes, limits: Limits) -> dict[str, bytes]:
     return found
 
 
-def inflate(payload: bytes, size_max: int) -> bytes:
+def inflate(payload: bytes | bytearray, size_max: int) -> bytes:
     """Decompress without ever holding more than `size_max` bytes of output."""
     inflater = zlib.decompressobj()
     try:

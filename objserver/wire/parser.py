@@ -2,14 +2,19 @@
 
 The parser is fed what a socket gave and answers with the frames that are complete.  It never trusts a
 length before comparing it with a limit, and never reserves memory for bytes that have not come, so a
-peer pays for what it makes us hold.  After an error the stream has no trustworthy next frame: the
+peer pays for what it makes us hold.  Only a large payload gets a place of its own that is somewhat ahead of
+what has come (`space`), so that its bytes are received where they will stay; `buffered` counts all of it.
+After an error the stream has no trustworthy next frame: the
 connection must be closed, and every further call raises.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from objserver import errors
 from objserver.settings import Limits
+from objserver.wire import buffers
 from objserver.wire.frames import (
     CHECK,
     HEADER,
@@ -26,24 +31,36 @@ from objserver.wire.frames import (
     too_large,
 )
 
+if TYPE_CHECKING:
+    from objserver.wire.shared_memory import Link
+
 __all__ = ["FrameParser"]
 
 SMALL, GATHERED = 4 * 1024, 64 * 1024
 """Bytes of a piece that is gathered with its neighbours, and of such a gathering."""
 
+IN_PLACE = 64 * 1024
+"""Bytes of a payload that is received into a place of its own ..."""
+AHEAD = 256 * 1024
+"""... which has at most so many bytes at first, and doubles when they have come."""
+
 _EMPTY: dict[str, bytes] = {}
 _PLAIN = PLAIN.unpack_from
-_COMPRESSED = Flag.COMPRESSED
+_COMPRESSED, _KEEP_SERIALIZED = Flag.COMPRESSED, Flag.KEEP_SERIALIZED
 
 
 class FrameParser:
     """Feed it with `receive_data`; it answers with whole frames.
 
     `frame_size_max` may be lowered and raised between frames: a server starts with the small limit of a
-    handshake.  `buffered` is the number of bytes held for an unfinished frame.
+    handshake.  `buffered` is the number of bytes held for an unfinished frame.  While a large payload comes,
+    `space` says where it may be received, and `received` takes the place of `receive_data`.
     """
 
-    __slots__ = ("_chunks", "_failed", "_needed", "buffered", "frame_size_max", "limits")
+    __slots__ = (
+        "_chunks", "_failed", "_filled", "_head", "_needed", "_payload", "_space", "buffered",
+        "frame_size_max", "limits", "link", "parts_in",
+    )  # fmt: skip
 
     def __init__(self, limits: Limits, frame_size_max: int | None = None) -> None:
         self.limits = limits
@@ -52,11 +69,92 @@ class FrameParser:
         self._chunks: list[bytes | bytearray] = []
         self._needed = HEADER_SIZE
         self._failed = False
+        self._head: Frame | None = None
+        self._payload = bytearray()
+        self._filled = 0
+        self._space: memoryview | None = None
+        self.parts_in = -1
+        """Id of the serializer whose payloads may have buffers beside them; none before a peer's greeting."""
+        self.link: Link | None = None
 
     @property
     def missing(self) -> int:
         """How many bytes at least must come before the next frame is whole."""
-        return self._needed - self.buffered
+        return self._needed - (self.buffered if self._head is None else self._filled)
+
+    def space(self) -> memoryview | None:
+        """Where to receive what comes next of a large payload, or None: then `receive_data` wants it.
+
+        Valid until the next call of any method.
+        """
+        if self._head is None:
+            return None
+        payload, size = self._payload, self._needed
+        if self._space is not None:
+            self._space.release()
+        if self._filled == len(payload):
+            payload *= 2
+            del payload[size:]
+            self.buffered = len(payload)
+        self._space = memoryview(payload)[self._filled :]
+        return self._space
+
+    def received(self, count: int) -> list[Frame]:
+        """So many bytes have been put into `space`; the frame, if it is whole now."""
+        frame = self._head
+        assert frame is not None
+        assert self._space is not None
+        self._space.release()
+        self._space = None
+        self._filled += count
+        if self._filled < self._needed:
+            return []
+        frame.payload, self._payload = self._payload, bytearray()
+        self._head = None
+        self.buffered = 0
+        self._needed = HEADER_SIZE
+        try:
+            return [self._finished(frame)]
+        except errors.ProtocolError:
+            self._failed = True
+            raise
+
+    def _begin(self, frame: Frame, payload_size: int, data: bytes) -> None:
+        """Make room for the payload of `frame`, which begins with `data`."""
+        capacity = payload_size
+        while capacity > max(AHEAD, len(data)):
+            capacity = (capacity + 1) // 2  # so that doubling it leads to the size
+        self._payload = bytearray(capacity)
+        self._payload[: len(data)] = data
+        self._head, self._filled, self._needed, self.buffered = frame, len(data), payload_size, capacity
+
+    def _fill(self, data: bytes) -> list[Frame]:
+        """`receive_data` while a large payload comes."""
+        rest = memoryview(data)
+        while rest:
+            space = self.space()
+            assert space is not None
+            count = min(len(space), len(rest))
+            space[:count] = rest[:count]
+            rest = rest[count:]
+            frames = self.received(count)
+            if frames:
+                return frames + (self.receive_data(bytes(rest)) if rest else [])
+        return []
+
+    def _finished(self, frame: Frame) -> Frame:
+        if frame.flags & _COMPRESSED:
+            frame.payload = inflate(frame.payload, self.frame_size_max)
+        annotations = frame.annotations
+        if (
+            buffers.ANNOTATION in annotations
+            and frame.serializer_id == self.parts_in
+            and not frame.flags & _KEEP_SERIALIZED
+        ):
+            where = annotations[buffers.ANNOTATION]
+            frame.annotations = {name: d for name, d in annotations.items() if name != buffers.ANNOTATION}
+            frame.payload = buffers.Arrived(frame.payload, where, self.link)
+        return frame
 
     def receive_data(self, data: bytes) -> list[Frame]:
         """Take `data`; return the frames that it completes, in order.
@@ -78,6 +176,8 @@ class FrameParser:
         if self._failed:
             raise errors.ProtocolError("the stream broke the protocol earlier; close the connection")
         try:
+            if self._head is not None:
+                return self._fill(data)
             if self.buffered:
                 self._keep(data)
                 self.buffered += len(data)
@@ -105,7 +205,7 @@ class FrameParser:
             chunks.append(data)
 
     def _frames(self, data: bytes) -> list[Frame]:
-        frames = []
+        frames: list[Frame] = []
         at, end = 0, len(data)
         while end - at >= HEADER_SIZE:
             (
@@ -122,9 +222,14 @@ class FrameParser:
                 except errors.MessageTooLarge as problem:
                     problem.header = (sequence, serializer)
                     raise
-            if end - at < size:
-                self._needed = size
-                break
+            come = end - at
+            if come < size:
+                if payload_size < IN_PLACE:
+                    self._needed = size
+                    break
+                self._needed = HEADER_SIZE + annotations_size
+                if come < self._needed:
+                    break
             if annotations_size:
                 start = at + HEADER_SIZE + annotations_size
                 annotations = split_annotations(data[at + HEADER_SIZE : start], self.limits)
@@ -132,10 +237,14 @@ class FrameParser:
             else:
                 annotations = _EMPTY
                 payload = data[at + HEADER_SIZE : at + size]
-            if flags & Flag.COMPRESSED:
-                payload = inflate(payload, self.frame_size_max)
             frame = Frame(type_, serializer, flags, sequence, payload)
             frame.annotations, frame.correlation = annotations, correlation
+            if come < size:
+                frame.payload = b""
+                self._begin(frame, payload_size, payload)
+                return frames
+            if annotations or flags & _COMPRESSED:
+                self._finished(frame)
             frames.append(frame)
             at += size
         else:

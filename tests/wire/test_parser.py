@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from objserver import errors
 from objserver.settings import Limits
 from objserver.wire import FrameParser, encode_frame
+from objserver.wire.parser import AHEAD
 
 FRAMES = [
     encode_frame(1, 1, 0, 0, b"hello"),
@@ -87,3 +88,48 @@ def test_mutated_frames_give_frames_or_protocol_errors_and_nothing_else():
         except errors.ProtocolError:
             assert parser.buffered == 0
         assert parser.buffered <= len(data)
+
+
+LARGE_FRAME = encode_frame(4, 79, 0, 9, random.Random(1).randbytes(3 << 20), {"ABCD": b"e" * 100})
+
+
+@given(st.lists(st.integers(1, 600_000), min_size=1, max_size=50))
+def test_a_large_payload_is_received_in_place(cuts):
+    parser, data, frames = FrameParser(Limits()), memoryview(FRAMES[0] + LARGE_FRAME + FRAMES[3]), []
+    while data:
+        cut = cuts.pop() if cuts else 8192
+        space = parser.space()
+        if space is None:
+            cut = min(cut, len(data))
+            frames += parser.receive_data(bytes(data[:cut]))
+        else:
+            cut = min(cut, len(space), len(data))
+            space[:cut] = data[:cut]
+            frames += parser.received(cut)
+        data = data[cut:]
+        assert parser.missing > 0
+    expected = summary(FrameParser(Limits()).receive_data(FRAMES[0] + LARGE_FRAME + FRAMES[3]))
+    assert summary(frames) == expected
+    assert parser.buffered == 0
+
+
+def test_no_more_is_reserved_than_somewhat_ahead_of_what_came():
+    parser = FrameParser(Limits())
+    parser.receive_data(LARGE_FRAME[:8192])
+    assert parser.buffered <= AHEAD
+    came = 8192
+    while (space := parser.space()) is not None:
+        assert parser.buffered <= max(AHEAD, 2 * came)
+        came += len(space)
+        parser.received(len(space))
+    assert came > len(LARGE_FRAME) - 200
+
+
+def test_a_damaged_large_payload_ends_the_stream():
+    parser = FrameParser(Limits())
+    data = encode_frame(4, 79, 2, 1, random.Random(1).randbytes(100_000))
+    parser.receive_data(data[:8192])
+    with pytest.raises(errors.ProtocolError, match="damaged"):
+        parser.receive_data(data[8192:])
+    with pytest.raises(errors.ProtocolError, match="earlier"):
+        parser.receive_data(FRAMES[0])
