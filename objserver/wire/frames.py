@@ -19,9 +19,11 @@ are big-endian.  Source: Pyro5/protocol.py of Pyro5 5.17; flag bits 7 to 15 are 
 
 from __future__ import annotations
 
+import importlib
+import os
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from objserver import errors
@@ -67,8 +69,8 @@ class Flag:
     """Between our peers only: keep the result for a while, a later request may refer to it."""
 
 
-class Frame:
-    """A frame that arrived whole: decompressed, its annotations taken apart."""
+class _PureFrame:
+    """What the kernel's Frame is, in Python."""
 
     __slots__ = ("annotations", "correlation", "flags", "payload", "sequence", "serializer_id", "type")
 
@@ -78,9 +80,31 @@ class Frame:
         self.flags = flags
         self.sequence = sequence
         self.payload: Any = payload
-        """Bytes, of a large one the bytearray it was received into; or what has `Arrived` in parts."""
         self.annotations: Mapping[str, bytes] = _NO_ANNOTATIONS
         self.correlation = NO_CORRELATION
+
+
+def _kernel() -> Any:
+    """The compiled module, or None: where there was no compiler, and where OBJSERVER_PURE says so."""
+    if os.environ.get("OBJSERVER_PURE"):
+        return None
+    try:
+        return importlib.import_module("objserver.wire._kernel")
+    except ImportError:
+        return None
+
+
+kernel = _kernel()
+_Base: type[_PureFrame] = _PureFrame if kernel is None else kernel.Frame
+
+
+class Frame(_Base):  # type: ignore[valid-type, misc]
+    """A frame that arrived whole: decompressed, its annotations taken apart.
+
+    `payload` is bytes, of a large one the bytearray it was received into; or what has `Arrived` in parts.
+    """
+
+    __slots__ = ()
 
     def __repr__(self) -> str:
         return (
@@ -90,10 +114,10 @@ class Frame:
 
 
 # Nearly all frames are plain: no flags, no annotations, no correlation id.  What is the same in all of them
-# is compared, and written, in one piece.
-PLAIN = struct.Struct("!6sBBHHI24s")
-PLAIN_TAIL = bytes(22) + CHECK.to_bytes(2, "big")
+# is compared, and written, in one piece; and in C, where that has been compiled.
+_PLAIN_IN = struct.Struct("!6sBBHHI24s").unpack_from
 _PLAIN_OUT = struct.Struct("!10sHI24s").pack
+PLAIN_TAIL = bytes(22) + CHECK.to_bytes(2, "big")
 
 
 def plain_start(type: int, serializer_id: int) -> bytes:
@@ -101,9 +125,33 @@ def plain_start(type: int, serializer_id: int) -> bytes:
     return START + bytes((type, serializer_id, 0, 0))
 
 
-def plain_frame(start: bytes, sequence: int, payload: bytes) -> bytes:
+def _pure_plain_frame(start: bytes, sequence: int, payload: bytes) -> bytes:
     """The bytes of a plain frame."""
     return _PLAIN_OUT(start, sequence, len(payload), PLAIN_TAIL) + payload
+
+
+def _pure_plain_frames(data: bytes, size_max: int) -> tuple[list[Frame], int]:
+    """The whole plain frames that `data` begins with, and where they end; what comes after is something
+    else."""
+    frames: list[Frame] = []
+    at, end = 0, len(data)
+    while end - at >= HEADER_SIZE:
+        start, type_, serializer, flags, sequence, payload_size, tail = _PLAIN_IN(data, at)
+        size = HEADER_SIZE + payload_size
+        if tail != PLAIN_TAIL or start != START or size > end - at or size > size_max:
+            break
+        if flags & Flag.COMPRESSED:
+            break
+        frames.append(Frame(type_, serializer, flags, sequence, data[at + HEADER_SIZE : at + size]))
+        at += size
+    return frames, at
+
+
+plain_frame: Callable[[bytes, int, bytes], bytes] = _pure_plain_frame
+plain_frames: Callable[[bytes, int], tuple[list[Frame], int]] = _pure_plain_frames
+if kernel is not None:
+    kernel.configure(Frame, _NO_ANNOTATIONS, NO_CORRELATION)
+    plain_frame, plain_frames = kernel.plain_frame, kernel.plain_frames
 
 
 def encode_frame(

@@ -20,13 +20,12 @@ from objserver.wire.frames import (
     HEADER,
     HEADER_SIZE,
     MAGIC,
-    PLAIN,
-    PLAIN_TAIL,
     START,
     VERSION,
     Flag,
     Frame,
     inflate,
+    plain_frames,
     split_annotations,
     too_large,
 )
@@ -45,7 +44,6 @@ AHEAD = 256 * 1024
 """... which has at most so many bytes at first, and doubles when they have come."""
 
 _EMPTY: dict[str, bytes] = {}
-_PLAIN = PLAIN.unpack_from
 _COMPRESSED, _KEEP_SERIALIZED = Flag.COMPRESSED, Flag.KEEP_SERIALIZED
 
 
@@ -162,17 +160,14 @@ class FrameParser:
         ProtocolError (MessageTooLarge over a limit) when the bytes cannot be a frame.  Its attribute
         `header` is then (sequence, serializer id) if these were readable, for an answer.
         """
-        if not self.buffered and len(data) >= HEADER_SIZE:
-            # What nearly always comes: one whole, plain frame.
-            start, type_, serializer, flags, sequence, payload_size, tail = _PLAIN(data)
-            if (
-                tail == PLAIN_TAIL
-                and start == START
-                and len(data) == HEADER_SIZE + payload_size <= self.frame_size_max
-                and not flags & _COMPRESSED
-                and not self._failed
-            ):
-                return [Frame(type_, serializer, flags, sequence, data[HEADER_SIZE:])]
+        frames: list[Frame] = []
+        if not self.buffered and not self._failed:
+            # What nearly always comes: whole, plain frames.
+            frames, end = plain_frames(data, self.frame_size_max)
+            if end == len(data):
+                return frames
+            if frames:
+                data = data[end:]
         if self._failed:
             raise errors.ProtocolError("the stream broke the protocol earlier; close the connection")
         try:
@@ -187,7 +182,7 @@ class FrameParser:
                 data = b"".join(self._chunks)
                 self._chunks.clear()
                 self.buffered = 0
-            return self._frames(data)
+            return frames + self._frames(data) if frames else self._frames(data)
         except errors.ProtocolError:
             self._failed = True
             self._chunks.clear()

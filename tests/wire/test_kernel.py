@@ -1,0 +1,139 @@
+"""What is compiled does the same as the Python that stands in for it."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import sysconfig
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from objserver.wire import Flag, Frame, FrameType, encode_frame, frames
+from objserver.wire.frames import HEADER_SIZE, _pure_plain_frame, _pure_plain_frames, plain_start
+
+PLAIN = st.builds(
+    _pure_plain_frame,
+    st.builds(plain_start, st.integers(0, 255), st.integers(0, 255)),
+    st.integers(0, 0xFFFF),
+    st.binary(max_size=60),
+)
+OTHER = st.one_of(
+    st.binary(max_size=90),
+    st.builds(
+        encode_frame,
+        st.just(FrameType.INVOKE),
+        st.just(1),
+        st.sampled_from([Flag.COMPRESSED, Flag.ONEWAY, Flag.COMPRESSED | Flag.BATCH, 0xFFFD]),
+        st.just(7),
+        st.binary(max_size=20),
+        st.sampled_from([None, {"ABCD": b"x"}]),
+    ),
+    PLAIN.map(lambda frame: frame[:-1]),
+    PLAIN.map(lambda frame: frame[:20] + b"\x01" + frame[21:]),
+    PLAIN.map(lambda frame: frame[:12] + b"\xff\xff\xff\xff" + frame[16:]),
+)
+
+
+@pytest.fixture
+def kernel():
+    if frames.kernel is None:
+        pytest.skip("this run is without the compiled part")
+    return frames.kernel
+
+
+def seen(result):
+    found, end = result
+    names = ("type", "serializer_id", "flags", "sequence", "payload", "annotations", "correlation")
+    return [tuple(getattr(frame, name) for name in names) for frame in found], end
+
+
+def test_it_is_compiled_where_it_can_be():
+    header = pathlib.Path(sysconfig.get_paths()["include"]) / "Python.h"
+    compiler = shutil.which(os.environ.get("CC", "cc")) and header.exists()
+    wanted = compiler and not os.environ.get("OBJSERVER_PURE")
+    assert (frames.kernel is not None) == bool(wanted) or not wanted
+
+
+def test_it_can_be_switched_off():
+    code = "from objserver.wire import frames; print(frames.kernel, frames.Frame.__mro__[1].__name__)"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"OBJSERVER_PURE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.split() == ["None", "_PureFrame"]
+
+
+@given(
+    pieces=st.lists(st.one_of(PLAIN, PLAIN, OTHER), max_size=5), size_max=st.sampled_from([50, 90, 1 << 20])
+)
+def test_the_same_frames_are_found(pieces, size_max):
+    if frames.kernel is None:
+        return
+    data = b"".join(pieces)
+    expected = seen(_pure_plain_frames(data, size_max))
+    for form in (data, bytearray(data), memoryview(data)):
+        assert seen(frames.kernel.plain_frames(form, size_max)) == expected
+
+
+@given(st.binary(max_size=100), st.integers(0, 0xFFFF), st.integers(0, 255), st.integers(0, 255))
+def test_the_same_frames_are_made(payload, sequence, type_, serializer):
+    if frames.kernel is None:
+        return
+    start = plain_start(type_, serializer)
+    expected = _pure_plain_frame(start, sequence, payload)
+    for form in (payload, bytearray(payload), memoryview(payload)):
+        assert frames.kernel.plain_frame(start, sequence, form) == expected
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        (b"x" * 10, 1),
+        (b"x" * 9, 1, b""),
+        ("x" * 10, 1, b""),
+        (b"x" * 10, 1, "text"),
+        (b"x" * 10, "1", b""),
+    ],
+)
+def test_wrong_arguments_are_refused(kernel, arguments):
+    with pytest.raises(TypeError):
+        kernel.plain_frame(*arguments)
+
+
+@pytest.mark.parametrize("sequence", [-1, 0x10000, 1 << 80])
+def test_a_sequence_number_has_16_bits(kernel, sequence):
+    with pytest.raises(OverflowError):
+        kernel.plain_frame(b"x" * 10, sequence, b"")
+
+
+def test_frames_are_made_from_whole_arguments_only(kernel):
+    for arguments in [(), (b"x",), ("text", 5), (b"x", "5"), (b"x", -1)]:
+        with pytest.raises((TypeError, OverflowError)):
+            kernel.plain_frames(*arguments)
+    with pytest.raises(TypeError):
+        Frame(1, 2, 3)
+    with pytest.raises(TypeError):
+        kernel.configure(int, {}, b"")
+
+
+def test_what_a_frame_holds_is_given_back(kernel):
+    payload = b"y" * 1000
+    frame = Frame(4, 79, 0, 1, payload)
+    count = sys.getrefcount(payload)
+    frame.payload = b""
+    assert sys.getrefcount(payload) == count - 1
+    frame.annotations = {"ABCD": b""}
+    del frame
+    data = _pure_plain_frame(plain_start(4, 79), 1, b"z")
+    assert len(data) == HEADER_SIZE + 1
+    before = sys.getallocatedblocks()
+    for _ in range(1000):
+        kernel.plain_frames(data * 3, 1 << 20)
+    assert sys.getallocatedblocks() - before < 100
