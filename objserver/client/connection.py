@@ -24,7 +24,7 @@ from objserver.references import Location
 from objserver.settings import Limits
 from objserver.wire import Flag, Frame, FrameParser, FrameType, encode_frame
 from objserver.wire.buffers import Parts, parts_frame
-from objserver.wire.frames import NO_CORRELATION, plain_frame, plain_start
+from objserver.wire.frames import NO_CORRELATION, plain_frame, plain_reply, plain_start
 from objserver.wire.shared_memory import Link
 
 __all__ = ["Cancellable", "ClientConnection"]
@@ -73,6 +73,7 @@ class ClientConnection:
             self.frame_size_max = greeted.frame_size_max
             self.codec: Codec = greeted.codec
             self._start = plain_start(FrameType.INVOKE, self.codec.serializer_id)
+            self._reply_start = plain_start(_RESULT, self.codec.serializer_id)
         except BaseException as problem:
             self.close()
             if isinstance(problem, (BlockingIOError, errors.CallTimeout)):
@@ -92,8 +93,10 @@ class ClientConnection:
         correlation: bytes,
         timeout_s: float | None,
         cancellable: Cancellable | None = None,
-    ) -> Frame | None:
+    ) -> Frame | bytes | None:
         """Send one request, whose payload `codec` made; return its reply, or None for a oneway.
+
+        Of a plain reply, which is a value and nothing else, it is the payload alone.
 
         `cancellable` is given what cancels the call, from any thread, as long as it is waited for.
         MessageTooLarge, or ProtocolError for the name of an annotation: nothing was sent.  ConnectFailed:
@@ -128,7 +131,11 @@ class ClientConnection:
                 return None
             if cancellable is not None and self.native:
                 cancellable(partial(self._send_cancel, sequence))
-            frames = self._parser.receive_data(self._recv(READ_SIZE)) or self._rest()
+            data = self._recv(READ_SIZE)
+            value = plain_reply(data, self._reply_start, sequence)
+            if value is not None:
+                return value
+            frames = self._parser.receive_data(data) or self._rest()
         except OSError as problem:
             raise self._broken(problem) from None
         except BaseException:

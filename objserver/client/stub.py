@@ -334,13 +334,13 @@ class Stub:
             if isinstance(problem, (errors.OutcomeUnknown, errors.ConnectFailed)):
                 problem.args = (f"{pool.object_id}.{method}: {problem}",)
             raise
+        if isinstance(reply, bytes):
+            pool.put(connection)
+            return codec.decode(reply)
         if reply is None:
             pool.put(connection)
             return None
-        if reply.flags or reply.annotations:
-            return self._unusual(connection, codec, reply)
-        pool.put(connection)
-        return codec.decode(reply.payload)
+        return self._unusual(connection, codec, reply)
 
     def blob(
         self, connection: ClientConnection | MultiplexedConnection, method: str, blob: object
@@ -484,7 +484,7 @@ def _call_inside(
     annotations: Mapping[str, bytes] | None,
     correlation: bytes,
     timeout_s: float | None,
-) -> Frame | None:
+) -> Frame | bytes | None:
     """`connection.call` from within the invocation that `facts` are about."""
     loops = sys.modules.get("asyncio.events")
     if loops is not None and loops._get_running_loop() is not None:
@@ -581,6 +581,8 @@ class ItemStream(Iterator[Any]):
                 self._connection = None
             raise
         assert reply is not None
+        if isinstance(reply, bytes):
+            return codec.decode(reply)
         value = codec.decode(reply.payload)
         if reply.flags & _EXCEPTION:
             self._give_back()

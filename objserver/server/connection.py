@@ -38,6 +38,7 @@ from objserver.wire import (
     encode_frame,
 )
 from objserver.wire import extension as wire_extension
+from objserver.wire.frames import plain_request
 from objserver.wire.shared_memory import Offer, is_local
 
 if TYPE_CHECKING:
@@ -100,6 +101,8 @@ class Connection(Answering):
         self.greeted = False
         self.closed = False
         self.lingering = False
+        self._quick = False
+        """It may be read and answered without further questions: it is greeted, and not lingering."""
         self.peer: Extension | None = None
         self._codec: Codec = server.codecs.serpent
         self._payload_max = server.settings.limits.frame_size_max
@@ -136,9 +139,22 @@ class Connection(Answering):
         """Read what has come; hand what may run now to `start`."""
         parser = self.parser
         before = parser.buffered
-        gathers = False
-        space = None
         data: Any
+        if self._quick and not before:
+            # What nearly always comes: one small request, and nothing else.
+            try:
+                data = self._recv(READ_SIZE)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                data = b""
+            frame = plain_request(data, parser.frame_size_max)
+            if frame is not None:
+                self._invoke(frame, None, start)
+            else:
+                self._received(data, None, before, start)
+            return
+        space: Any = None
         try:
             if not before:
                 data = self._recv(READ_SIZE)
@@ -150,11 +166,17 @@ class Connection(Answering):
             return
         except OSError:
             data = b""
+        self._received(data, space, before, start)
+
+    def _received(self, data: Any, space: Any, before: int, start: Start) -> None:
+        """These bytes have come, or so many into `space`."""
         if not data:
             self.close()
             return
         if self.lingering:
             return
+        parser = self.parser
+        gathers = False
         try:
             if not self.greeted and space is None and data[:4] in _HTTP:
                 self._write(_HTTP_ANSWER)
@@ -282,7 +304,7 @@ class Connection(Answering):
                 payload = codec.encode(text_of(problem))  # stock peers know text only
         self.send(encode_frame(kind, codec.serializer_id, 0, frame.sequence, payload))
         if kind == FrameType.CONNECT_OK:
-            self.greeted = True
+            self.greeted = self._quick = True
             if self.peer is not None and self.peer.multiplexed:
                 self._conversation = Conversation(self)
                 server.can_be_called(self)
@@ -520,7 +542,7 @@ class Connection(Answering):
     def _linger(self) -> None:
         self._account(0)
         self.parser = FrameParser(self.server.settings.limits)
-        self.lingering = True
+        self.lingering, self._quick = True, False
         self.deadline = self.server.clock.monotonic() + LINGER_S
         self.server.hurried.add(self)
         try:

@@ -12,6 +12,7 @@
 
 #define HEADER 40
 #define COMPRESSED 2
+#define INVOKE 4
 
 static const unsigned char START[6] = {'P', 'Y', 'R', 'O', 502 >> 8, 502 & 0xff};
 static const unsigned char TAIL[24] = {[22] = 0x4d, [23] = 0xc5};
@@ -144,6 +145,47 @@ static PyObject *plain_frames(PyObject *module, PyObject *const *args, Py_ssize_
     return Py_BuildValue("Nn", frames, (Py_ssize_t)end);
 }
 
+/* plain_request(data, size_max) -> the frame, if `data` is exactly one plain request without flags, or None. */
+static PyObject *plain_request(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    if (nargs != 2 || frame_class == NULL || !PyBytes_Check(args[0])) {
+        PyErr_SetString(PyExc_TypeError, "plain_request takes bytes and size_max, after configure");
+        return NULL;
+    }
+    size_t size_max = PyLong_AsSize_t(args[1]);
+    if (size_max == (size_t)-1 && PyErr_Occurred())
+        return NULL;
+    const unsigned char *at = (const unsigned char *)PyBytes_AS_STRING(args[0]);
+    size_t length = (size_t)PyBytes_GET_SIZE(args[0]);
+    if (length < HEADER || length > size_max || memcmp(at, START, sizeof START) || at[6] != INVOKE || at[8] ||
+        at[9] || memcmp(at + 16, TAIL, sizeof TAIL))
+        Py_RETURN_NONE;
+    size_t size = (size_t)at[12] << 24 | (size_t)at[13] << 16 | (size_t)at[14] << 8 | at[15];
+    if (size != length - HEADER)
+        Py_RETURN_NONE;
+    return make_frame(at, size);
+}
+
+/* plain_reply(data, start, sequence) -> the payload, if `data` is exactly the plain frame that begins with
+   `start` and has that number, or None. */
+static PyObject *plain_reply(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    if (nargs != 3 || !PyBytes_Check(args[0]) || !PyBytes_Check(args[1]) || PyBytes_GET_SIZE(args[1]) != 10) {
+        PyErr_SetString(PyExc_TypeError, "plain_reply takes bytes, the first ten of a frame and a sequence number");
+        return NULL;
+    }
+    long sequence = PyLong_AsLong(args[2]);
+    if (sequence == -1 && PyErr_Occurred())
+        return NULL;
+    const unsigned char *at = (const unsigned char *)PyBytes_AS_STRING(args[0]);
+    size_t length = (size_t)PyBytes_GET_SIZE(args[0]);
+    if (length < HEADER || memcmp(at, PyBytes_AS_STRING(args[1]), 10) || (at[10] << 8 | at[11]) != sequence ||
+        memcmp(at + 16, TAIL, sizeof TAIL))
+        Py_RETURN_NONE;
+    size_t size = (size_t)at[12] << 24 | (size_t)at[13] << 16 | (size_t)at[14] << 8 | at[15];
+    if (size != length - HEADER)
+        Py_RETURN_NONE;
+    return PyBytes_FromStringAndSize((const char *)at + HEADER, (Py_ssize_t)size);
+}
+
 /* plain_frame(start, sequence, payload) -> its bytes; `start` are the first ten. */
 static PyObject *plain_frame(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
     if (nargs != 3 || !PyBytes_Check(args[0]) || PyBytes_GET_SIZE(args[0]) != 10) {
@@ -180,6 +222,8 @@ static PyObject *plain_frame(PyObject *module, PyObject *const *args, Py_ssize_t
 
 static PyMethodDef functions[] = {
     {"configure", configure, METH_VARARGS, NULL},
+    {"plain_request", (PyCFunction)(void (*)(void))plain_request, METH_FASTCALL, NULL},
+    {"plain_reply", (PyCFunction)(void (*)(void))plain_reply, METH_FASTCALL, NULL},
     {"plain_frame", (PyCFunction)(void (*)(void))plain_frame, METH_FASTCALL, NULL},
     {"plain_frames", (PyCFunction)(void (*)(void))plain_frames, METH_FASTCALL, NULL},
     {NULL}};

@@ -147,11 +147,37 @@ def _pure_plain_frames(data: bytes, size_max: int) -> tuple[list[Frame], int]:
     return frames, at
 
 
+def _pure_plain_request(data: bytes, size_max: int) -> Frame | None:
+    """The frame, if `data` is exactly one plain request without flags."""
+    if not HEADER_SIZE <= len(data) <= size_max:
+        return None
+    start, type_, serializer, flags, sequence, payload_size, tail = _PLAIN_IN(data)
+    if (
+        tail != PLAIN_TAIL
+        or start != START
+        or type_ != FrameType.INVOKE
+        or flags
+        or len(data) != HEADER_SIZE + payload_size
+    ):
+        return None
+    return Frame(type_, serializer, flags, sequence, data[HEADER_SIZE:])
+
+
+def _pure_plain_reply(data: bytes, start: bytes, sequence: int) -> bytes | None:
+    """The payload, if `data` is exactly the plain frame that begins with `start` and has that number."""
+    if data[:HEADER_SIZE] == _PLAIN_OUT(start, sequence, max(0, len(data) - HEADER_SIZE), PLAIN_TAIL):
+        return data[HEADER_SIZE:]
+    return None
+
+
+plain_request: Callable[[bytes, int], Frame | None] = _pure_plain_request
+plain_reply: Callable[[bytes, bytes, int], bytes | None] = _pure_plain_reply
 plain_frame: Callable[[bytes, int, bytes], bytes] = _pure_plain_frame
 plain_frames: Callable[[bytes, int], tuple[list[Frame], int]] = _pure_plain_frames
 if kernel is not None:
     kernel.configure(Frame, _NO_ANNOTATIONS, NO_CORRELATION)
     plain_frame, plain_frames = kernel.plain_frame, kernel.plain_frames
+    plain_request, plain_reply = kernel.plain_request, kernel.plain_reply
 
 
 def encode_frame(

@@ -137,3 +137,51 @@ def test_what_a_frame_holds_is_given_back(kernel):
     for _ in range(1000):
         kernel.plain_frames(data * 3, 1 << 20)
     assert sys.getallocatedblocks() - before < 100
+
+
+@given(
+    data=st.one_of(PLAIN, OTHER, st.just(_pure_plain_frame(plain_start(4, 79), 3, b"ab"))),
+    size_max=st.sampled_from([41, 1 << 20]),
+)
+def test_the_same_requests_are_plain(data, size_max):
+    if frames.kernel is None:
+        return
+    one, other = frames.kernel.plain_request(data, size_max), frames._pure_plain_request(data, size_max)
+    assert (one is None) == (other is None)
+    if one is not None:
+        assert seen(([one], 0)) == seen(([other], 0))
+
+
+@given(
+    data=st.one_of(PLAIN, OTHER, st.just(_pure_plain_frame(plain_start(5, 79), 3, b"ab"))),
+    start=st.sampled_from([plain_start(5, 79), plain_start(4, 79), b"x" * 10]),
+    sequence=st.sampled_from([3, 4, 0]),
+)
+def test_the_same_replies_are_plain(data, start, sequence):
+    if frames.kernel is None:
+        return
+    arguments = data, start, sequence
+    assert frames.kernel.plain_reply(*arguments) == frames._pure_plain_reply(*arguments)
+
+
+def test_a_plain_request_and_a_plain_reply_are_told():
+    request = _pure_plain_frame(plain_start(4, 79), 3, b"ab")
+    assert frames.plain_request(request, 1 << 20).payload == b"ab"
+    assert frames.plain_request(request + b"x", 1 << 20) is None
+    assert frames.plain_request(request, 41) is None
+    reply = _pure_plain_frame(plain_start(5, 79), 3, b"ab")
+    assert frames.plain_reply(reply, plain_start(5, 79), 3) == b"ab"
+    assert frames.plain_reply(reply, plain_start(5, 79), 4) is None
+    assert frames.plain_reply(reply[:-1], plain_start(5, 79), 3) is None
+
+
+@pytest.mark.parametrize("arguments", [(), ("text", 1), (b"x", "1"), (b"x", 1, 2)])
+def test_wrong_requests_are_refused(kernel, arguments):
+    with pytest.raises(TypeError):
+        kernel.plain_request(*arguments)
+
+
+@pytest.mark.parametrize("arguments", [(), ("text", b"x" * 10, 1), (b"x", b"x", 1), (b"x", b"x" * 10, "1")])
+def test_wrong_replies_are_refused(kernel, arguments):
+    with pytest.raises(TypeError):
+        kernel.plain_reply(*arguments)
