@@ -7,6 +7,7 @@
     ├── ObjectError                the server answered: this call was refused before the servant saw it
     │   ├── ObjectNotFound         no such object here (also LookupError)
     │   ├── MemberNotFound         no such exposed member (also AttributeError)
+    │   ├── ArgumentError          arguments that the member does not take (also TypeError)
     │   ├── ServerBusy             a bounded queue or a capacity is full; later may work
     │   ├── DeadlineExceeded       its time was up before it began (also TimeoutError)
     │   ├── Deadlock               the call would wait for itself
@@ -37,6 +38,7 @@ from objserver import pyro5
 
 __all__ = [
     "ActivationError",
+    "ArgumentError",
     "CallTimeout",
     "Cancelled",
     "CommunicationError",
@@ -100,6 +102,10 @@ class ObjectNotFound(ObjectError, LookupError):
 
 class MemberNotFound(AttributeError, ObjectError):
     """The object has no exposed member of that name."""
+
+
+class ArgumentError(TypeError, ObjectError):
+    """The member does not take such arguments: one has the wrong type, is missing, or is not known."""
 
 
 class ServerBusy(ObjectError):

@@ -144,6 +144,7 @@ def on_arrival(make: Arrival) -> None:
 def arrived(reference: Reference, find: Find | None = None, origin: Any = None) -> Any:
     """What a reference that came over the wire is handed out as.
 
-    `find` is given for a client's object, and `origin` is the proxy's part through which it came, if it did.
+    `find` is given for a client's object.  `origin` is the part of a proxy through which it came, or of the
+    server to which it came the types it knows.
     """
     return _arrival[0](reference, find, origin) if _arrival else reference

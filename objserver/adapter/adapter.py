@@ -115,6 +115,8 @@ class ObjectAdapter:
         """Serve a class, an instance or a locator (a function from key to servant) under `name`."""
         registration = self._registry.add(thing, name, activation, ordering)
         instance, skeleton = registration.instance, registration.skeleton
+        if skeleton is not None:
+            self.codecs.types.add_signatures(skeleton.cls)
         if instance is not EMPTY:
             self._active.name(instance, name)
             if skeleton is not None and skeleton.written_for_pyro5:
@@ -239,6 +241,11 @@ class ObjectAdapter:
                     if member is not None and invocation.batch is None:
                         invocation.member = member
                         invocation.plain = not invocation.oneway and invocation.deadline is None
+                        check = member.check
+                        if check is not None and (
+                            [*map(type, invocation.args)] != check.usual or invocation.kwargs
+                        ):
+                            check(invocation.args, invocation.kwargs, invocation.caller.session_is_connection)
                     else:
                         self._resolve(invocation, skeleton)
                 with activation.lock:
@@ -266,9 +273,12 @@ class ObjectAdapter:
             return None if activation.ended else activation.mailbox.offer(invocation)
 
     def _resolve(self, invocation: Invocation, skeleton: Skeleton) -> None:
-        """Find what to call; MemberNotFound refuses the invocation before it waits for anything."""
+        """Find what to call; MemberNotFound and ArgumentError refuse it before it waits for anything."""
+        portable = invocation.caller.session_is_connection  # a stock client, with a stock serializer
         if invocation.batch is None:
             invocation.member, invocation.args = skeleton.find(invocation.method, invocation.args)
+            if invocation.member.check is not None:
+                invocation.member.check(invocation.args, invocation.kwargs, portable)
             return
         members = []
         methods = skeleton.methods
@@ -276,6 +286,9 @@ class ObjectAdapter:
             member = methods.get(method)
             if member is None:
                 member, args = skeleton.find(method, args)
+            check = member.check
+            if check is not None and ([*map(type, args)] != check.usual or kwargs):
+                check(args, kwargs, portable)
             members.append((member, args, kwargs))
         invocation.members = members
 

@@ -45,15 +45,11 @@ class DaemonObject:
     @readonly
     def get_metadata(self, object_id: str) -> dict[str, set[str]]:
         """Exposed `methods`, `oneway` methods and `attrs` of an object."""
-        if type(object_id) is not str:
-            raise TypeError("an object id is a str")
         return self._adapter.metadata(object_id)
 
     @readonly
     def describe(self, object_id: str) -> dict[str, Any]:
         """What an object offers, with signatures and docstrings, as plain data; see `adapter.describe`."""
-        if type(object_id) is not str:
-            raise TypeError("an object id is a str")
         return describe(self._adapter.skeleton(object_id).cls)
 
     def get_next_stream_item(self, stream_id: str) -> Any:

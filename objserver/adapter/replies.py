@@ -126,6 +126,8 @@ def _traceback_of(error: BaseException) -> list[str]:
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_OURS):
         trace = trace.tb_next
+    if trace is None and isinstance(error, errors.ObjectError) and error.__cause__ is None:
+        return []  # refused by us: nothing of the user's is in it
     return traceback.format_exception(type(error), error, trace or error.__traceback__)
 
 

@@ -59,12 +59,13 @@ class ServantManager:
         self.activations += 1
         return servant, skeleton
 
-    @staticmethod
-    def make(registration: Registration, key: str, object_id: str) -> Any:
+    def make(self, registration: Registration, key: str, object_id: str) -> Any:
         """A servant from the class or the locator; ActivationError with the reason if there is none."""
         try:
             servant = registration.make(key)
             skeleton_of(servant, object_id)
+            if registration.skeleton is None:
+                self._codecs.types.add_signatures(type(servant))
             return servant
         except errors.ObjServerError:
             raise

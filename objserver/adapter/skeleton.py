@@ -6,6 +6,7 @@ What a class cannot be served with is refused here, before anybody calls it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from objserver import errors
+from objserver.adapter.arguments import Arguments
 from objserver.adapter.exposure import HOOKS, _functions, is_private, written_for_pyro5
 
 __all__ = ["Member", "Skeleton"]
@@ -31,6 +33,8 @@ class Member:
     readonly: bool = False
     idempotent: bool = False
     asynchronous: bool = False
+    check: Arguments | None = None
+    """Refuses what the annotations do not allow; only of members exposed by our decorator."""
 
 
 class Skeleton:
@@ -55,7 +59,9 @@ class Skeleton:
                 if raw.fget is not None:
                     self.getters[name] = Member(name, raw.fget, readonly=True)
                 if raw.fset is not None:
-                    self.setters[name] = Member(name, raw.fset)
+                    self.setters[name] = Member(
+                        name, raw.fset, check=self._check(name, raw.fset, functions[0])
+                    )
             else:
                 self.methods[name] = self._method(name, raw, functions[0])
         for name in _HOOKS:
@@ -75,8 +81,14 @@ class Skeleton:
             "attrs": set(self.getters) | set(self.setters),
         }
 
-    @staticmethod
-    def _method(name: str, raw: Any, function: Callable[..., Any]) -> Member:
+    def _check(self, name: str, function: Any, marked: Any, bound: bool = True) -> Arguments | None:
+        """... for a class written for Pyro5 may rely on being called with anything."""
+        if getattr(marked, "_objserver_exposed", False):
+            with contextlib.suppress(ValueError, TypeError):  # without a signature
+                return Arguments(self.cls, name, function, bound)
+        return None
+
+    def _method(self, name: str, raw: Any, function: Callable[..., Any]) -> Member:
         call: Callable[..., Any] = function
         if isinstance(raw, staticmethod):
 
@@ -95,6 +107,7 @@ class Skeleton:
             readonly=getattr(function, "_objserver_readonly", False),
             idempotent=getattr(function, "_objserver_idempotent", False),
             asynchronous=inspect.iscoroutinefunction(function),
+            check=self._check(name, function, function, bound=not isinstance(raw, staticmethod)),
         )
 
     @staticmethod

@@ -258,9 +258,9 @@ def _show_traceback(problem: BaseException) -> None:
 
 
 def _from_servant(problem: BaseException) -> bool:
-    """Whether the object raised it, so that it was called; its server's refusals have a traceback too."""
+    """Whether the object raised it, so it was called.  Some refusals of its server have a traceback too."""
     lines = getattr(problem, "_pyroTraceback", None)
-    if lines is None:
+    if not lines:
         return False
     first = next((line for line in map(str, lines) if line.lstrip().startswith("File ")), "")
     return re.search(r"[\\/]objserver[\\/](adapter|server)[\\/]", first) is None

@@ -13,6 +13,7 @@ from objserver import references
 from objserver.client.leases import LeaseKeeper
 from objserver.client.proxy import Proxy, ProxyOptions
 from objserver.client.stub import ConnectionPool, LinkPool, Stub
+from objserver.codecs import Types
 from objserver.references import LEASED, Find, Reference
 
 __all__: list[str] = []
@@ -26,6 +27,9 @@ def _arrived(reference: Reference, find: Find | None, origin: Any) -> Any:
     """The proxy of a reference that came inside a value; `origin` is the pool of the proxy it came
     through."""
     options: ProxyOptions = {}
+    known = origin.types if isinstance(origin, ConnectionPool) else origin
+    if isinstance(known, Types):
+        options["types"] = known
     if isinstance(origin, ConnectionPool) and origin.location == reference.location:
         options["handshake"] = origin.handshake
     proxy = Proxy(reference, **options)

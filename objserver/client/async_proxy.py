@@ -373,4 +373,6 @@ def _close_stream(connection: MultiplexedConnection, stream_id: str, ahead: list
 def connect_async(reference: Reference | str, cls: type[T], **options: Unpack[ProxyOptions]) -> T:
     """The asynchronous proxy of an object, typed as `cls`, a class of `async def` members such as
     `objserver stubs` writes.  Options as for Proxy."""
-    return cast(T, AsyncProxy(reference, **options))
+    proxy = AsyncProxy(reference, **options)
+    cast(ConnectionPool, proxy._objserver_stub.pool).types.add_signatures(cls)
+    return cast(T, proxy)

@@ -147,7 +147,8 @@ class Home:
         key = location, repr(handshake)
         task = self._channels.get(key)
         if task is None or (task.done() and (task.exception() is not None or task.result().closed)):
-            codecs = Codecs(CLIENT_LIMITS, export=self.export, arrive=self.arrive)
+            types = self.adapter.codecs.types
+            codecs = Codecs(CLIENT_LIMITS, export=self.export, arrive=self.arrive, types=types)
             greeting = Greeting(
                 location,
                 DAEMON_ID,

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import EllipsisType, TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Unpack, cast
 
 from objserver import errors, pyro5
 from objserver.client.resolve import resolve
 from objserver.client.stub import ConnectionPool, ItemStream, Stub, checked
+from objserver.codecs import Types
 from objserver.errors import did_you_mean
 from objserver.invocation import Interceptor
 from objserver.references import Reference
@@ -39,6 +40,7 @@ class ProxyOptions(TypedDict, total=False):
     session: str | None
     handshake: Any
     interceptors: Sequence[Interceptor]
+    types: Iterable[type] | Types
 
 
 class Proxy:
@@ -54,6 +56,8 @@ class Proxy:
     - `session`: proxies with the same session name share the servants of PerClient objects.
     - `handshake`: data for the server's handshake check.
     - `interceptors`: put around every call; see `Interceptor`.
+    - `types`: classes whose values (and exceptions) may arrive as what they are; classes that this proxy has
+      sent are known too.
     """
 
     _objserver_is_proxy = True
@@ -69,11 +73,15 @@ class Proxy:
         session: str | None = None,
         handshake: Any = "hello",
         interceptors: Sequence[Interceptor] = (),
+        types: Iterable[type] | Types = (),
     ) -> None:
         if serializer is not None and serializer not in ("serpent", "json", "msgpack", "marshal"):
             raise ValueError(f"unknown serializer {serializer!r}; choose serpent, json, msgpack or marshal")
         parsed = Reference.parse(reference)
-        pool = ConnectionPool(parsed, _resolve, serializer=serializer, session=session, handshake=handshake)
+        known = types if isinstance(types, Types) else Types(types)
+        pool = ConnectionPool(
+            parsed, _resolve, serializer=serializer, session=session, handshake=handshake, types=known
+        )
         stub = Stub(pool, checked(timeout_s), interceptors=interceptors)
         self.__dict__.update(_objserver_reference=parsed, _objserver_stub=stub)
 
@@ -339,8 +347,13 @@ def _value(result: Any) -> Any:
 
 
 def connect(reference: Reference | str, cls: type[T], **options: Unpack[ProxyOptions]) -> T:
-    """The proxy of an object, typed as `cls` for editors and type checkers.  Options as for Proxy."""
-    return cast(T, Proxy(reference, **options))
+    """The proxy of an object, typed as `cls` for editors and type checkers.  Options as for Proxy.
+
+    The classes that the annotations of `cls` mention may arrive as what they are.
+    """
+    proxy = Proxy(reference, **options)
+    cast(ConnectionPool, proxy._objserver_stub.pool).types.add_signatures(cls)
+    return cast(T, proxy)
 
 
 def invoke(proxy: Proxy, method: str, *args: Any, **kwargs: Any) -> Any:

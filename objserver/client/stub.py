@@ -29,7 +29,7 @@ from objserver.client.connection import ClientConnection
 from objserver.client.greeting import HANDSHAKE_TIMEOUT_S, Greeting, Metadata
 from objserver.client.identity import process_id
 from objserver.client.leases import Lease
-from objserver.codecs import Codec, Codecs
+from objserver.codecs import Codec, Codecs, Types
 from objserver.invocation import Call, Facts, Interceptor, in_progress, intercepted
 from objserver.references import DAEMON_ID, Find, Location, Reference
 from objserver.settings import CLIENT_LIMITS
@@ -77,7 +77,9 @@ class ConnectionPool:
         serializer: str | None,
         session: str | None,
         handshake: Any,
+        types: Types | None = None,
     ) -> None:
+        self.types = types or Types()
         self.reference = reference
         self.object_id = reference.object_id
         self.serializer = serializer
@@ -120,13 +122,15 @@ class ConnectionPool:
 
             return home.arrive(reference, pool)
 
-        return Codecs(CLIENT_LIMITS, export=export, arrive=arrive, marshal=True)
+        return Codecs(CLIENT_LIMITS, export=export, arrive=arrive, marshal=True, types=self.types)
 
     def _export(self, value: object) -> Reference | None:
         """An object of ours that is given to the server, which must be able to call it."""
         from objserver.client.home import home
 
         reference = home.export(value)
+        if reference is not None:
+            self.types.add_signatures(type(value))  # of the calls that will come
         if (
             reference is not None and not self.asynchronous
         ):  # else it is called on the connection that is there

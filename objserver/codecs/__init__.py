@@ -13,14 +13,15 @@ from objserver import errors
 from objserver.codecs.base import Codec, Substitute
 from objserver.codecs.native import NativeCodec, PartsCodec
 from objserver.codecs.stock import JsonCodec, MarshalCodec, MsgpackCodec, SerpentCodec
+from objserver.codecs.types import Types
 from objserver.references import Reference
 from objserver.settings import Limits
 
-__all__ = ["Codec", "Codecs", "NativeCodec", "SerpentCodec", "Substitute"]
+__all__ = ["Codec", "Codecs", "NativeCodec", "SerpentCodec", "Substitute", "Types"]
 
 
 class Codecs:
-    """The codecs of one process; marshal only where it is switched on.
+    """The codecs of a server or a proxy, and the classes it knows; marshal only where it is switched on.
 
     `substitute` says which objects travel as references; `export` says it in its stead to our own peers, and
     `arrive` what a reference of theirs becomes.
@@ -34,9 +35,11 @@ class Codecs:
         export: Substitute | None = None,
         arrive: Callable[[Reference], Any] | None = None,
         marshal: bool = False,
+        types: Types | None = None,
     ) -> None:
-        self.native = NativeCodec(limits, substitute, export, arrive)
-        self.parts = PartsCodec(limits, substitute, export, arrive)
+        self.types = Types() if types is None else types
+        self.native = NativeCodec(limits, substitute, export, arrive, self.types)
+        self.parts = PartsCodec(limits, substitute, export, arrive, self.types)
         """As `native`, towards peers: found by no id, since a connection has to know what it means."""
         self.serpent = SerpentCodec(limits, substitute)
         codecs: list[Codec] = [

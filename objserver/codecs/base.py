@@ -9,17 +9,32 @@ be it SystemExit, which would end a worker thread.  Only KeyboardInterrupt passe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, Protocol
 
 from objserver import errors
-from objserver.codecs.exceptions import text_of
+from objserver.codecs.exceptions import repr_of, text_of
+from objserver.codecs.types import Types
 from objserver.references import Reference
 
-__all__ = ["Call", "Codec", "Encoded", "Payload", "Substitute", "call_of", "cannot", "proxy_reference"]
+__all__ = [
+    "Call",
+    "Codec",
+    "Encoded",
+    "Payload",
+    "Substitute",
+    "call_of",
+    "cannot",
+    "proxy_reference",
+    "where",
+]
 
 NAME_LENGTH_MAX = 1_000
 """Characters of an object id or a method name: enough for any key, and both are looked up and quoted."""
+
+PATH_LOOKS_MAX = 10_000
+"""Values that are looked at for the one that cannot be encoded: an error message is worth milliseconds."""
 
 Call = tuple[str, str, Sequence[Any], dict[str, Any]]
 Payload = bytes | bytearray | memoryview
@@ -63,14 +78,62 @@ def call_of(parts: Any) -> Call:
     return object_id, method, args, kwargs
 
 
-def cannot(action: str, name: str, problem: BaseException) -> errors.ProtocolError:
-    """The one error for all failures of a serializer library; our own sentences pass unchanged."""
+def cannot(action: str, name: str, problem: BaseException, path: str = "") -> errors.ProtocolError:
+    """The one error for all failures of a serializer library; our own sentences pass unchanged.
+
+    `path` says where in the value it was.
+    """
     if isinstance(problem, errors.ProtocolError):
+        if path:
+            problem.args = (f"{path}: {problem}",)
         return problem
     what = text_of(problem) or type(problem).__name__
     if isinstance(problem, RecursionError):
         what = "it is nested too deeply, or contains itself"
-    return errors.SerializeError(f"cannot {action} the value with {name}: {what}")
+    return errors.SerializeError(f"cannot {action} {path or 'the value'} with {name}: {what}")
+
+
+def where(
+    roots: Sequence[tuple[str, Any]],
+    problem_with: Callable[[Any], BaseException | None],
+    types: Types | None = None,
+) -> tuple[str, BaseException | None]:
+    """The path to the first thing that cannot be encoded, like `result['rows'][3].owner`, and why.
+
+    Asked only after a failure, and only of the first `PATH_LOOKS_MAX` values; beyond, nothing is found.
+    """
+    opened: list[Iterator[tuple[str, Any]]] = [iter(roots)]
+    seen: set[int] = set()
+    for _ in range(PATH_LOOKS_MAX):
+        while opened and (found := next(opened[-1], None)) is None:
+            opened.pop()
+        if not opened:
+            break
+        path, value = found  # type: ignore[misc]
+        inside = None if id(value) in seen else _inside(path, value, types)
+        if inside is not None:
+            seen.add(id(value))
+            opened.append(inside)
+        elif id(value) not in seen:
+            problem = problem_with(value)
+            if problem is not None:
+                return path, problem
+    return "", None
+
+
+def _inside(path: str, value: Any, types: Types | None) -> Iterator[tuple[str, Any]] | None:
+    """What a container or a value of an application's class holds, each with its path."""
+    kind = type(value)
+    if kind in (list, tuple):
+        return ((f"{path}[{index}]", item) for index, item in enumerate(value))
+    if kind in (set, frozenset):
+        return ((f"an item of {path}", item) for item in value)
+    if kind is dict:
+        keys = ((f"a key of {path}", key) for key in value)
+        return chain(keys, ((f"{path}[{repr_of(key)[:50]}]", item) for key, item in value.items()))
+    form = types.form(kind) if types is not None else None
+    fields = form.fields(value) if form is not None else None
+    return ((path + ending, item) for ending, item in fields) if fields else None
 
 
 def proxy_reference(value: object) -> Reference | None:

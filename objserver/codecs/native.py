@@ -3,9 +3,12 @@
 ormsgpack is the fastest serializer that handles no code, and a call is one `packb`.  What MessagePack
 lacks travels in Ext values: a tag of one byte, and the data, often MessagePack again.  The encoder first
 assumes that dicts have string keys; only when ormsgpack refuses, a slow path in Python wraps the other
-dicts into lists of pairs and, if the value is hopeless, says why (ormsgpack swallows what its hooks
-raise).  Plain subclasses (namedtuple, OrderedDict, IntEnum) arrive as their base type; a bytearray
-arrives as bytes, which ormsgpack decides.
+dicts into lists of pairs and, if the value is hopeless, says where and why (ormsgpack swallows what its
+hooks raise).  Values of the application's classes (`types`) arrive as what they were; other subclasses of
+plain types (OrderedDict) arrive as their base type.
+
+ormsgpack writes a bytearray as if it were bytes, and asks nobody.  So where the written bytes show that
+there may be one, the value is looked through, and if there is one, written slowly.
 
 State is stored more strictly than a call travels: `encode_exactly` refuses whatever would come back as
 another type, or not at all.  ormsgpack asks a hook about nearly every type that is not exactly its own; what
@@ -32,7 +35,17 @@ from ormsgpack import Ext, Fragment, packb, unpackb
 
 from objserver import errors, pyro5, references
 from objserver.codecs import arrays, budget, exceptions
-from objserver.codecs.base import Call, Encoded, Payload, Substitute, call_of, cannot, proxy_reference
+from objserver.codecs.base import (
+    Call,
+    Encoded,
+    Payload,
+    Substitute,
+    call_of,
+    cannot,
+    proxy_reference,
+    where,
+)
+from objserver.codecs.types import Types, full_name
 from objserver.references import Reference
 from objserver.settings import Limits
 from objserver.wire.buffers import BUFFERS_MAX, Arrived, Parts
@@ -50,7 +63,7 @@ OPTIONS = (
 )
 # The tags are part of the wire format: never change one, only add.  Those below 64 hold MessagePack.
 TUPLE, SET, FROZENSET, PAIRS, FRACTION, DATETIME, TIME, TIMEDELTA = range(1, 9)
-EXCEPTION, REGISTERED, WRAPPED = range(9, 12)
+EXCEPTION, REGISTERED, WRAPPED, OBJECT = range(9, 13)
 ARRAY, ASIDE = 32, 33
 BIGINT, COMPLEX, DECIMAL, UUID, PATH, DATE, REFERENCE, BYTEARRAY, HELD_REFERENCE = range(64, 73)
 NESTED = frozenset(range(1, 64))
@@ -92,13 +105,6 @@ _ENCODERS: dict[type, tuple[int, Callable[[Any], Any]]] = {
 }
 
 
-def _parts(error: BaseException) -> list[Any]:
-    """What `exceptions.rebuild` makes it from again."""
-    cls = type(error)
-    name = f"{cls.__module__}.{cls.__qualname__}"
-    return [name, list(error.args), exceptions.attributes_of(error), exceptions.text_of(error)]
-
-
 def _zoned(cls: Any, parts: list[Any]) -> Any:
     text, fold, key = parts
     value = cls.fromisoformat(text).replace(fold=fold)
@@ -117,20 +123,26 @@ def _registered(value: dict[str, Any]) -> Any:
     return converter(name, value)
 
 
-def _made(tag: int, content: Any) -> Any:
+def _made(tag: int, content: Any, types: Types) -> Any:
     """The value of an Ext.  What is inside must be what our encoder puts there.
 
     Above all no proxy: one that arrived inside would be asked for its items, over the network.
     """
     if tag < 64 and type(content) is not (dict if tag == REGISTERED else list) and tag != WRAPPED:
         raise errors.SerializeError(f"Ext type {tag} holds a {type(content).__name__}")
-    return _DECODERS[tag](content)
+    return _TYPED[tag](content, types) if tag in _TYPED else _DECODERS[tag](content)
 
 
 def _fraction(numerator: Any, denominator: Any) -> Fraction:
     if type(numerator) is not int or type(denominator) is not int:
         raise errors.SerializeError("a fraction has two int")  # of a str it would compute 10**exponent
     return Fraction(numerator, denominator)
+
+
+def _error_parts(parts: list[Any]) -> tuple[Any, Any, Any, Any]:
+    if len(parts) != 4:
+        raise errors.SerializeError("an exception has a class, arguments, attributes and a text")
+    return tuple(parts)
 
 
 def _dict(pairs: list[Any]) -> dict[Any, Any]:
@@ -149,7 +161,6 @@ _DECODERS: dict[int, Callable[[Any], Any]] = {
     DATETIME: lambda v: _zoned(datetime.datetime, v),
     TIME: lambda v: _zoned(datetime.time, v),
     TIMEDELTA: lambda v: datetime.timedelta(*v),
-    EXCEPTION: lambda v: exceptions.rebuild(*v),
     REGISTERED: _registered,
     WRAPPED: lambda v: pyro5.ExceptionWrapper(v),
     BIGINT: lambda v: int.from_bytes(v, "big", signed=True),
@@ -159,10 +170,16 @@ _DECODERS: dict[int, Callable[[Any], Any]] = {
     PATH: lambda v: pathlib.Path(v.decode("utf-8", "surrogateescape")),
     DATE: lambda v: datetime.date.fromisoformat(v.decode()),
     REFERENCE: lambda v: v,  # the codec says what becomes of it
-    # Only in state: a call sends a bytearray as bytes, and what was a Reference arrives as a proxy.
     BYTEARRAY: bytearray,
+    # Only in state: in a call, what was a Reference arrives as a proxy.
     HELD_REFERENCE: lambda v: Reference.parse(v.decode()),
 }
+_TYPED: dict[int, Callable[[Any, Types], Any]] = {
+    # ... with the classes that are known
+    EXCEPTION: lambda v, types: exceptions.rebuild(*_error_parts(v), types),
+    OBJECT: lambda v, types: types.make(v),
+}
+_DECODERS |= _TYPED  # type: ignore[arg-type]
 
 
 def _array(header: list[Any], arrived: Arrived | None) -> Any:
@@ -221,6 +238,38 @@ def _shallow(value: Any, levels: int) -> bool:
     return False
 
 
+_FLAT = frozenset({type(None), bool, int, float, str, bytes, tuple, set})
+
+
+def _bytearray_in(level: list[Any]) -> bool:
+    """Whether there is a bytearray in what ormsgpack wrote unasked: lists and dicts, level by level.
+
+    What its hooks wrote went through `_pack`, which has looked already.
+    """
+    while True:
+        kinds = set(map(type, level))
+        if bytearray in kinds:
+            return True
+        if _FLAT.issuperset(kinds):
+            return False
+        inner: list[Any] = []
+        containers = {kind for kind in kinds if issubclass(kind, (list, dict))}
+        for item in level if containers else ():
+            if type(item) in containers:
+                inner += item.values() if isinstance(item, dict) else item
+        level = inner
+
+
+class _NoForm(Exception):
+    """A value of a class that has no form on the wire; never leaves the codec."""
+
+    def __init__(self, cls: type) -> None:
+        super().__init__(
+            f"{_name(cls)}, which cannot travel: send plain data, values of a class made with dataclass,"
+            " Enum, NamedTuple, attrs, msgspec or pydantic, or register the object to send a reference to it"
+        )
+
+
 def _name(cls: type) -> str:
     return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
 
@@ -238,7 +287,9 @@ class NativeCodec:
         substitute: Substitute | None = None,
         export: Substitute | None = None,
         arrive: Callable[[Reference], Any] | None = None,
+        types: Types | None = None,
     ) -> None:
+        self.types = Types() if types is None else types
         self._limits = limits
         self._nesting_max = min(limits.nesting_max, Arrived.LENGTH_MIN - 1)
         self._substitute = substitute
@@ -256,18 +307,26 @@ class NativeCodec:
     def encode_call(
         self, object_id: str, method: str, args: Sequence[Any], kwargs: Mapping[str, Any] | None
     ) -> Encoded:
+        call = [object_id, method, list(args), kwargs]
         try:
-            return packb([object_id, method, list(args), kwargs], default=self._pack_hook, option=OPTIONS)
+            data = packb(call, default=self._pack_hook, option=OPTIONS)
         except Exception:
             self._raise_interrupt()
-            return self._encode_slowly([object_id, method, list(args), kwargs])
+            return self._encode_slowly(call, [("args", args), ("kwargs", kwargs)])
+        if (0xC4 in data or (len(data) > 255 and (0xC5 in data or 0xC6 in data))) and _bytearray_in(call):
+            return self._encode_slowly(call)
+        return data
 
     def encode(self, value: Any) -> Encoded:
         try:
-            return packb(value, default=self._pack_hook, option=OPTIONS)
+            data = packb(value, default=self._pack_hook, option=OPTIONS)
         except Exception:
             self._raise_interrupt()
             return self._encode_slowly(value)
+        # The heads of bytes.  Shorter ones than 256 have the first; most calls are shorter altogether.
+        if (0xC4 in data or (len(data) > 255 and (0xC5 in data or 0xC6 in data))) and _bytearray_in([value]):
+            return self._encode_slowly(value)
+        return data
 
     def encode_exactly(self, value: Any) -> bytes:
         """Bytes that `decode` is certain to accept, and to make the very types of `value` from.
@@ -327,7 +386,10 @@ class NativeCodec:
             raise interrupt
 
     def _pack(self, value: Any) -> bytes:
-        return packb(value, default=self._default, option=OPTIONS)
+        data = packb(value, default=self._default, option=OPTIONS)
+        if (0xC4 in data or (len(data) > 255 and (0xC5 in data or 0xC6 in data))) and _bytearray_in([value]):
+            return self._slow_pack([])(value)
+        return data
 
     def _default(self, value: Any) -> Any:
         try:
@@ -380,6 +442,17 @@ class NativeCodec:
             raise errors.SerializeError(
                 f"a {name} would come back as objserver's own kind; keep its URI as text"
             )
+        form = self.types.form(kind)
+        if form is not None:
+            if not self.types.allows(kind):
+                raise errors.SerializeError(
+                    f"a {name} could not come back after a restart, for nothing mentions its class: annotate"
+                    f" an attribute or a member with it, or give ObjectServer(types=[{kind.__name__}])"
+                )
+            lost = form.lost(value)
+            if lost:
+                raise errors.SerializeError(f"a {name} would come back without {lost}")
+            return Ext(OBJECT, pack([form.name, *form.parts(value)]))
         if isinstance(value, enum.Enum):
             raise errors.SerializeError(f"a {name} would come back as its value")
         for base in (*_PLAIN, bytearray):
@@ -399,7 +472,7 @@ class NativeCodec:
         reference = proxy_reference(value)
         if reference is None:
             if isinstance(value, BaseException):
-                return Ext(EXCEPTION, self._exception(value))
+                return Ext(EXCEPTION, self._exception(value, (), [0]))
             if self._export is not None:
                 reference = self._export(value)
         if reference is not None:
@@ -413,18 +486,15 @@ class NativeCodec:
         if registered is not None:
             name = f"{type(value).__module__}.{type(value).__name__}"
             return Ext(REGISTERED, pack({"__class__": name} | registered))
-        if isinstance(value, enum.Enum):
-            return value.value
+        form = self.types.form(type(value))
+        if form is not None:
+            return Ext(OBJECT, pack([form.name, *form.parts(value)]))
         for base in _PLAIN:
             if isinstance(value, base):
                 return base(value)
         if pyro5.is_blob(value):
             raise errors.SerializeError("a SerializedBlob must be the only argument of a call")
-        cls = type(value)
-        raise errors.SerializeError(
-            f"a value of type {cls.__module__}.{cls.__qualname__} cannot travel: send plain data, register"
-            " the object to send a reference to it, or register its class with Pyro5's register_class_to_dict"
-        )
+        raise _NoForm(type(value))
 
     def _array_ext(self, value: Any, pack: Pack) -> Ext:
         header, array = arrays.header_of(value)
@@ -437,38 +507,50 @@ class NativeCodec:
                 return Ext(ARRAY, packb([*header, len(buffers) - 1]))
         return Ext(ARRAY, packb([*header, bytes(arrays.bytes_of(array))]))
 
-    def _exception(self, error: BaseException) -> bytes:
+    def _exception(self, error: BaseException, above: tuple[BaseException, ...], count: list[int]) -> bytes:
         """An error must arrive even if something it carries cannot: that part is sent as its repr.
 
-        The errors inside it travel whole or as their repr, for they may contain one another.
+        So is an error inside it that it is itself inside of (`above`), one too far down, and one too many.
         """
-        pack = self._slow_pack([], whole=True)
-        parts = _parts(error)
-        try:
-            return pack(parts)
-        except Exception:
-            self._raise_interrupt()
+        count[0] += 1
+        above = (*above, error)
+        self.types.form(type(error))
 
-            def told(value: Any) -> Any:
-                try:
-                    pack(value)
-                    return value
-                except Exception:
-                    self._raise_interrupt()
-                    return exceptions.repr_of(value)
+        def inner(value: BaseException) -> Any:
+            inside = any(outer is value for outer in above)
+            if inside or len(above) > exceptions.DEPTH_MAX or count[0] >= exceptions.ERRORS_MAX:
+                return exceptions.repr_of(value)
+            return Ext(EXCEPTION, self._exception(value, above, count))
 
-            name, args, attributes, text = parts
-            attributes = {key: told(value) for key, value in attributes.items()}
-            return pack([name, [told(arg) for arg in args], attributes, told(text)])
+        pack = self._slow_pack([], inner)
 
-    def _slow_pack(self, problems: list[BaseException], exact: bool = False, whole: bool = False) -> Pack:
-        """A pack that takes dicts with any keys, and keeps what its hooks raise."""
+        def told(value: Any) -> Any:
+            try:
+                return Fragment(pack(value))
+            except Exception:
+                self._raise_interrupt()
+                return Fragment(pack(exceptions.repr_of(value)))
+
+        args, attributes = exceptions.taken_apart(error)
+        parts = [told(arg) for arg in args], {name: told(value) for name, value in attributes.items()}
+        return pack([full_name(type(error)), *parts, told(exceptions.text_of(error))])
+
+    def _slow_pack(
+        self,
+        problems: list[BaseException],
+        inner: Callable[[BaseException], Any] | None = None,
+        exact: bool = False,
+    ) -> Pack:
+        """A pack that takes dicts with any keys, and keeps what its hooks raise.
+
+        `inner` says what becomes of an exception.
+        """
         ext_of = self._exact_ext_of if exact else self._ext_of
 
         def default(value: Any) -> Any:
             try:
-                if whole and isinstance(value, BaseException):
-                    return Ext(EXCEPTION, pack(_parts(value)))
+                if inner is not None and isinstance(value, BaseException):
+                    return inner(value)
                 content = ext_of(value, pack)
                 return content if type(content) is Ext else wrapped(content)
             except KeyboardInterrupt as interrupt:
@@ -486,7 +568,7 @@ class NativeCodec:
                 if all(type(key) is str for key in value):
                     return {key: wrapped(item) for key, item in value.items()}
                 return _Pairs([key, item] for key, item in value.items())
-            if exact and kind is bytearray:
+            if kind is bytearray:
                 return Ext(BYTEARRAY, bytes(value))
             if exact and kind in (memoryview, Ext, Fragment):
                 raise errors.SerializeError(f"a {_name(kind)} would come back as something else")
@@ -498,10 +580,15 @@ class NativeCodec:
         return pack
 
     def _encode_slowly(
-        self, value: Any, exact: bool = False, buffers: list[bytes | memoryview] | None = None
+        self,
+        value: Any,
+        roots: Sequence[tuple[str, Any]] = (),
+        exact: bool = False,
+        buffers: list[bytes | memoryview] | None = None,
     ) -> Any:
+        """`roots` are what the sentence about a failure calls the parts of the value."""
         problems: list[BaseException] = []
-        pack: Any = self._slow_pack(problems, exact)
+        pack: Any = self._slow_pack(problems, exact=exact)
         if buffers is not None:
             pack.buffers = buffers
         try:
@@ -509,16 +596,46 @@ class NativeCodec:
             return Parts(data, buffers) if buffers else data
         except Exception as problem:
             self._raise_interrupt()
-            raise cannot("encode", self.name, problems[0] if problems else problem) from None
+            culprit = problems[0] if problems else problem
+            path = ""
+            if not exact:
+                path, found = where(roots or [("result", value)], self._problem_with, self.types)
+                culprit = found or culprit
+            if isinstance(culprit, _NoForm):
+                raise errors.SerializeError(f"{path or 'something in it'} is a {culprit}") from None
+            raise cannot("encode", self.name, culprit, path) from None
+
+    def _problem_with(self, value: Any) -> BaseException | None:
+        problems: list[BaseException] = []
+        try:
+            self._slow_pack(problems)(value)
+        except Exception as problem:
+            self._raise_interrupt()
+            return problems[0] if problems else problem
+        return None
 
     def _ext(self, tag: int, data: bytes) -> Any:
         try:
             if tag == REFERENCE:
                 return self._arrive(Reference.parse(data.decode()))
-            return _made(tag, unpackb(data, ext_hook=self._ext) if tag < 64 else data)
+            if tag >= 64:
+                return _made(tag, data, self.types)
+            # An error must arrive even where something it carries is not known.
+            hook = self._ext if tag != EXCEPTION else self._lenient_ext
+            return _made(tag, unpackb(data, ext_hook=hook), self.types)
         except KeyboardInterrupt as interrupt:
             self._interrupts[get_ident()] = interrupt
             raise
+
+    def _lenient_ext(self, tag: int, data: bytes) -> Any:
+        try:
+            if tag >= 64:
+                return self._ext(tag, data)
+            return _made(tag, unpackb(data, ext_hook=self._lenient_ext), self.types)
+        except errors.SerializeError:
+            if tag != OBJECT:
+                raise
+            return f"<{str(unpackb(data, ext_hook=self._lenient_ext))[:1000]}, of a class not known here>"
 
     def _explain(self, payload: Payload, problem: Exception) -> errors.ProtocolError:
         """Decode again, keeping what the hook raises, because ormsgpack only says that it failed."""
@@ -543,7 +660,8 @@ class NativeCodec:
                     if type(content) is not list:
                         raise errors.SerializeError(f"Ext type {tag} holds a {type(content).__name__}")
                     return _ASIDE[tag](content, arrived)
-                return _made(tag, unpackb(data, ext_hook=hook) if tag < 64 else data)
+                inner = hook if tag != EXCEPTION else self._lenient_ext
+                return _made(tag, unpackb(data, ext_hook=inner) if tag < 64 else data, self.types)
             except BaseException as raised:
                 problems.append(raised)
                 raise
@@ -571,39 +689,47 @@ class PartsCodec(NativeCodec):
         self, object_id: str, method: str, args: Sequence[Any], kwargs: Mapping[str, Any] | None
     ) -> Encoded:
         if not self._meets_bytes or not any(type(arg) is bytes for arg in args):
+            call = [object_id, method, list(args), kwargs]
             try:
-                data = packb([object_id, method, list(args), kwargs], default=self._pack_hook, option=OPTIONS)
+                data = packb(call, default=self._pack_hook, option=OPTIONS)
             except Exception:
                 self._raise_interrupt()
             else:
-                if len(data) < BYTES_ASIDE_MIN:
-                    return data
-                # Too late for this once, but to look at every argument of every call would cost all calls.
-                self._meets_bytes = any(type(arg) is bytes for arg in args)
-                if not self._meets_bytes:
-                    return data
+                # (As in NativeCodec.encode; a bytearray is left to `pack`.)
+                heads = 0xC4 in data or (len(data) > 255 and (0xC5 in data or 0xC6 in data))
+                if not heads or not _bytearray_in(call):
+                    if len(data) < BYTES_ASIDE_MIN:
+                        return data
+                    # Too late for this once, but to look at all arguments of every call would cost all calls.
+                    self._meets_bytes = any(type(arg) is bytes for arg in args)
+                    if not self._meets_bytes:
+                        return data
         pack = _Aside(self)
         # Only in plain sight: what is deeper inside goes to no hook if it is bytes.
-        return self._encode_parts([object_id, method, list(map(pack.leave_out, args)), kwargs], pack)
+        call = [object_id, method, list(map(pack.leave_out, args)), kwargs]
+        return self._encode_parts(call, pack, [("args", args), ("kwargs", kwargs)])
 
     def encode(self, value: Any) -> Encoded:
         if type(value) is bytes and len(value) >= BYTES_ASIDE_MIN:
             pack = _Aside(self)
             return self._encode_parts(pack.leave_out(value), pack)
         try:
-            return packb(value, default=self._pack_hook, option=OPTIONS)
+            data = packb(value, default=self._pack_hook, option=OPTIONS)
         except Exception:
             self._raise_interrupt()
             return self._encode_parts(value, _Aside(self))
+        if (0xC4 in data or (len(data) > 255 and (0xC5 in data or 0xC6 in data))) and _bytearray_in([value]):
+            return self._encode_parts(value, _Aside(self))
+        return data
 
-    def _encode_parts(self, value: Any, pack: _Aside) -> Encoded:
+    def _encode_parts(self, value: Any, pack: _Aside, roots: Sequence[tuple[str, Any]] = ()) -> Encoded:
         left_out = len(pack.buffers)
         try:
             data = pack(value)
         except Exception:
             self._raise_interrupt()
             del pack.buffers[left_out:]  # of the attempt that failed
-            return self._encode_slowly(value, buffers=pack.buffers)
+            return self._encode_slowly(value, roots, buffers=pack.buffers)
         return Parts(data, pack.buffers) if pack.buffers else data
 
 
@@ -615,7 +741,14 @@ class _Aside:
         self._codec = codec
 
     def __call__(self, value: Any) -> bytes:
-        return packb(value, default=self._default, option=OPTIONS)
+        left_out = len(self.buffers)
+        data = packb(value, default=self._default, option=OPTIONS)
+        if not _bytearray_in([value]):
+            return data
+        del self.buffers[left_out:]  # they will be left out again
+        pack: Any = self._codec._slow_pack([])
+        pack.buffers = self.buffers
+        return pack(value)  # type: ignore[no-any-return]
 
     def leave_out(self, value: Any) -> Any:
         if type(value) is not bytes or len(value) < BYTES_ASIDE_MIN or len(self.buffers) >= BUFFERS_MAX:

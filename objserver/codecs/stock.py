@@ -28,7 +28,7 @@ import serpent
 
 from objserver import errors, pyro5, references
 from objserver.codecs import budget, exceptions, marshalled
-from objserver.codecs.base import Call, Payload, Substitute, call_of, cannot, proxy_reference
+from objserver.codecs.base import Call, Payload, Substitute, call_of, cannot, proxy_reference, where
 from objserver.references import Location, Reference
 from objserver.settings import Limits
 
@@ -233,18 +233,31 @@ class _StockCodec:
     def encode_call(
         self, object_id: str, method: str, args: Sequence[Any], kwargs: Mapping[str, Any] | None
     ) -> bytes:
-        return self.encode((object_id, method, args, kwargs or {}))
+        return self._encode((object_id, method, args, kwargs or {}), [("args", args), ("kwargs", kwargs)])
 
     def decode_call(self, payload: Payload) -> Call:
         return call_of(self.decode(payload))
 
     def encode(self, value: Any) -> bytes:
+        return self._encode(value, [("result", value)])
+
+    def _encode(self, value: Any, roots: Sequence[tuple[str, Any]]) -> bytes:
         try:
             return self._dump(value)
         except KeyboardInterrupt:
             raise
         except BaseException as problem:
-            raise cannot("encode", self.name, problem) from None
+            path, found = where(roots, self._problem_with)
+            raise cannot("encode", self.name, found or problem, path) from None
+
+    def _problem_with(self, value: Any) -> BaseException | None:
+        try:
+            self._dump(value)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as problem:
+            return problem
+        return None
 
     def decode(self, payload: Payload) -> Any:
         try:

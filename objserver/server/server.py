@@ -20,7 +20,7 @@ import stat
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -36,7 +36,7 @@ from objserver.adapter import (
     ThreadingPolicy,
 )
 from objserver.clock import Clock, SystemClock
-from objserver.codecs import Codecs
+from objserver.codecs import Codecs, Types
 from objserver.invocation import Interceptor
 from objserver.references import DAEMON_ID, Location, Reference, arrived
 from objserver.server.connection import LINGER_S, Connection
@@ -60,7 +60,9 @@ class ObjectServer:
     is the URL of the store for Persistent objects.  `workers` bounds the threads that run servants (those
     that wait for other objects have a bound of their own, a setting); one makes the server iterative.
     Binding beyond the own machine without authentication needs `insecure=True`.  `interceptors` are put
-    around every call of a servant.  Usable as a context manager; leaving it drains and stops.
+    around every call of a servant.  `types` are classes whose values may arrive as what they are, beside
+    those that the annotations of registered classes mention.  Usable as a context manager; leaving it drains
+    and stops.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class ObjectServer:
         insecure: bool = False,
         interceptors: Sequence[Interceptor] = (),
         clock: Clock | None = None,
+        types: Iterable[type] = (),
     ) -> None:
         self.settings = settings or ServerSettings()
         if workers is not None:
@@ -80,6 +83,7 @@ class ObjectServer:
         if self.settings.workers_max < 1:
             raise ValueError(f"workers={self.settings.workers_max}: a server needs at least one")
         self.clock: Clock = clock or SystemClock()
+        known = Types(types)
         self._location = Location.parse(address)
         # Whoever reaches the port must find somebody at home, so the store is opened first.
         self._store = open_store(store) if isinstance(store, str) else store
@@ -98,6 +102,7 @@ class ObjectServer:
             export=self._export,
             arrive=self._arrive,
             marshal=self.settings.marshal,
+            types=known,
         )
         self._callable: dict[str, list[Connection]] = {}
         """By client, the connections on which it can be called."""
@@ -190,12 +195,13 @@ class ObjectServer:
     def _arrive(self, reference: Reference) -> Any:
         """What a reference that one of our peers sent becomes: an object of this server is itself."""
         if reference.location is not None and reference.location.client:
-            return arrived(reference, partial(self._find_client, reference.location.client))
+            find = partial(self._find_client, reference.location.client)
+            return arrived(reference, find, self.codecs.types)
         if self.is_here(reference):
             servant = self.adapter.servant_at(reference.object_id)
             if servant is not EMPTY:
                 return servant
-        return arrived(reference)
+        return arrived(reference, origin=self.codecs.types)
 
     def is_here(self, reference: Reference) -> bool:
         """Whether a reference is to an object at this server's address."""

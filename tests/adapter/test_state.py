@@ -107,8 +107,8 @@ class Color(enum.Enum):
 @pytest.mark.parametrize(
     ("value", "sentence"),
     [
-        (Color.RED, r"its attribute 'balance' is a Color: a .*Color would come back as its value"),
-        ([Color.RED], r"its attribute 'balance' is a list: a .*Color would come back as its value"),
+        (Color.RED, r"its attribute 'balance' is a Color: a .*Color could not come back after a restart"),
+        ([Color.RED], r"its attribute 'balance' is a list: a .*Color could not come back after a restart"),
         (collections.defaultdict(int), "its attribute 'balance' is a defaultdict: "),
         (threading.Lock(), "its attribute 'balance' is a lock: a _thread.lock is not plain data; keep plain"),
     ],

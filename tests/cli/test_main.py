@@ -72,6 +72,9 @@ class Thing:
     def add(self, a: int, b: int) -> int:
         return a + b
 
+    def fail(self) -> None:
+        raise ValueError("no good")
+
 
 @pytest.fixture
 def uri() -> Iterator[str]:
@@ -119,7 +122,7 @@ def test_0_is_done(uri: str) -> None:
 
 
 def test_1_is_failed(uri: str) -> None:
-    assert code_of("call", uri, "add", 1, "x") == ExitCode.FAILED
+    assert code_of("call", uri, "fail") == ExitCode.FAILED
     assert code_of("serve", "nowhere:Nothing") == ExitCode.FAILED
     assert code_of("stubs", "nowhere") == ExitCode.FAILED
 
@@ -139,6 +142,7 @@ def test_3_is_certainly_not_called(uri: str) -> None:
     assert code_of("call", f"PYRONAME:x@{nobody}", "add") == ExitCode.NOT_CALLED
     assert code_of("call", uri.replace("Thing", "Thong"), "add") == ExitCode.NOT_CALLED
     assert code_of("call", uri, "subtract") == ExitCode.NOT_CALLED
+    assert code_of("call", uri, "add", 1, "x") == ExitCode.NOT_CALLED
     assert code_of("names", "--nameserver", nobody) == ExitCode.NOT_CALLED
     assert code_of("stubs", f"PYRO:x@{nobody}") == ExitCode.NOT_CALLED
 

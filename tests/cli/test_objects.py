@@ -58,7 +58,7 @@ def test_the_unknown_is_not_described() -> None:
     with ObjectServer() as server, Proxy(f"PYRO:Pyro.Daemon@{server.address}") as daemon:
         with pytest.raises(errors.ObjectNotFound, match="unknown object 'nothing'"):
             daemon.describe("nothing")
-        with pytest.raises(TypeError, match="an object id is a str"):
+        with pytest.raises(TypeError, match="'object_id' is an int"):
             daemon.describe(5)
 
 

@@ -6,6 +6,9 @@ import pytest
 from objserver import errors
 from objserver.codecs import exceptions
 from objserver.codecs.base import cannot
+from objserver.codecs.native import NativeCodec
+from objserver.codecs.types import Types
+from objserver.settings import Limits
 
 
 @pytest.mark.parametrize(
@@ -69,3 +72,90 @@ def test_an_interrupt_is_the_users():
     for told in (exceptions.text_of, exceptions.repr_of):
         with pytest.raises(KeyboardInterrupt):
             told(Stopped())
+
+
+# -- chains, between our peers -------------------------------------------------------------------------
+
+
+def sent(error):
+    return NativeCodec(Limits()).decode(NativeCodec(Limits()).encode(error))
+
+
+def linked(count, name):
+    first = last = ValueError(0)
+    for number in range(1, count):
+        setattr(last, name, ValueError(number))
+        last = getattr(last, name)
+    return first
+
+
+def length(error):
+    return 1 + length(error.__cause__ or error.__context__) if error.__cause__ or error.__context__ else 1
+
+
+@pytest.mark.parametrize("name", ["__cause__", "__context__"])
+def test_a_long_chain_is_cut(name):
+    assert length(sent(linked(5, name))) == 5
+    assert length(sent(linked(500, name))) == exceptions.DEPTH_MAX + 1
+
+
+def test_a_circle_of_errors_ends():
+    one, two = ValueError(1), KeyError(2)
+    one.__cause__, two.__context__, one.other, two.args = two, one, two, (one,)
+    again = sent(one)
+    assert (type(again.__cause__), again.__cause__.args) == (KeyError, ("ValueError(1)",))
+    assert (type(again.other), again.other.__context__) == (KeyError, None)
+    one.__cause__ = one
+    one.me = [one]
+    assert sent(one).me == ["ValueError(1)"]
+
+
+def test_errors_that_share_others_do_not_multiply():
+    error = ValueError("first")
+    for number in range(30):
+        outer = ValueError(number)
+        outer.__cause__ = outer.__context__ = error
+        outer.one = outer.two = error
+        outer.__suppress_context__ = False
+        error = outer
+    assert len(NativeCodec(Limits()).encode(error)) < 200 * exceptions.ERRORS_MAX
+    groups = [ExceptionGroup("many", [ValueError(n) for n in range(count)]) for count in (900, 1_100)]
+    assert len(sent(groups[0]).exceptions) == 900
+    assert type(sent(groups[1])) is errors.RemoteError, (
+        "too many are told by their repr, which no group takes"
+    )
+
+
+def test_notes_are_kept_and_ours_is_not_sent_on():
+    error = ValueError("x")
+    error.add_note("mine")
+    error._pyroTraceback = ["Traceback\n", "ValueError: x\n"]
+    once = sent(error)
+    assert once.__notes__ == ["mine", "Remote traceback:\nTraceback\nValueError: x"]
+    assert sent(once).__notes__ == once.__notes__
+
+
+def test_an_error_of_types_is_made_without_its_constructor():
+    class Odd(OSError):
+        def __init__(self, needed, also):
+            raise AssertionError("the constructor was run")
+
+    odd = Odd.__new__(Odd)
+    OSError.__init__(odd, 2, "gone")
+    codec = NativeCodec(Limits(), types=Types([Odd]))
+    again = codec.decode(codec.encode(odd))
+    assert (type(again), again.args) == (Odd, (2, "gone"))
+
+
+@pytest.mark.parametrize(
+    "links",
+    [
+        {"__cause__": 5, "__context__": "x", "__notes__": 3, "__suppress_context__": "yes"},
+        {"__cause__": ["x"], "__notes__": [1, b"x", None]},
+        {"__traceback__": 5, "__class__": 5, "__dict__": 5},
+    ],
+)
+def test_hostile_links(links):
+    error = exceptions.rebuild("builtins.ValueError", ["x"], links)
+    assert (error.__cause__, error.__context__, error.__suppress_context__) == (None, None, False)
+    assert not hasattr(error, "__notes__")

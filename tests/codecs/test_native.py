@@ -21,6 +21,8 @@ from objserver.references import Reference
 from objserver.settings import Limits
 
 codec = NativeCodec(Limits())
+stranger = NativeCodec(Limits())
+"""... which knows no class, for it never sent one."""
 
 keys = st.one_of(
     st.integers(),
@@ -45,7 +47,7 @@ leaves = st.one_of(
     st.times(),
 )
 values = st.recursive(
-    leaves,
+    leaves | st.binary(max_size=300).map(bytearray),
     lambda inner: st.one_of(
         st.lists(inner),
         st.lists(inner).map(tuple),
@@ -102,14 +104,10 @@ def test_further_types():
     assert (again.fold, again.tzinfo) == (1, zoned.tzinfo)
 
 
-def test_subclasses_travel_as_their_base():
-    point = collections.namedtuple("point", "x y")
-    number = enum.IntEnum("number", "one two")
-    assert codec.decode(codec.encode([point(1, 2), number.two, collections.OrderedDict(a=1)])) == [
-        (1, 2),
-        2,
-        {"a": 1},
-    ]
+def test_other_subclasses_travel_as_their_base():
+    text = type("Text", (str,), {})
+    again = codec.decode(codec.encode([collections.OrderedDict(a=bytearray(b"x")), text("x")]))
+    assert typed(again) == typed([{"a": bytearray(b"x")}, "x"])
 
 
 class Odd(Exception):
@@ -128,11 +126,11 @@ def test_exceptions():
     assert again.__notes__ == ["Remote traceback:\nTraceback...\n  line"]
     assert vars(codec.decode(codec.encode(again)))["__notes__"] == again.__notes__
     assert type(codec.decode(codec.encode(errors.ObjectNotFound("x")))) is errors.ObjectNotFound
-    unknown = codec.decode(codec.encode(Odd(1, 2)))
+    unknown = stranger.decode(codec.encode(Odd(1, 2)))
     assert type(unknown) is errors.RemoteError
     assert unknown.type_name.endswith("test_native.Odd")
     assert (unknown.remote_args, unknown.attributes) == ((1,), {"two": 2})
-    forwarded = codec.decode(codec.encode(unknown))
+    forwarded = stranger.decode(codec.encode(unknown))
     assert (forwarded.type_name, forwarded.attributes) == (unknown.type_name, {"two": 2})
     assert type(codec.decode(codec.encode(SystemExit(1)))) is errors.RemoteError
     stuck = ValueError("x", object(), {1: 2})
@@ -160,7 +158,9 @@ def test_references():
 
 
 def test_refusals_name_the_reason():
-    with pytest.raises(errors.SerializeError, match=r"object .*register"):
+    with pytest.raises(
+        errors.SerializeError, match=r"result\[0\]\[0\]\[1\] is a object, which cannot travel: .*register"
+    ):
         codec.encode([({1: object()},)])
     loop = []
     loop.append(loop)
@@ -205,7 +205,7 @@ def test_an_exception_that_cannot_be_told_still_arrives():
     error.other = Mute()
     error.other.lock = object()
     error.self = error
-    again = codec.decode(codec.encode(error))
+    again = stranger.decode(codec.encode(error))
     assert again.type_name.endswith("Mute")
     assert again.remote_args[1] == 5
 
@@ -302,9 +302,9 @@ Bytes = type("Bytes", (bytes,), {})
 Buffer = type("Buffer", (bytearray,), {})
 
 LOSSY = [
-    (Color.RED, "Color would come back as its value"),
-    (Level.LOW, "Level would come back as its value"),
-    (Point(1, 2), "Point would come back as a tuple"),
+    (Color.RED, "Color could not come back after a restart"),
+    (Level.LOW, "Level could not come back after a restart"),
+    (Point(1, 2), "Point could not come back after a restart"),
     (collections.OrderedDict(a=1), "OrderedDict would come back as a dict"),
     (collections.defaultdict(int), "defaultdict would come back as a dict"),
     (collections.Counter("aa"), "Counter would come back as a dict"),
