@@ -5,31 +5,38 @@
 See README.md for the first five minutes and docs/ for the rest.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from objserver import client, errors
-from objserver.adapter import (
-    Concurrent,
-    PerClient,
-    PerRequest,
-    Persistent,
-    ReadersWriter,
-    Reentrant,
-    Serial,
-    Shared,
-    expose,
-    idempotent,
-    oneway,
-    readonly,
-)
-from objserver.client import Proxy, Publisher, connect, invoke
-from objserver.invocation import Call, Interceptor, current
-from objserver.references import Reference, object_id
-from objserver.server import ObjectServer
-from objserver.settings import Limits, ServerSettings
-
 if TYPE_CHECKING:
-    from objserver.client import AsyncProxy, Promise, connect_async
+    from objserver import errors
+    from objserver.adapter import (
+        Concurrent,
+        PerClient,
+        PerRequest,
+        Persistent,
+        ReadersWriter,
+        Reentrant,
+        Serial,
+        Shared,
+        expose,
+        idempotent,
+        oneway,
+        readonly,
+    )
+    from objserver.client import (
+        AsyncProxy,
+        Promise,
+        Proxy,
+        Publisher,
+        connect,
+        connect_async,
+        invoke,
+    )
+    from objserver.invocation import Call, Interceptor, current
+    from objserver.references import Reference, object_id
+    from objserver.server import ObjectServer
+    from objserver.settings import Limits, ServerSettings
 
 __version__ = "0.1.0"
 
@@ -65,9 +72,30 @@ __all__ = [
 ]
 
 
+# Each name is loaded when it is first asked for: a client needs no server, and most need no asyncio.
+_HOMES = {
+    "adapter": (
+        "Concurrent PerClient PerRequest Persistent ReadersWriter Reentrant Serial Shared "
+        "expose idempotent oneway readonly"
+    ),
+    "client": "AsyncProxy Promise Proxy Publisher connect connect_async invoke",
+    "invocation": "Call Interceptor current",
+    "references": "Reference object_id",
+    "server": "ObjectServer",
+    "settings": "Limits ServerSettings",
+}
+_home_of = {name: home for home, names in _HOMES.items() for name in names.split()}
+
+
 def __getattr__(name: str) -> Any:
-    """What needs asyncio is loaded when it is first asked for."""
-    if name not in ("AsyncProxy", "Promise", "connect_async"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(client, name)
+    if name == "errors":
+        return importlib.import_module("objserver.errors")
+    if name not in _home_of:
+        raise AttributeError(f"module 'objserver' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"objserver.{_home_of[name]}"), name)
+    globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -9,20 +9,20 @@ their way. An object that nobody holds, of whose references none is on its way, 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 
 __all__ = ["ExportTable"]
 
 
-@dataclasses.dataclass(slots=True)
 class _Export:
-    sent: int = 0
-    """How many times a reference to it was sent, and how many of these were said to have been dropped."""
-    dropped: int = 0
-    grace_until: float = 0.0
-    holders: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Process -> end of its lease."""
+    __slots__ = ("dropped", "grace_until", "holders", "sent")
+
+    def __init__(self) -> None:
+        self.sent = self.dropped = 0
+        """How many times a reference to it was sent, and how many of these were said to have been dropped."""
+        self.grace_until = 0.0
+        self.holders: dict[str, float] = {}
+        """Process -> end of its lease."""
 
     def is_held(self, now: float) -> bool:
         return any(end > now for end in self.holders.values()) or (

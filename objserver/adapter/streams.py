@@ -11,7 +11,6 @@ for items ahead: what it asks of one stream is drawn one after the other, whatev
 
 from __future__ import annotations
 
-import dataclasses
 import uuid
 from collections import deque
 from collections.abc import Callable
@@ -31,24 +30,31 @@ AHEAD_MAX = 64
 """Draws that may wait for one stream: a client that asks for more items ahead is not reading them."""
 
 
-@dataclasses.dataclass(slots=True)
 class Stream:
     """One open stream."""
 
-    iterator: Any
-    """An iterator or an asynchronous one."""
-    activation: Activation
-    session: str | None
-    """Who may draw; None: whoever knows the id."""
-    caller: object
-    """The connection on which it was opened or last drawn from; None when that is gone."""
-    opened_at: float
-    orphaned_at: float = 0.0
-    drawing: Invocation | None = None
-    ahead: deque[Invocation] = dataclasses.field(default_factory=deque)
-    """Draws that wait for the one under way.  These three are guarded by the activation's lock."""
-    closing: bool = False
-    """Nobody wants the item that is being drawn; the iterator is closed after it."""
+    __slots__ = (
+        "activation", "ahead", "caller", "closing", "drawing", "iterator", "opened_at",
+        "orphaned_at", "session",
+    )  # fmt: skip
+
+    def __init__(
+        self, iterator: Any, activation: Activation, session: str | None, caller: object, now: float
+    ) -> None:
+        self.iterator = iterator
+        """An iterator or an asynchronous one."""
+        self.activation = activation
+        self.session = session
+        """Who may draw; None: whoever knows the id."""
+        self.caller = caller
+        """The connection on which it was opened or last drawn from; None when that is gone."""
+        self.opened_at = now
+        self.orphaned_at = 0.0
+        self.drawing: Invocation | None = None
+        self.ahead: deque[Invocation] = deque()
+        """Draws that wait for the one under way.  These three are guarded by the activation's lock."""
+        self.closing = False
+        """Nobody wants the item that is being drawn; the iterator is closed after it."""
 
 
 class StreamTable:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import objserver.client.arrival  # noqa: F401  (it says what a reference becomes)
 from objserver.client.proxy import Batch, ItemStream, Proxy, connect, invoke
-from objserver.client.publisher import Publisher
 from objserver.client.resolve import name_server
 
 if TYPE_CHECKING:
     from objserver.client.async_proxy import AsyncItemStream, AsyncProxy, connect_async
     from objserver.client.promises import Promise
+    from objserver.client.publisher import Publisher
 
 __all__ = [
     "AsyncItemStream",
@@ -34,6 +34,7 @@ _LATER = {
     "AsyncItemStream": "async_proxy",
     "AsyncProxy": "async_proxy",
     "Promise": "promises",
+    "Publisher": "publisher",
     "connect_async": "async_proxy",
 }
 

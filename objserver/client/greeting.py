@@ -5,9 +5,8 @@ Sans-IO: the blocking and the asynchronous connection send and receive the same,
 
 from __future__ import annotations
 
-import dataclasses
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 from objserver import errors
 from objserver.codecs import Codec, Codecs
@@ -36,8 +35,7 @@ class Metadata:
             raise errors.ProtocolError("the server sent no usable description of the object") from None
 
 
-@dataclasses.dataclass(frozen=True)
-class Greeting:
+class Greeting(NamedTuple):
     """What a client says first.
 
     `serializer` is the name of a stock one, for who wants a stock conversation, or None.
@@ -92,8 +90,7 @@ class Greeting:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class Greeted:
+class Greeted(NamedTuple):
     """What a client knows after the handshake.  `native`: the other side is one of our peers."""
 
     handshake: Any

@@ -22,8 +22,8 @@ import datetime
 import enum
 import pathlib
 import struct
+import sys
 import uuid
-import zoneinfo
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
@@ -80,9 +80,15 @@ class _Pairs(list[Any]):
     """A dict whose keys are not all strings, on its way into an Ext."""
 
 
+def _key_of(zone: datetime.tzinfo | None) -> str | None:
+    """The name of a zone that is a ZoneInfo."""
+    module = sys.modules.get("zoneinfo")  # else there is none of its kind
+    return zone.key if module is not None and type(zone) is module.ZoneInfo else None  # type: ignore[union-attr]
+
+
 def _moment(value: datetime.datetime | datetime.time) -> list[Any]:
     zone = value.tzinfo
-    return [value.isoformat(), value.fold, zone.key if isinstance(zone, zoneinfo.ZoneInfo) else None]
+    return [value.isoformat(), value.fold, _key_of(zone)]
 
 
 _ENCODERS: dict[type, tuple[int, Callable[[Any], Any]]] = {
@@ -111,6 +117,8 @@ def _zoned(cls: Any, parts: list[Any]) -> Any:
     if key is not None:
         # Where the zone is unknown, the offset in the text still names the right moment.
         with contextlib.suppress(KeyError, ValueError, OSError):
+            import zoneinfo  # it takes long to load, and few values need it
+
             value = value.replace(tzinfo=zoneinfo.ZoneInfo(key))
     return value
 
@@ -416,7 +424,7 @@ class NativeCodec:
             return Ext(HELD_REFERENCE, str(value).encode())
         if kind in (datetime.datetime, datetime.time):
             zone = value.tzinfo
-            if type(zone) is not zoneinfo.ZoneInfo and type(zone) not in (datetime.timezone, type(None)):
+            if _key_of(zone) is None and type(zone) not in (datetime.timezone, type(None)):
                 raise errors.SerializeError(
                     f"the zone of a {name} is a {_name(type(zone))}, of which only the offset would come"
                     " back; use zoneinfo.ZoneInfo"

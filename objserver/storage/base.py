@@ -10,16 +10,14 @@ object again is a change based on the tombstone's version.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from objserver import errors
 
 __all__ = ["Change", "Record", "Store", "Unstorable"]
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """What is stored of one object.  A state of None is a tombstone: deleted, its version kept."""
 
     epoch: int
@@ -29,8 +27,7 @@ class Record:
     state: bytes | None
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """The next state of one object.  `version` is what it is based on: 0 for an object never stored."""
 
     type: str

@@ -23,10 +23,9 @@ same connection: the array
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import ormsgpack
 
@@ -44,8 +43,10 @@ SESSION_SIZE_MAX = 200
 """Characters of a session id; ours have 32, a person's name for one is short."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Extension:
+_NO_ARGS: Mapping[int | str, int] = {}
+
+
+class Extension(NamedTuple):
     """What the other side said in its greeting."""
 
     session: str = ""
@@ -101,12 +102,11 @@ class Extension:
         return cls(session, size, client, multiplexed, (process, descriptor, token, number))
 
 
-@dataclasses.dataclass(frozen=True)
-class Promises:
+class Promises(NamedTuple):
     """What a request takes from requests before it, by their sequence numbers."""
 
     target: int | None = None
-    args: Mapping[int | str, int] = dataclasses.field(default_factory=dict)
+    args: Mapping[int | str, int] = _NO_ARGS
 
     def encode(self) -> bytes:
         return ormsgpack.packb([self.target, dict(self.args)], option=ormsgpack.OPT_NON_STR_KEYS)
@@ -129,8 +129,7 @@ class Promises:
         return {*self.args.values(), *([] if self.target is None else [self.target])}
 
 
-@dataclasses.dataclass(frozen=True)
-class CallContext:
+class CallContext(NamedTuple):
     """What travels beside one request."""
 
     remaining_s: float | None = None

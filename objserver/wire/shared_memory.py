@@ -27,7 +27,6 @@ import fcntl
 import ipaddress
 import mmap
 import os
-import secrets
 import socket
 import threading
 import time
@@ -80,7 +79,7 @@ class _Memory:
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self.token = secrets.token_hex(16)
+        self.token = os.urandom(16).hex()
         self.link: Link | None = None
         self.mapping: mmap.mmap | None = None
         self.is_used = False
@@ -184,7 +183,7 @@ class SharedMemory:
                 if not self._free_words:
                     return None
                 number = self._free_words.pop()
-                word = secrets.token_bytes(WORD)
+                word = os.urandom(WORD)
                 os.pwrite(self._words.descriptor, word, number * WORD)
             except OSError:
                 return None  # no memory or no descriptor left: then without
