@@ -59,6 +59,8 @@ __all__ = ["ObjectAdapter"]
 log = logging.getLogger("objserver.adapter")
 
 
+_DRAW = "get_next_stream_item"
+"""The daemon's method that is none: the item is drawn from the object whose stream it is."""
 _LAZY_VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 _VALUES = frozenset({type(None), bool, int, float, str, bytes, list, tuple, dict, set})
 """Types of results that are certainly no iterators."""
@@ -114,6 +116,9 @@ class ObjectAdapter:
     ) -> Registration:
         """Serve a class, an instance or a locator (a function from key to servant) under `name`."""
         registration = self._registry.add(thing, name, activation, ordering)
+        if name == DAEMON_ID and registration.skeleton is not None:
+            # So that nobody else's calls have to be compared with it.
+            registration.skeleton.methods.pop(_DRAW, None)
         instance, skeleton = registration.instance, registration.skeleton
         if skeleton is not None:
             self.codecs.types.add_signatures(skeleton.cls)
@@ -228,8 +233,6 @@ class ObjectAdapter:
         """Put an invocation in its place.  True: the caller must `run` it now."""
         self.invocations += 1
         try:
-            if invocation.object_id == DAEMON_ID and invocation.method == "get_next_stream_item":
-                return self.streams.admit(invocation)
             while True:
                 activation = self._activation_at(invocation.object_id) or self._activation_for(invocation)
                 if activation is None:
@@ -246,6 +249,8 @@ class ObjectAdapter:
                             [*map(type, invocation.args)] != check.usual or invocation.kwargs
                         ):
                             check(invocation.args, invocation.kwargs, invocation.caller.session_is_connection)
+                    elif invocation.method == _DRAW and activation.object_id == DAEMON_ID:
+                        return self.streams.admit(invocation)
                     else:
                         self._resolve(invocation, skeleton)
                 with activation.lock:

@@ -232,7 +232,6 @@ class LinkPool:
     serializer: str | None = None
     session_is_shared = True
     session = ""
-    idle: Sequence[ClientConnection] = ()
 
     def __init__(self, reference: Reference, find: Find) -> None:
         self.reference = reference
@@ -241,6 +240,7 @@ class LinkPool:
         self.metadata: Metadata | None = None
         self.lease: Lease | None = None
         self.live: MultiplexedConnection | None = None
+        self.idle: deque[ClientConnection] = deque(maxlen=0)
         self.take_from = find
 
     def take(self, timeout_s: float | None) -> ClientConnection:
@@ -295,24 +295,24 @@ class Stub:
             pool.learn(self.timeout_s)
         return cast(Metadata, pool.metadata)
 
-    def invoke(self, method: str, args: Sequence[Any], kwargs: dict[str, Any], flags: int = 0) -> Any:
-        """Make one call and return its result, or raise what it raised."""
-        if not self.interceptors:
-            return self._invoke(method, args, kwargs, flags, self.annotations)
-        call = Call(self.pool.object_id, method, tuple(args), kwargs, dict(self.annotations or {}))
-        with intercepted(self.interceptors, call):
-            return self._invoke(method, args, kwargs, flags, call.annotations)
-
-    def _invoke(
+    def invoke(
         self,
         method: str,
         args: Sequence[Any],
         kwargs: dict[str, Any],
-        flags: int,
-        annotations: Mapping[str, bytes] | None,
+        flags: int = 0,
+        *,
+        call: Call | None = None,
     ) -> Any:
+        """Make one call and return its result, or raise what it raised.  `call` is for itself only."""
         pool = self.pool
-        timeout_s, correlation = self.timeout_s, self.correlation
+        timeout_s, annotations, correlation = self.timeout_s, self.annotations, self.correlation
+        if self.interceptors:
+            if call is None:
+                call = Call(pool.object_id, method, tuple(args), kwargs, dict(annotations or {}))
+                with intercepted(self.interceptors, call):
+                    return self.invoke(method, args, kwargs, flags, call=call)
+            annotations = call.annotations
         connection = pool.take(timeout_s)
         codec = connection.codec
         try:
@@ -339,7 +339,11 @@ class Stub:
                 problem.args = (f"{pool.object_id}.{method}: {problem}",)
             raise
         if isinstance(reply, bytes):
-            pool.put(connection)
+            idle = pool.idle
+            if len(idle) < IDLE_CONNECTIONS_MAX:  # as put would, without a call
+                idle.append(connection)
+            else:
+                pool.put(connection)
             return codec.decode(reply)
         if reply is None:
             pool.put(connection)

@@ -49,6 +49,7 @@ from objserver.codecs.types import Types, full_name
 from objserver.references import Reference
 from objserver.settings import Limits
 from objserver.wire.buffers import BUFFERS_MAX, Arrived, Parts
+from objserver.wire.frames import plain_call
 
 __all__ = ["NativeCodec", "PartsCodec"]
 
@@ -358,14 +359,11 @@ class NativeCodec:
         if len(payload) <= self._nesting_max:
             # The usual call: too small to break a limit, and of the usual types.
             try:
-                call = unpackb(payload, ext_hook=self._hook)
+                call = plain_call(unpackb(payload, ext_hook=self._hook))
+                if call is not None:
+                    return call  # type: ignore[return-value]
             except Exception:
                 self._raise_interrupt()  # of anything else, decode says what is wrong
-            else:
-                if type(call) is list and len(call) == 4:
-                    object_id, method, args, kwargs = call
-                    if type(object_id) is type(method) is str and type(args) is list and kwargs == {}:
-                        return object_id, method, args, kwargs
         return call_of(self.decode(payload))
 
     def decode(self, payload: Any) -> Any:

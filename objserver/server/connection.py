@@ -150,7 +150,10 @@ class Connection(Answering):
                 data = b""
             frame = plain_request(data, parser.frame_size_max)
             if frame is not None:
-                self._invoke(frame, None, start)
+                if self._conversation is None and self._codec.serializer_id == frame.serializer_id:
+                    self._invoke_plainly(frame, start)
+                else:
+                    self._invoke(frame, None, start)
             else:
                 self._received(data, None, before, start)
             return
@@ -349,6 +352,21 @@ class Connection(Answering):
         if (flags or frame.annotations or self._conversation is not None) and self._prepare(
             invocation, frame
         ):
+            return
+        if self._admit(invocation):
+            start(partial(self._run, invocation))
+
+    def _invoke_plainly(self, frame: Frame, start: Start) -> None:
+        """As `_invoke`, of a request without flags and annotations, where one follows the other."""
+        codec, payload = self._codec, frame.payload
+        try:
+            object_id, method, args, kwargs = codec.decode_call(payload)
+            frame.payload = b""
+            invocation = Invocation(self, object_id, method, args, kwargs, (codec, frame))
+            if len(payload) > HEAVY:
+                invocation.weight = Weight(self.server.hold, len(payload))
+        except errors.ProtocolError as problem:
+            self.send(self.encode_error(Invocation(self, DAEMON_ID, "", (), {}, (codec, frame)), problem))
             return
         if self._admit(invocation):
             start(partial(self._run, invocation))

@@ -220,7 +220,17 @@ static PyObject *plain_frame(PyObject *module, PyObject *const *args, Py_ssize_t
     return frame;
 }
 
+/* plain_call(value) -> value, if it is a list of two texts, a list and an empty dict: a call without keywords. */
+static PyObject *plain_call(PyObject *module, PyObject *value) {
+    if (PyList_CheckExact(value) && PyList_GET_SIZE(value) == 4 && PyUnicode_CheckExact(PyList_GET_ITEM(value, 0)) &&
+        PyUnicode_CheckExact(PyList_GET_ITEM(value, 1)) && PyList_CheckExact(PyList_GET_ITEM(value, 2)) &&
+        PyDict_CheckExact(PyList_GET_ITEM(value, 3)) && PyDict_GET_SIZE(PyList_GET_ITEM(value, 3)) == 0)
+        return Py_NewRef(value);
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef functions[] = {
+    {"plain_call", plain_call, METH_O, NULL},
     {"configure", configure, METH_VARARGS, NULL},
     {"plain_request", (PyCFunction)(void (*)(void))plain_request, METH_FASTCALL, NULL},
     {"plain_reply", (PyCFunction)(void (*)(void))plain_reply, METH_FASTCALL, NULL},

@@ -170,6 +170,21 @@ def _pure_plain_reply(data: bytes, start: bytes, sequence: int) -> bytes | None:
     return None
 
 
+def _pure_plain_call(value: Any) -> list[Any] | None:
+    """`value`, if it is a list of two texts, a list and an empty dict: a call without keywords."""
+    if (
+        type(value) is list
+        and len(value) == 4
+        and type(value[0]) is type(value[1]) is str
+        and type(value[2]) is list
+        and value[3] == {}
+        and type(value[3]) is dict
+    ):
+        return value
+    return None
+
+
+plain_call: Callable[[Any], list[Any] | None] = _pure_plain_call
 plain_request: Callable[[bytes, int], Frame | None] = _pure_plain_request
 plain_reply: Callable[[bytes, bytes, int], bytes | None] = _pure_plain_reply
 plain_frame: Callable[[bytes, int, bytes], bytes] = _pure_plain_frame
@@ -177,6 +192,7 @@ plain_frames: Callable[[bytes, int], tuple[list[Frame], int]] = _pure_plain_fram
 if kernel is not None:
     kernel.configure(Frame, _NO_ANNOTATIONS, NO_CORRELATION)
     plain_frame, plain_frames = kernel.plain_frame, kernel.plain_frames
+    plain_call = kernel.plain_call
     plain_request, plain_reply = kernel.plain_request, kernel.plain_reply
 
 

@@ -26,9 +26,10 @@ from objserver import (
     oneway,
     readonly,
 )
-from objserver.adapter import Invocation, ObjectAdapter
+from objserver.adapter import DaemonObject, Invocation, ObjectAdapter
 from objserver.codecs import Codecs
 from objserver.invocation import in_progress
+from objserver.references import DAEMON_ID
 from objserver.storage import open_store
 from objserver.testing.clock import ManualClock
 
@@ -151,6 +152,7 @@ class House:
             store=self.store,
             committer=self.committer,
         )
+        self.adapter.register(DaemonObject(self.adapter, str), DAEMON_ID, Shared(), Concurrent())
 
     def register(self, thing, name, activation=None, threading=None):
         self.adapter.register(thing, name, activation, threading)
@@ -704,7 +706,7 @@ def test_a_per_request_servant_lives_as_long_as_its_stream(house):
     assert draw(house, stream_id) == 0
     assert isinstance(draw(house, stream_id), StopIteration)
     assert Counter.events[-1] == "close"
-    assert house.adapter.active == 0
+    assert house.adapter.active == 1  # the daemon
 
 
 def test_a_stream_survives_the_other_connections_of_its_session(house):
