@@ -9,7 +9,7 @@ PYTHONS ?= 3.11 3.12 3.13
 .PHONY: demo test test-all check docs notebooks bench clean
 
 # One stamp per set of needs, so that a second run installs nothing.
-$(VENV)/base: setup.cfg setup.py pyproject.toml objserver/wire/_kernel.c
+$(VENV)/base: setup.cfg setup.py pyproject.toml objserver/wire/_kernel.c objserver/codecs/_budget.c
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -e .
 	touch $@
@@ -21,7 +21,7 @@ demo: $(VENV)/base
 	$(PY) -m objserver demo
 
 # The second run is without the compiled part.
-PURE := tests/wire tests/client tests/server/test_connection.py tests/server/test_interop.py \
+PURE := tests/wire tests/codecs tests/client tests/server/test_connection.py tests/server/test_interop.py \
   tests/server/test_bad_input.py
 test: $(VENV)/test
 	$(PY) -m pytest -n 2 --dist loadfile
@@ -60,5 +60,5 @@ bench: $(VENV)/bench
 	$(PY) -m benchmarks $(BENCH)
 
 clean:
-	rm -f objserver/wire/_kernel*.so
+	rm -f objserver/*/_*.so
 	rm -rf $(VENV) .venv-* build docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -2,4 +2,11 @@
 
 from setuptools import Extension, setup
 
-setup(ext_modules=[Extension("objserver.wire._kernel", ["objserver/wire/_kernel.c"], optional=True)])
+COMPILED = ["codecs/_budget", "wire/_kernel"]
+
+setup(
+    ext_modules=[
+        Extension(f"objserver.{part.replace('/', '.')}", [f"objserver/{part}.c"], optional=True)
+        for part in COMPILED
+    ]
+)

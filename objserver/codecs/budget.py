@@ -14,6 +14,7 @@ import re
 from typing import Any
 
 from objserver import errors
+from objserver.compiled import compiled
 from objserver.settings import Limits
 
 __all__ = ["check_json", "check_msgpack", "check_serpent", "spread", "too_deep", "too_large"]
@@ -28,8 +29,10 @@ SAME_HASH_MAX = 1_000
 OBJECT = 2_048
 """Bytes of a value that becomes a proxy or a path, which are objects of several parts."""
 _OBJECTS = frozenset({68, 70})
+_COSTS = (SLOT, SCALAR, CONTAINER, ITEM, OBJECT)
 NODE = 1024  # a syntax node of Python's parser and of the ast module, together
 
+_compiled = compiled("codecs._budget")
 _HEADS = bytes([*range(0x80, 0xA0), *range(0xC7, 0xCA), *range(0xD4, 0xD9), *range(0xDC, 0xE0)])
 _NOT_HEADS = bytes(set(range(256)) - set(_HEADS))
 # First byte of a msgpack value -> how many bytes follow it (fixed), or how long its length field is.
@@ -61,25 +64,6 @@ _NOT_DATA = re.compile(
 )
 
 
-@functools.cache
-def _batch() -> re.Pattern[bytes]:
-    """A batch of calls with simple arguments: each count is spelled out, so nothing is nested deeper.
-
-    Made when a batch comes; compiling it takes as long as importing a small library.
-    """
-    text = b"|".join(bytes((0xA0 + n,)) + (b".{%d}" % n if n else b"") for n in range(32))
-    simple = (
-        rb"(?:[\x00-\x7f\xe0-\xff\xc0\xc2\xc3]|[\xcc\xd0].|[\xcd\xd1]..|[\xce\xd2\xca].{4}"
-        rb"|[\xcf\xd3\xcb].{8}|" + text + b")"
-    )
-    args = b"|".join(bytes((0x90 + n,)) + simple * n for n in range(7))
-    return re.compile(
-        rb"\x94(?:" + text + rb")\xa7<batch>(?:[\x90-\x9f]|\xdc..|\xdd.{4})"
-        rb"(?:\x93(?:" + text + rb")(?:" + args + rb")\x80)*+[\xc0\x80]",
-        re.DOTALL,
-    )
-
-
 def too_deep(limits: Limits) -> errors.MessageTooLarge:
     return _exceeds("nesting_max", f"the value is nested deeper than nesting_max={limits.nesting_max} levels")
 
@@ -102,19 +86,38 @@ def check_msgpack(
     """Refuse MessagePack beyond the limits; `nested` are the Ext tags whose data is MessagePack again."""
     data = bytes(payload) if isinstance(payload, memoryview) else payload
     # Every container costs at least its head byte.  Where even that bound is within the limits, done.
-    if (
-        b"\xa7<batch>" in data[:40]
-        and len(data) * BYTE <= limits.decoded_size_max
-        and _batch().fullmatch(data)
-    ):
-        return
     heads = len(data.translate(None, _NOT_HEADS))
     if heads <= limits.nesting_max and len(data) * 48 <= limits.decoded_size_max:
         return
-    try:
-        _walk(data, limits, nested)
-    except IndexError:
-        raise errors.SerializeError("the MessagePack data ends too early") from None
+    if _compiled is None:
+        try:
+            _walk(data, limits, nested)
+        except IndexError:
+            raise errors.SerializeError("the MessagePack data ends too early") from None
+        return
+    ended, last = _compiled.measure(data, limits.nesting_max, limits.decoded_size_max, _COSTS, _kinds(nested))
+    if ended:
+        raise _ending(ended, last, limits)
+
+
+def _ending(ended: int, last: int, limits: Limits) -> errors.ProtocolError:
+    """What the compiled walk means by its answer."""
+    if ended == 4:
+        return too_large(limits)
+    if ended == 5:
+        return too_deep(limits)
+    return errors.SerializeError(
+        {
+            1: "the MessagePack data ends too early",
+            2: "the MessagePack data has an Ext of the wrong length",
+        }.get(ended, f"byte {last:#x} starts no MessagePack value")
+    )
+
+
+@functools.cache
+def _kinds(nested: frozenset[int]) -> bytes:
+    """Of each Ext tag: 1 if its data is MessagePack, 2 if it becomes an object, else 0."""
+    return bytes(1 if tag in nested else 2 if tag in _OBJECTS else 0 for tag in range(256))
 
 
 def _walk(data: bytes | bytearray, limits: Limits, nested: frozenset[int]) -> None:
@@ -185,6 +188,8 @@ def _walk(data: bytes | bytearray, limits: Limits, nested: frozenset[int]) -> No
             raise too_large(limits)
         if byte not in _HEADS:
             continue
+        if (many or inside >= 0) and len(opened) >= limits.nesting_max:
+            raise too_deep(limits)
         # Long runs of one kind of number are what large payloads consist of; they are skipped at once.
         doubles = many > 64 and data[position] == 0xCB
         if doubles and data[position : position + 9 * many : 9] == b"\xcb" * many:
@@ -195,11 +200,11 @@ def _walk(data: bytes | bytearray, limits: Limits, nested: frozenset[int]) -> No
             position += many
             cost += SLOT * many
             many = 0
+        if cost > limits.decoded_size_max:
+            raise too_large(limits)
         if many or inside >= 0:
             opened.append((left, end))
             left, end = many, inside
-            if len(opened) > limits.nesting_max:
-                raise too_deep(limits)
 
 
 def _check_brackets(text: bytes, limits: Limits) -> None:

@@ -19,14 +19,13 @@ are big-endian.  Source: Pyro5/protocol.py of Pyro5 5.17; flag bits 7 to 15 are 
 
 from __future__ import annotations
 
-import importlib
-import os
 import struct
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from objserver import errors
+from objserver.compiled import compiled
 from objserver.settings import Limits
 
 __all__ = ["HEADER", "HEADER_SIZE", "Flag", "Frame", "FrameType", "encode_frame"]
@@ -84,17 +83,7 @@ class _PureFrame:
         self.correlation = NO_CORRELATION
 
 
-def _kernel() -> Any:
-    """The compiled module, or None: where there was no compiler, and where OBJSERVER_PURE says so."""
-    if os.environ.get("OBJSERVER_PURE"):
-        return None
-    try:
-        return importlib.import_module("objserver.wire._kernel")
-    except ImportError:
-        return None
-
-
-kernel = _kernel()
+kernel = compiled("wire._kernel")
 _Base: type[_PureFrame] = _PureFrame if kernel is None else kernel.Frame
 
 

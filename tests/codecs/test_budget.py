@@ -138,3 +138,78 @@ def test_large_ordinary_values_are_quick():
     wrong = ormsgpack.packb(ormsgpack.Ext(1, b"\x90\x90")) + b"\x91" * 101
     with pytest.raises(errors.SerializeError, match="wrong length"):
         budget.check_msgpack(wrong, limits, NESTED)
+
+
+# -- the compiled walk -----------------------------------------------------------------------------------
+
+json_like = st.recursive(
+    st.one_of(
+        st.none(), st.booleans(), st.integers(-(2**63), 2**64 - 1), st.floats(), st.text(), st.binary()
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=6),
+        st.dictionaries(st.text(max_size=3), inner, max_size=4),
+        st.lists(st.floats(), min_size=65, max_size=80),
+        st.lists(st.integers(0, 100), min_size=65, max_size=80),
+        st.builds(
+            lambda tag, value: ormsgpack.Ext(tag, value),
+            st.sampled_from([1, 5, 64, 68, 70, 127]),
+            inner.map(lambda value: ormsgpack.packb(value)),
+        ),
+    ),
+    max_leaves=30,
+)
+packed = json_like.map(ormsgpack.packb)
+damaged = st.one_of(
+    packed,
+    packed.map(lambda data: data[:-1]),
+    packed.map(lambda data: data + b"\x01"),
+    st.binary(max_size=60),
+    st.tuples(packed, st.binary(max_size=3), st.integers(0, 50)).map(
+        lambda p: p[0][: p[2]] + p[1] + p[0][p[2] :]
+    ),
+    st.integers(1, 12).map(lambda n: b"\x91" * n + b"\x01"),
+)
+
+
+@given(
+    damaged,
+    st.sampled_from([1, 3, 8, 100]),
+    st.sampled_from([100, 1_000, 3_000, 10**6]),
+    st.sampled_from([NESTED, frozenset()]),
+)
+def test_both_walks_end_alike(data, nesting_max, size_max, nested):
+    if budget._compiled is None:
+        return
+    bounds = Limits(nesting_max=nesting_max, decoded_size_max=size_max)
+
+    def outcome(walk):
+        try:
+            walk()
+        except IndexError:
+            return errors.SerializeError, "the MessagePack data ends too early"
+        except errors.ProtocolError as problem:
+            return type(problem), str(problem)
+        return None
+
+    def in_c():
+        ended, last = budget._compiled.measure(
+            data, nesting_max, size_max, budget._COSTS, budget._kinds(nested)
+        )
+        if ended:
+            raise budget._ending(ended, last, bounds)
+
+    assert outcome(in_c) == outcome(lambda: budget._walk(data, bounds, nested))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(), (b"", 1, 1, budget._COSTS, b"short"), ("text", 1, 1, budget._COSTS, bytes(256)),
+     (b"", 10**7, 1, budget._COSTS, bytes(256)), (b"", 1, 1, (1,), bytes(256)),
+     (b"", -1, "x", budget._COSTS, bytes(256))],
+)  # fmt: skip
+def test_wrong_arguments_are_refused(arguments):
+    if budget._compiled is None:
+        return
+    with pytest.raises((TypeError, ValueError, OverflowError)):
+        budget._compiled.measure(*arguments)
