@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
+import warnings
 from collections import deque
 from collections.abc import AsyncIterator, Generator, Mapping
 from types import EllipsisType, TracebackType
@@ -175,17 +176,53 @@ class _Member:
 
 
 class _AsyncCall:
-    """A call that is made when it is awaited, or iterated."""
+    """A call that is made when it is awaited, or iterated, once.
 
-    __slots__ = ("_args", "_kwargs", "_method", "_stub")
+    It has what a coroutine has, so `asyncio.create_task` and its like take it, and it warns as one does if it
+    is thrown away.
+    """
+
+    __slots__ = ("_args", "_begun", "_kwargs", "_method", "_steps", "_stub")
+    _steps: Generator[Any, Any, Any]
 
     def __init__(self, stub: Stub, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._stub = stub
         self._method = method
         self._args = args
         self._kwargs = kwargs
+        self._begun = False
+
+    def __del__(self) -> None:
+        if not self._begun:
+            warnings.warn(f"{self!r} was never awaited, so it was not made", RuntimeWarning, 2, self)
+
+    def __repr__(self) -> str:
+        return f"<call of {self.__name__}>"
+
+    @property
+    def __name__(self) -> str:
+        return f"{self._stub.pool.object_id}.{self._method}"
+
+    def send(self, value: Any) -> Any:
+        """As of a coroutine; so are `throw` and `close`."""
+        if not self._begun:
+            self._steps = self.__await__()
+        return self._steps.send(value)
+
+    def throw(self, *problem: Any) -> Any:
+        if not self._begun:
+            self._begun, self._steps = True, self.__await__()
+        return self._steps.throw(*problem)
+
+    def close(self) -> None:
+        if not self._begun:
+            self._begun, self._steps = True, self.__await__()
+        self._steps.close()
 
     def __await__(self) -> Generator[Any, None, Any]:
+        if self._begun:
+            raise RuntimeError(f"{self!r} has been awaited already; to call again, write the call again")
+        self._begun = True
         # What nearly all calls are goes without a coroutine: each costs more than the work it does.
         stub = self._stub
         connection = stub.pool.live
