@@ -199,6 +199,11 @@ class _AsyncCall:
     def __repr__(self) -> str:
         return f"<call of {self.__name__}>"
 
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"{self!r} has no result yet, so there is no {name!r}: await it first, or see `future`", name=name
+        )
+
     @property
     def __name__(self) -> str:
         return f"{self._stub.pool.object_id}.{self._method}"

@@ -230,6 +230,7 @@ class LinkPool:
     """In place of a pool, for an object of a client: it is called on the connection that the client made."""
 
     serializer: str | None = None
+    asynchronous = False
     session_is_shared = True
     session = ""
 
