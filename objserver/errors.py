@@ -130,9 +130,9 @@ class ActivationError(ObjectError):
 
 
 class Cancelled(ObjServerError):
-    """The call was cancelled by its caller, or ran beyond its deadline; it may have had a part of its effect.
+    """The call was cancelled by its caller; it may have had a part of its effect.
 
-    "before it began" in the sentence says that it had none.
+    "before it began" in the sentence says that it had none.  One that ran beyond its deadline is a CallTimeout.
     """
 
 

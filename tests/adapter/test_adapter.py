@@ -902,6 +902,24 @@ def test_a_coroutine_is_cancelled_and_its_object_is_free_again(house):
     assert house.call("S", "awake") is True
 
 
+def test_who_stops_because_the_time_is_up_says_what_the_caller_sees_anyway(house):
+    class Careful:
+        @expose
+        def work(self):
+            house.clock.advance(5)
+            raise errors.Cancelled("stopped half-way") if current.cancelled else AssertionError
+
+    house.register(Careful, "C", Shared())
+    caller = Caller(clock=house.clock)
+    invocation = Invocation(caller, "C", "work")
+    invocation.deadline = house.clock.monotonic() + 5
+    assert house.adapter.admit(invocation)
+    house.adapter.run(invocation)
+    ((_, error),) = caller.replies
+    assert isinstance(error, errors.CallTimeout)
+    assert str(error) == "its time was up while it ran: stopped half-way"
+
+
 # -- Pyro5's context -----------------------------------------------------------------------------------
 
 
