@@ -132,7 +132,8 @@ class ActivationError(ObjectError):
 class Cancelled(ObjServerError):
     """The call was cancelled by its caller; it may have had a part of its effect.
 
-    "before it began" in the sentence says that it had none.  One that ran beyond its deadline is a CallTimeout.
+    "before it began" in the sentence says that it had none.  A call that ran beyond its deadline is a
+    CallTimeout.
     """
 
 

@@ -537,7 +537,11 @@ class ObjectAdapter:
                 return invocation.caller.encode_result(invocation, value)
             except BaseException as problem:
                 error = _unsendable(invocation, problem)
-        if isinstance(error, errors.Cancelled) and not invocation.is_cancelled and invocation.remaining_s == 0:
+        if (
+            isinstance(error, errors.Cancelled)
+            and not invocation.is_cancelled
+            and invocation.remaining_s == 0
+        ):
             # Its caller gives up at the same moment, and must not see which of the two was first.
             error = errors.CallTimeout(f"its time was up while it ran: {error}")
         elif isinstance(error, (errors.ActivationError, errors.StoreError)):

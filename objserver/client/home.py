@@ -10,6 +10,7 @@ process that gives nothing away pays nothing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 import uuid
@@ -47,7 +48,8 @@ class _Engine:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def submit(self, work: Callable[[], None]) -> None:
-        self._threads.submit(work)
+        with contextlib.suppress(RuntimeError):  # the process is ending, and its connections with it
+            self._threads.submit(work)
 
     def run_coroutine(
         self,

@@ -23,6 +23,7 @@ from objserver.adapter import Answering, Invocation
 from objserver.client.greeting import HANDSHAKE_TIMEOUT_S, Greeted, Greeting, too_large
 from objserver.client.sharing import ended, offered, settled
 from objserver.codecs import Codec, Codecs
+from objserver.codecs.base import call_of
 from objserver.references import Location
 from objserver.settings import Limits
 from objserver.wire import (
@@ -94,7 +95,10 @@ class MultiplexedConnection(asyncio.Protocol, Answering):
         try:
             async with asyncio.timeout(timeout_s):
                 if location.client:
-                    raise OSError("a client's object is called on the connections that the client made")
+                    raise OSError(
+                        "an object of a client has no AsyncProxy; call its Proxy, from a coroutine with "
+                        "`await asyncio.to_thread(...)`"
+                    )
                 if location.path:
                     await loop.create_unix_connection(lambda: self, location.path)
                 else:
@@ -369,13 +373,15 @@ class MultiplexedConnection(asyncio.Protocol, Answering):
         codec = self._codecs.native
         try:
             object_id, method, args, kwargs = codec.decode_call(frame.payload)
-        except errors.ProtocolError as problem:
-            object_id, method, args, kwargs = "", "", (), {}
-            refused: errors.ObjServerError | None = problem
+            batch = [call_of(("", *call))[1:] for call in args] if frame.flags & Flag.BATCH else None
+        except (errors.ProtocolError, TypeError) as problem:
+            object_id, method, args, kwargs, batch = "", "", (), {}, None
+            refused: BaseException | None = problem
         else:
             refused = None
         invocation = Invocation(self, object_id, method, args, kwargs, (codec, frame))
         invocation.oneway = bool(frame.flags & Flag.ONEWAY)
+        invocation.batch = batch
         if frame.correlation is not NO_CORRELATION:
             invocation._correlation = frame.correlation
         annotations = dict(frame.annotations)

@@ -12,15 +12,16 @@ from __future__ import annotations
 import sys
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from types import EllipsisType, TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Unpack, cast
 
 from objserver import errors, pyro5
 from objserver.client.resolve import resolve
-from objserver.client.stub import ConnectionPool, ItemStream, Stub, checked
+from objserver.client.stub import ConnectionPool, ItemStream, Stub, checked, on_event_loop
 from objserver.codecs import Types
 from objserver.errors import did_you_mean
-from objserver.invocation import Interceptor
+from objserver.invocation import Interceptor, in_progress
 from objserver.references import Reference
 from objserver.wire import Flag
 
@@ -90,6 +91,8 @@ class Proxy:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise _private(name)
+        if self._objserver_stub.pool.metadata is None and in_progress.get() is not None and on_event_loop():
+            return partial(invoke, self, name)  # asking would block the loop, but a thread may call this
         metadata = self._objserver_stub.metadata()
         if name in metadata.attrs:
             return self._objserver_stub.invoke("__getattr__", (name,), {})

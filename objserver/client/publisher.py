@@ -51,7 +51,8 @@ class Publisher:
         """Have `listener` called with what is published, until it is gone.  Twice is the same as once."""
         if not isinstance(listener, Proxy):
             raise TypeError(
-                f"a {type(listener).__name__} cannot be called from here: pass an object of an exposed class"
+                f"an object of type {type(listener).__name__} cannot be called from here: "
+                "pass one whose class has exposed members"
             )
         with self._lock:
             if listener in self._subscribers:

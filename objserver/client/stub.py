@@ -40,7 +40,7 @@ from objserver.wire.frames import NO_CORRELATION
 if TYPE_CHECKING:
     from objserver.client.multiplexed import MultiplexedConnection
 
-__all__ = ["ConnectionPool", "ItemStream", "LinkPool", "Stub", "checked", "raised"]
+__all__ = ["ConnectionPool", "ItemStream", "LinkPool", "Stub", "checked", "on_event_loop", "raised"]
 
 IDLE_CONNECTIONS_MAX = 8
 """Connections a proxy keeps for its next calls; more are closed after use."""
@@ -478,6 +478,12 @@ class Stub:
                     pass  # perhaps on the next one
 
 
+def on_event_loop() -> bool:
+    """Whether the code that asks runs on one; without loading asyncio, for then it does not."""
+    loops = sys.modules.get("asyncio.events")
+    return loops is not None and loops._get_running_loop() is not None
+
+
 def raised(value: Any) -> BaseException:
     """What to raise for the value of a reply that is an exception."""
     return value if isinstance(value, BaseException) else errors.RemoteError(str(value))
@@ -495,8 +501,7 @@ def _call_inside(
     timeout_s: float | None,
 ) -> Frame | bytes | None:
     """`connection.call` from within the invocation that `facts` are about."""
-    loops = sys.modules.get("asyncio.events")
-    if loops is not None and loops._get_running_loop() is not None:
+    if on_event_loop():
         raise RuntimeError(
             f"calling {what} here would block the event loop, and with it every coroutine of this server; "
             "use `await asyncio.to_thread(...)`"
