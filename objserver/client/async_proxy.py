@@ -291,7 +291,7 @@ async def _invoke(stub: Stub, method: str, args: Any, kwargs: dict[str, Any], fl
     """Make one call and return its result, or raise what it raised."""
     if not stub.interceptors:
         return await _request(stub, method, args, kwargs, flags, stub.annotations)
-    call = Call(stub.pool.object_id, method, tuple(args), kwargs, dict(stub.annotations or {}))
+    call = Call(stub.pool.object_id, method, tuple(args), dict(kwargs), dict(stub.annotations or {}))
     with intercepted(stub.interceptors, call):
         return await _request(stub, method, args, kwargs, flags, call.annotations)
 

@@ -310,7 +310,7 @@ class Stub:
         timeout_s, annotations, correlation = self.timeout_s, self.annotations, self.correlation
         if self.interceptors:
             if call is None:
-                call = Call(pool.object_id, method, tuple(args), kwargs, dict(annotations or {}))
+                call = Call(pool.object_id, method, tuple(args), dict(kwargs), dict(annotations or {}))
                 with intercepted(self.interceptors, call):
                     return self.invoke(method, args, kwargs, flags, call=call)
             annotations = call.annotations
