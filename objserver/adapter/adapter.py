@@ -185,6 +185,8 @@ class ObjectAdapter:
         """
         object_id = self._active.id_of(value)
         with self._exports_lock:
+            if object_id is not None and object_id.startswith(LEASED) and object_id not in self._exports:
+                object_id = None  # it is being collected: what travels now is another
             if object_id is None:
                 if not _is_exposed(type(value)):
                     return None
@@ -599,7 +601,8 @@ class ObjectAdapter:
         made = Activation(slot, object_id, key, registration, mailbox, self._clock.monotonic())
         if servant is not EMPTY:
             self._incarnated(made, servant, skeleton_of(servant, object_id))
-            self._active.name(servant, object_id)
+            if registration.instance is EMPTY:  # else it has its name for as long as it is registered
+                self._active.name(servant, object_id)
         made = self._active.add(made)
         if registration.removed:
             self._active.remove(made)

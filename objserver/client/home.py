@@ -10,7 +10,6 @@ process that gives nothing away pays nothing.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import threading
 import uuid
@@ -48,8 +47,7 @@ class _Engine:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def submit(self, work: Callable[[], None]) -> None:
-        with contextlib.suppress(RuntimeError):  # the process is ending, and its connections with it
-            self._threads.submit(work)
+        self._threads.submit(work)
 
     def run_coroutine(
         self,

@@ -1,7 +1,9 @@
 """Leases: how long this process keeps the objects that were exported to it.
 
 An exported object lives as long as somebody holds it.  Every proxy of one shares a `Lease`; when the last
-of them is gone, so is the lease, and the server is told how many references had come.  Until then a thread
+of them is gone, so is the lease, and the server is told how many references had come.  A reference that was
+passed on, or sent home, holds it a little longer: else the object could be gone before it has arrived, which
+is on another connection.  Until then a thread
 of the process renews all leases, one call for each server, three times in the time that a server believes
 it.  A process that was never given such an object has no such thread.
 """
@@ -25,6 +27,8 @@ __all__ = ["Lease", "LeaseKeeper"]
 log = logging.getLogger("objserver.client")
 
 RENEWALS_PER_LEASE = 3
+PASSED_ON_S = 2.0
+"""How long an object is held, at least, after a reference to it has been sent to somebody else."""
 UNKNOWN_LEASE_S = 10.0
 """How long a server is believed to believe us that could not be asked yet."""
 
@@ -36,12 +40,21 @@ Ask = Callable[[Reference, str, Any], Any]
 class Lease:
     """Lives as long as a proxy of the object does; counts the references that came."""
 
-    __slots__ = ("__weakref__", "_keeper", "arrivals", "reference")
+    __slots__ = ("__weakref__", "_keeper", "arrivals", "held_until", "reference")
 
     def __init__(self, keeper: LeaseKeeper, reference: Reference) -> None:
         self._keeper = keeper
         self.reference = reference
         self.arrivals = 0
+        self.held_until = 0.0
+        """Whatever becomes of its proxies."""
+
+    def passed_on(self) -> None:
+        """A reference to the object is being sent, but not by its owner."""
+        now = monotonic()
+        if self.held_until < now + PASSED_ON_S:  # not for each of many
+            self.held_until = now + 2 * PASSED_ON_S
+            self._keeper.events.put(self)
 
     def __del__(self) -> None:
         # A SimpleQueue may be put to from a destructor, wherever that happens to run.
@@ -62,7 +75,7 @@ class LeaseKeeper:
     """Renews and ends the leases of this process."""
 
     def __init__(self) -> None:
-        self.events: SimpleQueue[_Held | _Dropped] = SimpleQueue()
+        self.events: SimpleQueue[_Held | _Dropped | Lease] = SimpleQueue()
         self._leases: weakref.WeakValueDictionary[Reference, Lease] = weakref.WeakValueDictionary()
         self._lock = threading.RLock()
         """A destructor may run, and a reference arrive in it, wherever this thread happens to be."""
@@ -72,6 +85,7 @@ class LeaseKeeper:
         self._asks: dict[Reference, Ask] = {}
         self._dropped: dict[Reference, Counter[str]] = {}
         self._next: dict[Reference, float] = {}
+        self._passed_on: dict[Reference, Lease] = {}
 
     def arrived(self, reference: Reference, ask: Ask) -> Lease:
         """A reference to an exported object has come; the lease that its proxy keeps."""
@@ -88,7 +102,8 @@ class LeaseKeeper:
 
     def _run(self) -> None:
         while True:
-            due = min(self._next.values(), default=None)
+            ends = (lease.held_until for lease in self._passed_on.values())
+            due = min((*self._next.values(), *ends), default=None)
             try:
                 self.take(None if due is None else max(0.0, due - monotonic()))
                 self.speak(monotonic())
@@ -103,7 +118,9 @@ class LeaseKeeper:
                 daemon = Reference("PYRO", DAEMON_ID, event.reference.location)
                 object_id = event.reference.object_id
                 holds = self._holds.setdefault(daemon, {})
-                if isinstance(event, _Held):
+                if isinstance(event, Lease):
+                    self._passed_on[event.reference] = event
+                elif isinstance(event, _Held):
                     self._asks[daemon] = event.ask
                     if object_id not in holds:
                         self._next[daemon] = 0.0  # so that the server knows us as a holder
@@ -119,6 +136,8 @@ class LeaseKeeper:
 
     def speak(self, now: float) -> None:
         """Tell the servers what is due."""
+        for lease in [lease for lease in self._passed_on.values() if lease.held_until <= now]:
+            del self._passed_on[lease.reference]
         for daemon, dropped in list(self._dropped.items()):
             gone = {i: n for i, n in dropped.items() if i not in self._holds.get(daemon, {})}
             if gone:

@@ -42,7 +42,7 @@ from objserver.wire.frames import NO_CORRELATION, plain_frame, plain_start
 if TYPE_CHECKING:
     from objserver.client.home import Home
 
-__all__ = ["IN_FLIGHT_MAX", "MultiplexedConnection", "running_loop"]
+__all__ = ["IN_FLIGHT_MAX", "MultiplexedConnection"]
 
 log = logging.getLogger("objserver.client")
 
@@ -140,7 +140,7 @@ class MultiplexedConnection(asyncio.Protocol, Answering):
 
     def when_room(self, go: Callable[[], None]) -> None:
         """Have `go()` called on the loop when another call may be sent, in order; from any thread."""
-        if running_loop() is self.loop:
+        if _running_loop() is self.loop:
             self._when_room(go)
         else:
             self.loop.call_soon_threadsafe(self._when_room, go)
@@ -419,8 +419,7 @@ def _wake(waiter: asyncio.Future[None]) -> None:
         waiter.set_result(None)
 
 
-def running_loop() -> asyncio.AbstractEventLoop | None:
-    """The event loop of the code that asks, if it runs on one."""
+def _running_loop() -> asyncio.AbstractEventLoop | None:
     try:
         return asyncio.get_running_loop()
     except RuntimeError:

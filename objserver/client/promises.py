@@ -12,12 +12,12 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from objserver import errors
 from objserver.client.background import multiplex
 from objserver.client.home import home
-from objserver.client.multiplexed import MultiplexedConnection, running_loop
+from objserver.client.multiplexed import MultiplexedConnection
 from objserver.client.stub import ConnectionPool, LinkPool, Stub
 from objserver.codecs import Codec
 from objserver.invocation import Call, in_progress, intercepted
@@ -25,8 +25,6 @@ from objserver.wire import Flag, Frame, Promises
 from objserver.wire import extension as wire_extension
 
 __all__ = ["FutureFace", "Promise"]
-
-T = TypeVar("T")
 
 
 class Promise(concurrent.futures.Future[Any]):
@@ -62,26 +60,12 @@ class Promise(concurrent.futures.Future[Any]):
 
     def result(self, timeout: float | None = None) -> Any:
         """Wait for the result, for at most `timeout` seconds (TimeoutError), and return it or raise."""
-        return self._wait(super().result, timeout)
-
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Wait as `result` does, and return what it would raise, or None."""
-        return self._wait(super().exception, timeout)
-
-    def _wait(self, outcome: Callable[[float | None], T], timeout: float | None) -> T:
-        if self.done():
-            return outcome(timeout)
-        loop, connection = running_loop(), self._connection
-        if loop is not None and (self._stub.pool.asynchronous or (connection and connection.loop is loop)):
-            raise RuntimeError(
-                f"waiting for {self!r} here would block the event loop on which its reply comes; await it"
-            )
         facts = in_progress.get()
-        if facts is None:
-            return outcome(timeout)
+        if facts is None or self.done():
+            return super().result(timeout)
         facts.caller.about_to_block()
         try:
-            return outcome(timeout)
+            return super().result(timeout)
         finally:
             facts.caller.no_longer_blocked()
 

@@ -230,7 +230,6 @@ class LinkPool:
     """In place of a pool, for an object of a client: it is called on the connection that the client made."""
 
     serializer: str | None = None
-    asynchronous = False
     session_is_shared = True
     session = ""
 

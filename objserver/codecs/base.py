@@ -26,6 +26,7 @@ __all__ = [
     "Substitute",
     "call_of",
     "cannot",
+    "pass_on",
     "proxy_reference",
     "where",
 ]
@@ -134,6 +135,13 @@ def _inside(path: str, value: Any, types: Types | None) -> Iterator[tuple[str, A
     form = types.form(kind) if types is not None else None
     fields = form.fields(value) if form is not None else None
     return ((path + ending, item) for ending, item in fields) if fields else None
+
+
+def pass_on(value: object) -> None:
+    """The reference of a proxy is sent on: what it holds must last until that has arrived."""
+    lease = object.__getattribute__(value, "_objserver_stub").pool.lease
+    if lease is not None:
+        lease.passed_on()
 
 
 def proxy_reference(value: object) -> Reference | None:

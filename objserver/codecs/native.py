@@ -42,6 +42,7 @@ from objserver.codecs.base import (
     Substitute,
     call_of,
     cannot,
+    pass_on,
     proxy_reference,
     where,
 )
@@ -481,6 +482,8 @@ class NativeCodec:
                 return Ext(EXCEPTION, self._exception(value, (), [0]))
             if self._export is not None:
                 reference = self._export(value)
+        elif reference.object_id.startswith(references.LEASED):
+            pass_on(value)
         if reference is not None:
             return Ext(REFERENCE, str(reference).encode())
         if isinstance(value, pyro5.ExceptionWrapper):

@@ -259,8 +259,8 @@ class Conversation:
             object_id = reference.object_id
         if object_id is None:
             raise errors.MemberNotFound(
-                f"cannot call {method!r} on the result of another call: it is of type "
-                f"{type(target).__name__}, and not an object that is served here"
+                f"cannot call {method!r} on the result of another call: it is a {type(target).__name__}, and "
+                "not an object that is served here"
             )
         return object_id
 

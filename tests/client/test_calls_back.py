@@ -2,10 +2,13 @@
 
 import asyncio
 from collections.abc import Iterator
+from time import monotonic
+from typing import Any
 
 import pytest
 
-from objserver import AsyncProxy, ObjectServer, Proxy, errors, expose
+from objserver import AsyncProxy, ObjectServer, Proxy, Reference, errors, expose
+from objserver.client.leases import LeaseKeeper
 
 
 @expose
@@ -21,6 +24,9 @@ class Desk:
             batch.ring(1)
             batch.ring(2)
         return list(batch.results())
+
+    def pick(self, bells: list[Proxy]) -> Proxy:
+        return bells[1]
 
     async def ring_in_a_thread(self, bell: Proxy) -> str:
         return str(await asyncio.to_thread(bell.ring, 1))
@@ -51,3 +57,32 @@ def test_a_coroutine_that_would_block_the_server_is_told_to_use_a_thread(desk: P
         desk.ring_hastily(Bell())
     with pytest.raises(errors.ConnectFailed, match="to_thread"):
         desk.ring_asynchronously(Bell())
+
+
+def test_it_comes_home_as_itself_however_often_it_is_passed(desk: Proxy) -> None:
+    bells = [Bell(), Bell(), Bell()]
+    assert [desk.pick(bells) is bells[1] for _ in range(200)] == [True] * 200
+
+
+def test_a_reference_that_is_passed_on_holds_its_object_until_it_must_have_arrived() -> None:
+    said: list[tuple[str, Any]] = []
+
+    def ask(daemon: Reference, method: str, argument: Any) -> float:
+        said.append((method, argument))
+        return 30.0
+
+    keeper = LeaseKeeper()
+    keeper._started = True  # this test is its thread
+    lease = keeper.arrived(Reference.parse("PYRO:~7@localhost:1"), ask)
+    lease.passed_on()
+    del lease
+    now = monotonic()
+    keeper.take(0)
+    keeper.speak(now)
+    keeper.take(0)
+    keeper.speak(now + 1)
+    assert said == [("renew", ["~7"])]
+    keeper.speak(now + 5)
+    keeper.take(0)
+    keeper.speak(now + 5)
+    assert said == [("renew", ["~7"]), ("release", {"~7": 1})]
