@@ -276,7 +276,7 @@ class _NoForm(Exception):
     def __init__(self, cls: type) -> None:
         super().__init__(
             f"{_name(cls)}, which cannot travel: send plain data, values of a class made with dataclass,"
-            " Enum, NamedTuple, attrs, msgspec or pydantic, or register the object to send a reference to it"
+            " Enum, NamedTuple, attrs, msgspec or pydantic, or put @expose on its class to send a reference"
         )
 
 
