@@ -159,7 +159,7 @@ def test_references():
 
 def test_refusals_name_the_reason():
     with pytest.raises(
-        errors.SerializeError, match=r"result\[0\]\[0\]\[1\] is a object, which cannot travel: .*register"
+        errors.SerializeError, match=r"result\[0\]\[0\]\[1\] is a object, which cannot travel: .*@expose"
     ):
         codec.encode([({1: object()},)])
     loop = []
