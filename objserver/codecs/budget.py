@@ -200,6 +200,8 @@ def _walk(data: bytes | bytearray, limits: Limits, nested: frozenset[int]) -> No
             position += many
             cost += SLOT * many
             many = 0
+        if position > size:
+            raise errors.SerializeError("the MessagePack data ends too early")
         if cost > limits.decoded_size_max:
             raise too_large(limits)
         if many or inside >= 0:
