@@ -46,7 +46,9 @@ def test_a_malformed_context_is_refused(data):
         CallContext.decode(data)
 
 
-@pytest.mark.parametrize("data", [{"client": 5}, {"client": "x" * 300}, {"session": "", "frame_size_max": -1}])
+@pytest.mark.parametrize(
+    "data", [{"client": 5}, {"client": "x" * 300}, {"session": "", "frame_size_max": -1}]
+)
 def test_a_malformed_client_is_refused(data):
     with pytest.raises(errors.ProtocolError):
         Extension.from_handshake({"objserver": data})
@@ -78,9 +80,9 @@ def _packed(value):
 @pytest.mark.parametrize(
     "data",
     [b"", b"\xc1", b"\x92\xc0", *map(_packed, [
-        5, None, [], [None], [None, {}, 1], {"a": 1}, [None, []], [None, [1]], ["1", {}], [True, {}], [1.0, {}],
-        [None, {0: "1"}], [None, {0: None}], [None, {0: True}], [None, {None: 1}], [None, {1.5: 1}],
-        [None, {True: 1}], [{}, {}], [[], {}], [None, {b"x": 1}],
+        5, None, [], [None], [None, {}, 1], {"a": 1}, [None, []], [None, [1]], ["1", {}], [True, {}],
+        [1.0, {}], [None, {0: "1"}], [None, {0: None}], [None, {0: True}], [None, {None: 1}],
+        [None, {1.5: 1}], [None, {True: 1}], [{}, {}], [[], {}], [None, {b"x": 1}],
     ])],
 )  # fmt: skip
 def test_malformed_promises_are_refused(data):
