@@ -41,6 +41,8 @@ class Promise(concurrent.futures.Future[Any]):
     _connection: MultiplexedConnection | None = None
     _sequence = 0
     """Of its request on that connection; 0 before it is sent."""
+    _again: Callable[[], None] | None = None
+    """Makes the call with results that this side has waited for."""
 
     def __init__(self, stub: Stub, what: str) -> None:
         super().__init__()
@@ -105,7 +107,12 @@ class Promise(concurrent.futures.Future[Any]):
             frame = reply.result()
             if frame.flags & Flag.ITEM_STREAM and self._connection is not None:
                 self._connection.close_stream(stream_id(frame))
+            again, self._again = self._again, None
             if self.done():
+                return
+            if again is not None and wire_extension.PROMISES in frame.annotations:
+                self._connection, self._sequence = None, 0
+                again()
                 return
             value = self._stub.value_of(codec, frame)
         except BaseException as problem:
@@ -189,15 +196,18 @@ def _send(
         try:
             beside = dict(annotations or {})
             if target is not None or places:
-                for used in (target, *places.values()):
-                    if used is not None and not used._sequence:
-                        used.result()  # it was not sent, and says why
-                        raise errors.MemberNotFound(f"{used._what} is oneway: it has no result to go on with")
+                used = [p for p in (target, *places.values()) if p is not None]
+                unsent = [p for p in used if not p._sequence]
+                if unsent:  # it failed before it was sent, or is made once more elsewhere
+                    promise._connection = None
+                    _send_after(unsent, promise, method, args, kwargs, target)
+                    return
                 promises = Promises(
                     target._sequence if target is not None else None,
                     {place: value._sequence for place, value in places.items()},
                 )
                 beside[wire_extension.PROMISES] = promises.encode()
+                promise._again = lambda: _send_after(used, promise, method, args, kwargs, target)
             promise._sequence, reply = connection.request(codec, payload, flags, beside or None, correlation)
             if reply is None:
                 promise.set_result(None)

@@ -28,6 +28,7 @@ from objserver.adapter import Invocation, not_begun
 from objserver.codecs import Codec
 from objserver.codecs.base import proxy_reference
 from objserver.wire import CallTable, Flag, Frame, FrameType, Promises, encode_frame
+from objserver.wire import extension as wire_extension
 from objserver.wire.frames import payload_of
 
 if TYPE_CHECKING:
@@ -48,7 +49,17 @@ class PendingReply:
     peer itself would have sent, never a part of the servant that made it.
     """
 
-    __slots__ = ("_codec", "_conversation", "_reply", "connection", "failed", "keep", "postponed", "sequence")
+    __slots__ = (
+        "_codec",
+        "_conversation",
+        "_reply",
+        "connection",
+        "elsewhere",
+        "failed",
+        "keep",
+        "postponed",
+        "sequence",
+    )
 
     def __init__(self, conversation: Conversation, sequence: int, keep: int) -> None:
         self._conversation = conversation
@@ -56,6 +67,8 @@ class PendingReply:
         self.sequence = sequence
         self.keep = keep
         self.failed = False
+        self.elsewhere = False
+        """It was not made: the object that it calls is not here, and the client must go on by itself."""
         self.postponed: _Postponed | None = None
         """What the request waits for, as long as it does."""
         self._codec: Any = None
@@ -68,7 +81,10 @@ class PendingReply:
     def encode_failed(self, invocation: Invocation, other: PendingReply) -> bytes:
         """The reply to `invocation`, which refers to `other`, that has failed: the same error."""
         codec, request = invocation.reply_to
+        self.elsewhere = other.elsewhere
+        annotations = {wire_extension.PROMISES: b""} if self.elsewhere else None
         if other._codec is not codec:
+            invocation.response_annotations.update(annotations or {})
             return self.encode_error(invocation, other.outcome())
         kind, payload = FrameType.RESULT, payload_of(other._reply)
         return self._kept(
@@ -79,7 +95,7 @@ class PendingReply:
                 Flag.EXCEPTION,
                 request.sequence,
                 payload,
-                None,
+                annotations,
                 request.correlation,
             ),
             failed=True,
@@ -318,18 +334,21 @@ class Conversation:
         invocation.args, invocation.kwargs = args, kwargs
         if promises.target is not None:
             target = postponed.values[promises.target].outcome()
-            invocation.object_id = self._object_id(target, invocation.method)
+            invocation.object_id = self._object_id(target, invocation)
 
-    def _object_id(self, target: Any, method: str) -> str:
+    def _object_id(self, target: Any, invocation: Invocation) -> str:
         server = self.connection.server
         object_id = server.adapter.reference_id(target)
         reference = proxy_reference(target)
         if object_id is None and reference is not None and server.is_here(reference):
             object_id = reference.object_id
         if object_id is None:
+            if reference is not None and isinstance(invocation.caller, PendingReply):
+                invocation.caller.elsewhere = True
+                invocation.response_annotations[wire_extension.PROMISES] = b""
             raise errors.MemberNotFound(
-                f"cannot call {method!r} on the result of another call: it is a {type(target).__name__}, and "
-                "not an object that is served here"
+                f"cannot call {invocation.method!r} on the result of another call: it is a "
+                f"{type(target).__name__}, and not an object that is served here"
             )
         return object_id
 
