@@ -1,4 +1,4 @@
-"""A connection of many calls, with a server that is told what to say: twice, out of turn, and nonsense too."""
+"""A connection of many calls, with a server that is told what to say: twice, out of turn, nonsense too."""
 
 import asyncio
 import threading

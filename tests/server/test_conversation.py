@@ -155,6 +155,10 @@ class Thing:
     def stream(self):
         yield from range(3)
 
+    async def stream_async(self):
+        for number in range(3):
+            yield number
+
     def call_back(self, listener, *args):
         return listener.heard(*args)
 
@@ -332,6 +336,32 @@ def test_a_cancelled_call_that_waits_is_not_begun(raw, thing, server):
     thing.go.set()
     assert raw.replies(2) == {1: None, 3: ["later"]}
     assert thing.seen == [("later",)]
+
+
+def draw(raw, number, stream_id):
+    raw.send(number, "Pyro.Daemon", "get_next_stream_item", stream_id)
+
+
+@pytest.mark.parametrize("method", ["stream", "stream_async"])
+def test_a_draw_that_waits_can_be_cancelled_and_the_next_one_is_drawn(raw, thing, server, method):
+    server.register(thing, "one", threading=Serial())
+    raw.send(1, "one", method)
+    stream_id = raw.next().annotations["STRM"].decode()
+    raw.send(2, "one", "wait")
+    assert thing.began.acquire(timeout=BOUND_S)
+    for number in (3, 4, 5):
+        draw(raw, number, stream_id)
+    for number in (3, 5):
+        raw.cancel(number)
+    number, problem = raw.reply()
+    assert number == 3
+    assert isinstance(problem, errors.Cancelled)
+    thing.go.set()
+    found = raw.replies(3)
+    assert found[4] == 0
+    assert isinstance(found[5], errors.Cancelled)
+    draw(raw, 6, stream_id)
+    assert raw.reply() == (6, 1)
 
 
 def test_a_call_that_waits_for_a_result_can_be_cancelled(raw, thing, server):
