@@ -612,7 +612,7 @@ class Connection(Answering):
             self._memory.close(LINGER_S)
         self.sock.close()
         if self.greeted:
-            self.server.engine.submit(self._ended)
+            self.server.engine.submit(self._ended, next=True)  # so that what it asked for is not begun
 
     def _ended(self) -> None:
         for resource in list(self._tracked or ()):

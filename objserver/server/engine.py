@@ -144,9 +144,9 @@ class WorkerEngine:
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
-    def submit(self, work: Callable[[], None]) -> None:
-        """Have `work` run by a worker; from any thread."""
-        self._ready.append(work)
+    def submit(self, work: Callable[[], None], *, next: bool = False) -> None:
+        """Have `work` run by a worker, before all that waits if `next`; from any thread."""
+        self._ready.appendleft(work) if next else self._ready.append(work)
         if self._polling:
             self._poller.wake()
 

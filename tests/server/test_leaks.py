@@ -11,7 +11,17 @@ from collections import Counter
 
 import pytest
 
-from objserver import AsyncProxy, Concurrent, ObjectServer, Proxy, ServerSettings, current, errors, expose
+from objserver import (
+    AsyncProxy,
+    Concurrent,
+    ObjectServer,
+    Proxy,
+    Serial,
+    ServerSettings,
+    current,
+    errors,
+    expose,
+)
 from objserver.adapter.invocation import Invocation
 from objserver.client.home import home
 from objserver.client.multiplexed import MultiplexedConnection
@@ -132,6 +142,14 @@ def counts(server):
         "threads": len(workers),
         "descriptors": len(os.listdir("/proc/self/fd")),
     }
+
+
+def until(ask):
+    """The pause is how often we look, not what we rely on."""
+    pause, end = threading.Event(), time.monotonic() + BOUND_S
+    while not ask():
+        assert time.monotonic() < end
+        pause.wait(0.005)
 
 
 def forget_kept(server):
@@ -314,15 +332,24 @@ def test_a_callback_to_a_dead_client(server, proxy, monkeypatch):
     nothing_left(server, proxy, mistake)
 
 
-def test_a_client_killed_in_the_middle_of_a_hundred_calls(server, proxy, thing, monkeypatch):
+@pytest.mark.parametrize("policy", [Serial(), Concurrent()], ids=str)
+def test_a_client_killed_in_the_middle_of_a_hundred_calls(server, proxy, thing, monkeypatch, policy):
     monkeypatch.setattr(sys.modules[__name__], "ROUNDS", 2)
+    server.register(thing, "other", threading=policy)
+    connections = server.statistics()["connections"]
 
     def mistake():
-        thing.go.clear()
-        process = client(proxy, "calls")
+        process = client(f"PYRO:other@{server.address}", "calls")
         assert thing.began.acquire(timeout=BOUND_S)
         end(process)
+        if policy == Serial():  # a worker is left who notices
+            until(lambda: server.statistics()["connections"] == connections)
+            until(lambda: not server.statistics()["invocations_waiting"])
         thing.go.set()
+        until(lambda: not server.statistics()["busy_objects"])
+        if policy == Serial():
+            assert not thing.began.acquire(blocking=False)  # of those that waited, none was begun
+        thing.go.clear()
 
     nothing_left(server, proxy, mistake)
 
