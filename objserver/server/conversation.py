@@ -27,9 +27,8 @@ from objserver import errors
 from objserver.adapter import Invocation, not_begun
 from objserver.codecs import Codec
 from objserver.codecs.base import proxy_reference
-from objserver.wire import CallTable, Flag, Frame, FrameType, Promises, encode_frame
+from objserver.wire import CallTable, Flag, Frame, FrameParser, FrameType, Promises, encode_frame
 from objserver.wire import extension as wire_extension
-from objserver.wire.frames import payload_of
 
 if TYPE_CHECKING:
     from objserver.server.connection import Connection
@@ -76,7 +75,13 @@ class PendingReply:
 
     def outcome(self) -> Any:
         """What the kept reply carries: the result, or the exception if it has `failed`."""
-        return self._codec.decode(payload_of(self._reply))
+        return self._codec.decode(self._payload())
+
+    def _payload(self) -> Any:
+        parser = FrameParser(self.connection.server.settings.limits)
+        parser.parts_in = self.connection.server.codecs.parts.serializer_id
+        (frame,) = parser.receive_data(self._reply)
+        return frame.payload
 
     def encode_failed(self, invocation: Invocation, other: PendingReply) -> bytes:
         """The reply to `invocation`, which refers to `other`, that has failed: the same error."""
@@ -86,7 +91,7 @@ class PendingReply:
         if other._codec is not codec:
             invocation.response_annotations.update(annotations or {})
             return self.encode_error(invocation, other.outcome())
-        kind, payload = FrameType.RESULT, payload_of(other._reply)
+        kind, payload = FrameType.RESULT, other._payload()
         return self._kept(
             invocation,
             encode_frame(

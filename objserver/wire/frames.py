@@ -235,11 +235,6 @@ def frame_head(
     return [header, *chunks]
 
 
-def payload_of(frame: bytes) -> bytes:
-    """The payload of a frame that `encode_frame` or `plain_frame` made."""
-    return frame[HEADER_SIZE + int.from_bytes(frame[0x10:0x14], "big") :]
-
-
 def split_annotations(data: bytes, limits: Limits) -> dict[str, bytes]:
     """Take the annotations of one frame apart; ProtocolError if they are not well formed."""
     found: dict[str, bytes] = {}

@@ -370,7 +370,7 @@ def test_a_call_that_fails_before_it_is_sent_gives_its_place_on(uri, thing, monk
         async with AsyncProxy(uri) as proxy:
             flying = asyncio.create_task(proxy.invoke("wait"))
             await acquired(thing.began)
-            large = asyncio.create_task(proxy.invoke("add", bytes(17 << 20), b""))
+            large = asyncio.create_task(proxy.invoke("add", "x" * (17 << 20), ""))
             behind = asyncio.create_task(proxy.invoke("add", 1, 1))
             await asyncio.sleep(0)
             thing.go.set()

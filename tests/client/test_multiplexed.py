@@ -7,6 +7,7 @@ import pytest
 
 from objserver import AsyncProxy, errors, expose
 from objserver.client import multiplexed
+from objserver.client.background import multiplex
 from objserver.client.home import home
 from objserver.codecs import Codecs
 from objserver.settings import Limits
@@ -279,7 +280,7 @@ def test_who_waits_for_a_place_when_the_connection_breaks_is_told(monkeypatch):
 
     async def main():
         async with Server() as server, AsyncProxy(server.uri) as proxy:
-            await proxy._objserver_stub.pool.multiplex(None)
+            await multiplex(proxy._objserver_stub.pool, None)
             tasks = calls(proxy, 3)
             await server.heard()
             server.writer.close()
@@ -293,7 +294,7 @@ def test_who_waits_for_a_place_when_the_connection_breaks_is_told(monkeypatch):
 def test_a_server_that_does_not_read_stops_the_callers():
     async def main():
         async with Server() as server, AsyncProxy(server.uri) as proxy:
-            connection = await proxy._objserver_stub.pool.multiplex(None)
+            connection = await multiplex(proxy._objserver_stub.pool, None)
             connection.pause_writing()
             (task,) = calls(proxy, 1)
             for _ in range(3):
@@ -337,7 +338,7 @@ def object_id(listener):
 def test_a_server_calls(listener):
     async def main():
         async with Server() as server, AsyncProxy(server.uri) as proxy:
-            await proxy._objserver_stub.pool.multiplex(None)
+            await multiplex(proxy._objserver_stub.pool, None)
             server.say(call(7, object_id(listener), "heard", 5), call(8, "~unknown", "heard"))
             answers = {}
             for _ in range(2):
@@ -353,7 +354,7 @@ def test_a_server_calls(listener):
 def test_what_cannot_be_read_is_answered_and_the_connection_lives(listener):
     async def main():
         async with Server() as server, AsyncProxy(server.uri) as proxy:
-            await proxy._objserver_stub.pool.multiplex(None)
+            await multiplex(proxy._objserver_stub.pool, None)
             server.say(encode_frame(FrameType.INVOKE, CODEC.serializer_id, 0, 7, b"\xc1"))
             frame = await server.heard()
             assert frame.sequence == 7
@@ -369,7 +370,7 @@ def test_what_cannot_be_read_is_answered_and_the_connection_lives(listener):
 def test_a_call_whose_time_is_up_is_not_begun(listener):
     async def main():
         async with Server() as server, AsyncProxy(server.uri) as proxy:
-            await proxy._objserver_stub.pool.multiplex(None)
+            await multiplex(proxy._objserver_stub.pool, None)
             context = {ANNOTATION: CallContext(0.0, ()).encode()}
             server.say(call(7, object_id(listener), "heard", 1, annotations=context))
             assert isinstance(CODEC.decode((await server.heard()).payload), errors.DeadlineExceeded)
@@ -382,7 +383,7 @@ def test_more_calls_than_the_client_bears_are_refused(listener, monkeypatch):
 
     async def main():
         async with Server() as server, AsyncProxy(server.uri) as proxy:
-            connection = await proxy._objserver_stub.pool.multiplex(None)
+            connection = await multiplex(proxy._objserver_stub.pool, None)
             name = object_id(listener)
             server.say(*[call(number, name, "wait") for number in (1, 2, 3)])
             frame = await server.heard()
@@ -398,7 +399,7 @@ def test_more_calls_than_the_client_bears_are_refused(listener, monkeypatch):
 def test_a_call_that_waits_for_its_turn_can_be_cancelled(listener):
     async def main():
         async with Server() as server, AsyncProxy(server.uri) as proxy:
-            await proxy._objserver_stub.pool.multiplex(None)
+            await multiplex(proxy._objserver_stub.pool, None)
             name = object_id(listener)
             server.say(call(1, name, "wait"))
             assert await asyncio.to_thread(listener.began.acquire, timeout=BOUND_S)
