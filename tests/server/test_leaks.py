@@ -115,6 +115,9 @@ def proxy(server):
     with Proxy(f"PYRO:thing@{server.address}", timeout_s=BOUND_S) as proxy:
         assert proxy.add(1, 1) == 2
         assert proxy.future.add(1, 1).result(BOUND_S) == 2
+        with Proxy(f"PYRO:Pyro.Daemon@{server.address}") as daemon:
+            daemon.ping()  # it is an active object from its first call on
+        until(lambda: server.statistics()["connections"] == 2)
         yield proxy
 
 
