@@ -65,13 +65,14 @@ class PendingReply:
         self.connection = conversation.connection
         self.sequence = sequence
         self.keep = keep
-        self.failed = False
-        self.elsewhere = False
-        """It was not made: the object that it calls is not here, and the client must go on by itself."""
         self.postponed: _Postponed | None = None
         """What the request waits for, as long as it does."""
-        self._codec: Any = None
-        self._reply = b""
+        if keep:
+            self.failed = False
+            self.elsewhere = False
+            """It was not made: the object that it calls is not here, and the client must go on by itself."""
+            self._codec: Any = None
+            self._reply = b""
 
     def outcome(self) -> Any:
         """What the kept reply carries: the result, or the exception if it has `failed`."""
@@ -145,7 +146,8 @@ class PendingReply:
         self.connection.no_longer_blocked()
 
     def encode_result(self, invocation: Invocation, value: Any) -> bytes:
-        return self._kept(invocation, self.connection.encode_result(invocation, value), failed=False)
+        reply = self.connection.encode_result(invocation, value)
+        return self._kept(invocation, reply, failed=False) if self.keep else reply
 
     def encode_error(self, invocation: Invocation, error: BaseException) -> bytes:
         return self._kept(invocation, self.connection.encode_error(invocation, error), failed=True)
