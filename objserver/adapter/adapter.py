@@ -346,6 +346,8 @@ class ObjectAdapter:
                 invocation.plain = False  # if it has not begun yet, it will be looked at more closely
         if waiting:
             self._refuse(invocation, not_begun(invocation))
+            if invocation.when_over is not None:
+                invocation.when_over()
         for other in starting:
             self.run_later(other)
 
@@ -387,6 +389,8 @@ class ObjectAdapter:
 
         if isinstance(error, CancelledError):
             error = errors.Cancelled(f"{invocation.object_id}.{invocation.method} was cancelled")
+            if invocation.when_over is not None:
+                invocation.when_over()
         elif isinstance(error, StopAsyncIteration):
             error = StopIteration()  # what ends a stream on the wire
         activation = invocation.activation

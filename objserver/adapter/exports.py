@@ -67,6 +67,9 @@ class ExportTable:
 
     def expire(self, now: float) -> list[str]:
         """Who is free now because nobody has renewed his lease."""
+        for export in self._exports.values():
+            for holder in [h for h, end in export.holders.items() if end <= now]:
+                del export.holders[holder]  # or those that were killed would be kept with the object
         return self._free(list(self._exports), now)
 
     def clear(self) -> list[str]:

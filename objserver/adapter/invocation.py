@@ -56,6 +56,8 @@ class Invocation(Facts):
     """Of the adapter's own making: it cannot be refused, since nobody would repeat it."""
     weight: object = None
     """Lives as long as the invocation, and with it what the server counts for its arguments."""
+    when_over: Callable[[], None] | None = None
+    """To be called when it is cancelled, for its `work` may never have begun."""
     work: Callable[[Any], Any] | None = None
     """Replaces the call: the next item of a stream is drawn through the same mailbox as everybody's calls."""
 

@@ -70,7 +70,7 @@ class Answering:
             parts,
             invocation._response_annotations,
             request.correlation,
-            self._memory,
+            None if request.flags & Flag.KEEP else self._memory,  # what is shared can be taken once
             self._payload_max,
         )
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import uuid
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from objserver import errors
@@ -154,6 +155,7 @@ class Streams:
         stream_id = invocation.args[0] if invocation.args else None
         stream = self.table.claim(stream_id, invocation.caller)
         invocation.work = lambda servant: self._draw(stream, str(stream_id), invocation)
+        invocation.when_over = partial(self._drawn, stream, invocation)
         with stream.activation.lock:
             if stream.drawing is not None:
                 if len(stream.ahead) >= AHEAD_MAX:
@@ -169,7 +171,7 @@ class Streams:
             if admitted is None:
                 raise _terminated()
         except BaseException:
-            self._drawn(stream)
+            self._drawn(stream, invocation)
             raise
         return admitted
 
@@ -185,7 +187,7 @@ class Streams:
                 self._exhausted(stream, stream_id)
                 raise
         finally:
-            self._drawn(stream)
+            self._drawn(stream, invocation)
 
     async def _draw_later(self, stream: Stream, stream_id: str, invocation: Invocation) -> Any:
         try:
@@ -196,16 +198,18 @@ class Streams:
                 self._exhausted(stream, stream_id)
                 raise
         finally:
-            self._drawn(stream)
+            self._drawn(stream, invocation)
 
     def _exhausted(self, stream: Stream, stream_id: str) -> None:
         if self.table.close(stream_id) is not None:
             self._closed(stream.activation)
 
-    def _drawn(self, stream: Stream) -> None:
-        """Whoever has asked ahead comes next."""
+    def _drawn(self, stream: Stream, ended: Invocation) -> None:
+        """Whoever has asked ahead comes next.  Told again of the same draw, it does nothing."""
         while True:
             with stream.activation.lock:
+                if stream.drawing is not ended:
+                    return
                 following = stream.drawing = stream.ahead.popleft() if stream.ahead else None
                 closing = stream.closing
             if following is None:
@@ -218,6 +222,7 @@ class Streams:
                     raise _terminated()
             except BaseException as problem:
                 self._refuse(following, problem)
+                ended = following
                 continue
             if admitted:
                 self._submit(following)

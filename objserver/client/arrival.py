@@ -6,6 +6,7 @@ a proxy that calls on the connection which the client made.
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,9 @@ from objserver.references import LEASED, Find, Reference
 
 __all__: list[str] = []
 
-_leases = LeaseKeeper()
+_leases = [LeaseKeeper()]
+"""One; a fork begins another, for it has no thread that would renew, and holds nothing itself."""
+os.register_at_fork(after_in_child=lambda: _leases.__setitem__(0, LeaseKeeper()))
 LEASE_TIMEOUT_S = 5.0
 """For telling a server what is still held; it is told again soon."""
 
@@ -40,7 +43,7 @@ def _arrived(reference: Reference, find: Find | None, origin: Any) -> Any:
         pool = LinkPool(reference, find)
         proxy.__dict__["_objserver_stub"] = Stub(pool, None)
     if reference.object_id.startswith(LEASED):
-        pool.lease = _leases.arrived(reference, partial(_ask, find, options))
+        pool.lease = _leases[0].arrived(reference, partial(_ask, find, options))
     if isinstance(origin, ConnectionPool) and origin.asynchronous:
         from objserver.client.async_proxy import AsyncProxy
 

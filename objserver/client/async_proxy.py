@@ -22,6 +22,7 @@ from typing import Any, Self, TypeVar, Unpack, cast
 
 from objserver import errors
 from objserver.client.background import multiplex
+from objserver.client.greeting import stream_id
 from objserver.client.multiplexed import MultiplexedConnection
 from objserver.client.promises import FutureFace
 from objserver.client.proxy import Batch, Proxy, ProxyOptions
@@ -115,7 +116,8 @@ class AsyncProxy:
         stub = self._objserver_stub
         pool = cast(ConnectionPool, stub.pool)
         connection = pool.live
-        if connection is not None and connection.native and not pool.session_is_shared:
+        here = connection is not None and connection.loop is asyncio.get_running_loop()
+        if connection is not None and here and connection.native and not pool.session_is_shared:
             with contextlib.suppress(errors.CommunicationError):
                 payload = connection.codec.encode_call(DAEMON_ID, "release_session", (), {})
                 connection.request(connection.codec, payload, Flag.ONEWAY, None)
@@ -324,7 +326,7 @@ def _about(stub: Stub, method: str, problem: errors.CommunicationError) -> error
 
 def _unusual(stub: Stub, connection: MultiplexedConnection, codec: Codec, reply: Frame) -> Any:
     if reply.flags & Flag.ITEM_STREAM:
-        return AsyncItemStream(stub, connection, stub.stream_id(reply))
+        return AsyncItemStream(stub, connection, stream_id(reply))
     return stub.value_of(codec, reply)
 
 
@@ -349,25 +351,32 @@ class AsyncItemStream:
             raise StopAsyncIteration
         connection, ahead = self._connection, self._ahead
         codec = connection.codec
-        while len(ahead) < AHEAD:
-            payload = codec.encode_call(DAEMON_ID, "get_next_stream_item", (self.stream_id,), {})
-            sequence, reply = connection.request(codec, payload, 0, None)
-            ahead.append((sequence, cast("asyncio.Future[Frame]", reply)))
-        sequence, reply = ahead.popleft()
+        payload = codec.encode_call(DAEMON_ID, "get_next_stream_item", (self.stream_id,), {})
         try:
-            async with asyncio.timeout(self._stub.timeout_s):
-                frame = await reply
+            while len(ahead) < AHEAD and connection.has_room():
+                sequence, reply = connection.request(codec, payload, 0, None)
+                ahead.append((sequence, cast("asyncio.Future[Frame]", reply)))
+            if ahead:
+                _, reply = ahead.popleft()
+                async with asyncio.timeout(self._stub.timeout_s):
+                    frame = await reply
+            else:
+                answer = await connection.call(codec, payload, 0, None, NO_CORRELATION, self._stub.timeout_s)
+                frame = cast(Frame, answer)
         except BaseException as problem:
             self.close()
             if isinstance(problem, TimeoutError) and not isinstance(problem, errors.ObjServerError):
                 raise errors.CallTimeout(f"no item of a stream came in {self._stub.timeout_s} s") from None
             raise
-        if frame.flags & Flag.EXCEPTION:
+        if not frame.flags & Flag.EXCEPTION:
+            return codec.decode(frame.payload)
+        error = raised(codec.decode(frame.payload))
+        if isinstance(error, StopIteration):
             self._ended = True
             self._forget_ahead()
-            error = raised(codec.decode(frame.payload))
-            raise StopAsyncIteration if isinstance(error, StopIteration) else error
-        return codec.decode(frame.payload)
+            raise StopAsyncIteration
+        self.close()  # an item that could not be sent does not end the iterator
+        raise error
 
     def _forget_ahead(self) -> None:
         for sequence, _ in self._ahead:
@@ -380,11 +389,7 @@ class AsyncItemStream:
             return
         self._ended = True
         self._forget_ahead()
-        connection = self._connection
-        if not connection.closed:
-            payload = connection.codec.encode_call(DAEMON_ID, "close_stream", (self.stream_id,), {})
-            with contextlib.suppress(errors.CommunicationError):
-                connection.request(connection.codec, payload, Flag.ONEWAY, None)
+        self._connection.close_stream(self.stream_id)
 
     async def aclose(self) -> None:
         """As `close`, for `contextlib.aclosing`."""
@@ -407,9 +412,7 @@ class AsyncItemStream:
 def _close_stream(connection: MultiplexedConnection, stream_id: str, ahead: list[int]) -> None:
     for sequence in ahead:
         connection.calls.abandon(sequence)
-    payload = connection.codec.encode_call(DAEMON_ID, "close_stream", (stream_id,), {})
-    with contextlib.suppress(errors.CommunicationError):
-        connection.request(connection.codec, payload, Flag.ONEWAY, None, NO_CORRELATION)
+    connection.close_stream(stream_id)
 
 
 def connect_async(reference: Reference | str, cls: type[T], **options: Unpack[ProxyOptions]) -> T:

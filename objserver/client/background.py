@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import weakref
 
+from objserver import errors
 from objserver.client.home import home
 from objserver.client.multiplexed import MultiplexedConnection
 from objserver.client.stub import ConnectionPool
@@ -45,7 +46,15 @@ async def multiplex(pool: ConnectionPool, timeout_s: float | None) -> Multiplexe
         or _is_over(background.task.get_loop())
     ):
         background = pool.background = _Background(asyncio.ensure_future(_open(pool, timeout_s)))
-    return await asyncio.shield(background.task)
+    try:
+        return await asyncio.shield(background.task)
+    except asyncio.CancelledError:
+        caller = asyncio.current_task()
+        if not background.task.cancelled() or (caller is not None and caller.cancelling()):
+            raise
+        raise errors.ConnectFailed(
+            f"the proxy of {pool.reference} was released while it was connecting"
+        ) from None
 
 
 async def _open(pool: ConnectionPool, timeout_s: float | None) -> MultiplexedConnection:

@@ -108,3 +108,11 @@ def too_large(location: object, size: int, most: int) -> errors.MessageTooLarge:
     )
     problem.limit = "frame_size_max"
     return problem
+
+
+def stream_id(reply: Frame) -> str:
+    """The id of the stream that a reply opens; ProtocolError without one."""
+    found = bytes(reply.annotations.get("STRM", b"")).decode("ascii", "replace")
+    if not found:
+        raise errors.ProtocolError("the result is an iterator, but the server does not stream items")
+    return found

@@ -10,19 +10,20 @@ process that gives nothing away pays nothing.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 import uuid
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from objserver.adapter import EMPTY, Concurrent, DaemonObject, Invocation, ObjectAdapter, Shared
 from objserver.adapter.coroutines import run_on
 from objserver.client.greeting import Greeting
 from objserver.client.identity import process_id
-from objserver.client.multiplexed import MultiplexedConnection
+from objserver.client.multiplexed import MultiplexedConnection, running_loop
 from objserver.clock import SystemClock
 from objserver.codecs import Codecs
 from objserver.invocation import in_progress
@@ -30,6 +31,8 @@ from objserver.references import DAEMON_ID, Location, Reference, arrived
 from objserver.settings import CLIENT_LIMITS, ServerSettings
 
 __all__ = ["Home", "home"]
+
+log = logging.getLogger("objserver.client")
 
 T = TypeVar("T")
 
@@ -43,11 +46,34 @@ class _Engine:
     """What runs the adapter's work: threads for functions, the loop of the connection for coroutines."""
 
     def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(WORKERS_MAX, "objserver-callback")
+        self._work: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._free = 0
+        """Threads that wait for work, less the work that waits for them."""
+        self._threads = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     def submit(self, work: Callable[[], None]) -> None:
-        self._threads.submit(work)
+        # Not a ThreadPoolExecutor: the interpreter would not exit before all its threads have ended.
+        self._work.put(work)
+        with self._lock:
+            self._free -= 1
+            if self._free >= 0 or self._threads >= WORKERS_MAX:
+                return
+            self._threads += 1
+            self._free += 1
+        threading.Thread(target=self._run, name="objserver-callback", daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            work = self._work.get()
+            try:
+                work()
+            except BaseException:
+                log.exception("work failed; this is a bug of objserver, not of a callback")
+            del work  # what it belongs to may be large, and the next may be long in coming
+            with self._lock:
+                self._free += 1
 
     def run_coroutine(
         self,
@@ -81,7 +107,13 @@ class Home:
             return self.__dict__["loop"]  # type: ignore[no-any-return]
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run `coroutine` on the loop, and wait for it."""
+        """Run `coroutine` on the loop, and wait for it; RuntimeError on the loop itself."""
+        if running_loop() is self.loop:
+            coroutine.close()
+            raise RuntimeError(
+                "this would wait for the event loop that it runs on, that of the objects which this process "
+                "has given away: use an AsyncProxy, or `await asyncio.to_thread(...)`"
+            )
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result()
 
     # -- objects given away --------------------------------------------------------------------------
@@ -127,6 +159,11 @@ class Home:
                 return servant
         return arrived(reference, origin=origin)
 
+    def disconnected(self, connection: MultiplexedConnection) -> None:
+        """A connection is gone, on which objects of this process may have been called."""
+        if "adapter" in self.__dict__:
+            self.adapter.disconnected(connection)
+
     def call(self, invocation: Invocation) -> None:
         """A server calls an object of this process."""
         if self.adapter.admit(invocation):
@@ -137,9 +174,14 @@ class Home:
     def open_channel(self, location: Location, handshake: Any, timeout_s: float | None) -> None:
         """See that the server at `location` can call this process; waits for the connection.
 
-        ConnectFailed if it cannot be made.
+        ConnectFailed if it cannot be made.  On the loop itself it only begins: what passes an object there
+        has a connection to be called on.
         """
-        self.run(self._channel(location, handshake, timeout_s))
+        opening = self._channel(location, handshake, timeout_s)
+        if running_loop() is self.loop:
+            self.loop.create_task(opening).add_done_callback(_seen)
+        else:
+            self.run(opening)
 
     async def _channel(
         self, location: Location, handshake: Any, timeout_s: float | None
@@ -171,6 +213,11 @@ class Home:
                 del self._channels[key]
                 if task.exception() is None:
                     task.result().close()
+
+
+def _seen(task: asyncio.Task[MultiplexedConnection]) -> None:
+    if not task.cancelled():
+        task.exception()
 
 
 home = Home()

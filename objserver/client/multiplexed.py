@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -20,11 +22,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 from objserver import errors
 from objserver.adapter import Answering, Invocation
-from objserver.client.greeting import HANDSHAKE_TIMEOUT_S, Greeted, Greeting, too_large
+from objserver.client.greeting import HANDSHAKE_TIMEOUT_S, Greeted, Greeting, stream_id, too_large
 from objserver.client.sharing import ended, offered, settled
 from objserver.codecs import Codec, Codecs
 from objserver.codecs.base import call_of
-from objserver.references import Location
+from objserver.references import DAEMON_ID, Location
 from objserver.settings import Limits
 from objserver.wire import (
     CallContext,
@@ -131,29 +133,27 @@ class MultiplexedConnection(asyncio.Protocol, Answering):
 
     # -- calls ---------------------------------------------------------------------------------------
 
-    async def room(self) -> None:
-        """Wait until another call may be sent: not too many are in flight, and the server reads."""
-        while not self.has_room():
-            waiter = self.loop.create_future()
-            self._waiting.append(partial(_wake, waiter))
-            await waiter
-
     def when_room(self, go: Callable[[], None]) -> None:
         """Have `go()` called on the loop when another call may be sent, in order; from any thread."""
-        if _running_loop() is self.loop:
-            self._when_room(go)
+        self.on_loop(partial(self._when_room, go))
+
+    def on_loop(self, go: Callable[[], None]) -> None:
+        """Have `go()` called on the loop: at once if it runs here."""
+        if running_loop() is self.loop:
+            go()
         else:
-            self.loop.call_soon_threadsafe(self._when_room, go)
+            self.loop.call_soon_threadsafe(go)
 
     def _when_room(self, go: Callable[[], None]) -> None:
-        if self._waiting or not self.has_room():
-            self._waiting.append(go)
-        else:
+        if self.has_room():
             go()
+        else:
+            self._waiting.append(go)
 
     def has_room(self) -> bool:
-        """Whether another call may be sent now, or it makes no difference."""
-        return self.closed or (len(self.calls) < IN_FLIGHT_MAX and self._writable)
+        """Whether another call may be sent now: not too many are in flight, nobody waits to send one, and the
+        server reads.  Once closed it makes no difference."""
+        return self.closed or (len(self.calls) < IN_FLIGHT_MAX and self._writable and not self._waiting)
 
     def request(
         self,
@@ -211,26 +211,49 @@ class MultiplexedConnection(asyncio.Protocol, Answering):
     ) -> Frame | None:
         """One request and its reply, or None for a oneway.  CallTimeout and ConnectionLost: outcome
         unknown."""
-        if len(self.calls) >= IN_FLIGHT_MAX or not self._writable:
-            await self.room()
-        sequence, reply = self.request(codec, payload, flags, annotations, correlation)
-        if reply is None:
-            return None
+        request = codec, payload, flags, annotations, correlation
+        sent: asyncio.Future[tuple[int, asyncio.Future[Frame] | None]] = self.loop.create_future()
         try:
             if timeout_s is None:
-                return await reply
+                return await self._call(request, sent)
             async with asyncio.timeout(timeout_s):
-                return await reply
-        except TimeoutError as problem:
-            if isinstance(problem, errors.ObjServerError):
-                raise
-            self.give_up(sequence)
-            raise errors.CallTimeout(
-                f"no reply from {self.location} in {timeout_s} s; the call may still run there"
-            ) from None
-        except BaseException:
-            self.give_up(sequence)
+                return await self._call(request, sent)
+        except BaseException as problem:
+            if sent.done() and not sent.cancelled() and sent.exception() is None:
+                self.give_up(sent.result()[0])
+                what = f"no reply from {self.location} in {timeout_s} s; the call may still run there"
+            else:
+                what = (
+                    f"in {timeout_s} s there was no place for the call among those in flight to "
+                    f"{self.location}; it was not sent"
+                )
+            if isinstance(problem, TimeoutError) and not isinstance(problem, errors.ObjServerError):
+                raise errors.CallTimeout(what) from None
             raise
+
+    async def _call(
+        self,
+        request: tuple[Codec, bytes, int, Mapping[str, bytes] | None, bytes],
+        sent: asyncio.Future[tuple[int, asyncio.Future[Frame] | None]],
+    ) -> Frame | None:
+        """`sent` gets the number of the request, and what its reply will be in, when there is room for it."""
+
+        def go() -> None:
+            if not sent.done():
+                try:
+                    sent.set_result(self.request(*request))
+                except BaseException as problem:
+                    sent.set_exception(problem)
+
+        self._when_room(go)
+        _, reply = await sent
+        return None if reply is None else await reply
+
+    def close_stream(self, stream_id: str) -> None:
+        """Tell the server that no more items of a stream are wanted."""
+        if not self.closed:
+            payload = self.codec.encode_call(DAEMON_ID, "close_stream", (stream_id,), {})
+            self.request(self.codec, payload, Flag.ONEWAY, None)
 
     # -- writing -------------------------------------------------------------------------------------
 
@@ -253,17 +276,25 @@ class MultiplexedConnection(asyncio.Protocol, Answering):
         self._make_room()
 
     def _make_room(self) -> None:
-        # Of those who only wait, each will send a call later in this turn.
-        free = IN_FLIGHT_MAX - len(self.calls)
-        while self._waiting and self.has_room() and (free > 0 or self.closed):
-            self._waiting.popleft()()
-            free -= 1
+        waiting, calls = self._waiting, self.calls
+        while waiting and (self.closed or (len(calls) < IN_FLIGHT_MAX and self._writable)):
+            waiting.popleft()()
 
     # -- reading -------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        _open.add(self)
+
+    def leave_to_parent(self) -> None:
+        """This process is a fork: the connection is its parent's, and its event loop does not run here."""
+        self.closed = True
+        if self.when_closed is not None:
+            self.when_closed()
+        transport: Any = self._transport
+        if transport is not None and transport._sock is not None:
+            transport._sock.close()  # nothing else must be touched: the loops share one epoll set
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -272,6 +303,8 @@ class MultiplexedConnection(asyncio.Protocol, Answering):
                     reply = self.calls.take(frame.sequence)
                     if reply is not None and not reply.done():
                         reply.set_result(frame)
+                    elif frame.annotations.get("STRM"):
+                        self.close_stream(stream_id(frame))  # nobody is left to do it
                 else:
                     self._take(frame)
         except KeyError:
@@ -300,7 +333,7 @@ class MultiplexedConnection(asyncio.Protocol, Answering):
                 value = self._codecs.get(frame.serializer_id).decode(frame.payload)
             except errors.ProtocolError as problem:
                 value = problem
-            if isinstance(value, BaseException):
+            if isinstance(value, Exception) and not isinstance(value, StopIteration):  # futures take no such
                 return value
         return errors.ProtocolError(f"{self.location} answered request {frame.sequence}, which was not made")
 
@@ -333,9 +366,10 @@ class MultiplexedConnection(asyncio.Protocol, Answering):
         self._make_room()
         for invocation in list(self._called.values()):
             self._home.adapter.cancel(invocation)
-        self._home.adapter.disconnected(self)
+        self._home.disconnected(self)
         if self.when_closed is not None:
             self.when_closed()
+            self.when_closed = None
 
     # -- being called: the connection is the caller of its invocations -------------------------------
 
@@ -414,13 +448,21 @@ class MultiplexedConnection(asyncio.Protocol, Answering):
             self.write(reply)
 
 
-def _wake(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """The event loop that runs in this thread, if one does."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
+
+
+_open: weakref.WeakSet[MultiplexedConnection] = weakref.WeakSet()
+
+
+def _in_a_new_process() -> None:
+    """A fork must not answer in its parent's name, nor keep the parent's connections from ending with it."""
+    for connection in list(_open):
+        connection.leave_to_parent()
+
+
+os.register_at_fork(after_in_child=_in_a_new_process)

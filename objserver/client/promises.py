@@ -11,13 +11,17 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
+import contextvars
 from collections.abc import Callable, Generator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from objserver import errors
 from objserver.client.background import multiplex
+from objserver.client.greeting import stream_id
 from objserver.client.home import home
-from objserver.client.multiplexed import MultiplexedConnection
+from objserver.client.multiplexed import MultiplexedConnection, running_loop
 from objserver.client.stub import ConnectionPool, LinkPool, Stub
 from objserver.codecs import Codec
 from objserver.invocation import Call, in_progress, intercepted
@@ -37,6 +41,8 @@ class Promise(concurrent.futures.Future[Any]):
     _connection: MultiplexedConnection | None = None
     _sequence = 0
     """Of its request on that connection; 0 before it is sent."""
+    _again: Callable[[], None] | None = None
+    """Makes the call with results that this side has waited for."""
 
     def __init__(self, stub: Stub, what: str) -> None:
         super().__init__()
@@ -60,8 +66,14 @@ class Promise(concurrent.futures.Future[Any]):
 
     def result(self, timeout: float | None = None) -> Any:
         """Wait for the result, for at most `timeout` seconds (TimeoutError), and return it or raise."""
+        if self.done():
+            return super().result(timeout)
+        if self._connection is not None and self._connection.loop is running_loop():
+            raise RuntimeError(
+                f"waiting for {self._what} here would stop the event loop that gets it: await it"
+            )
         facts = in_progress.get()
-        if facts is None or self.done():
+        if facts is None:
             return super().result(timeout)
         facts.caller.about_to_block()
         try:
@@ -74,7 +86,8 @@ class Promise(concurrent.futures.Future[Any]):
         cancelled = super().cancel()
         connection = self._connection
         if cancelled and connection is not None:
-            connection.loop.call_soon_threadsafe(self._give_up)
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                connection.loop.call_soon_threadsafe(self._give_up)
         return cancelled
 
     def _give_up(self) -> None:
@@ -90,10 +103,18 @@ class Promise(concurrent.futures.Future[Any]):
 
     def _settle(self, codec: Codec, reply: asyncio.Future[Frame]) -> None:
         """The reply has come, or never will; on the loop."""
-        if self.done() or reply.cancelled():
-            return
         try:
-            value = self._stub.value_of(codec, reply.result())
+            frame = reply.result()
+            if frame.flags & Flag.ITEM_STREAM and self._connection is not None:
+                self._connection.close_stream(stream_id(frame))
+            again, self._again = self._again, None
+            if self.done():
+                return
+            if again is not None and wire_extension.PROMISES in frame.annotations:
+                self._connection, self._sequence = None, 0
+                again()
+                return
+            value = self._stub.value_of(codec, frame)
         except BaseException as problem:
             self._fail(problem)
             return
@@ -128,16 +149,29 @@ def send(
     )
     facts = in_progress.get()
     if facts is not None:
-        facts.when_cancelled(promise.cancel)
-        promise.add_done_callback(lambda _: facts.forget(promise.cancel))
+        tell = promise.cancel  # the same each time: it is found again by identity
+        facts.when_cancelled(tell)
+        promise.add_done_callback(lambda _: facts.forget(tell))
+    try:
+        _send(promise, method, args, kwargs, target)
+    except BaseException as problem:
+        promise._fail(problem)
+        raise
+    return promise
+
+
+def _send(
+    promise: Promise, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], target: Promise | None
+) -> None:
+    stub = promise._stub
     connection = _connection_of(stub)
     if connection is None:
         _send_when_connected(promise, method, args, kwargs, target)
-        return promise
+        return
     later = _later(connection, args, kwargs, target)
     if later:
         _send_after(later, promise, method, args, kwargs, target)
-        return promise
+        return
     everything: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
     places = {place: value for place, value in everything if isinstance(value, Promise)}
     oneway = target is None and method in connection.greeted.metadata.oneway
@@ -162,27 +196,29 @@ def send(
         try:
             beside = dict(annotations or {})
             if target is not None or places:
-                for used in (target, *places.values()):
-                    if used is not None and not used._sequence:
-                        used.result()  # it was not sent, and says why
+                used = [p for p in (target, *places.values()) if p is not None]
+                unsent = [p for p in used if not p._sequence]
+                if unsent:  # it failed before it was sent, or is made once more elsewhere
+                    promise._connection = None
+                    _send_after(unsent, promise, method, args, kwargs, target)
+                    return
                 promises = Promises(
                     target._sequence if target is not None else None,
                     {place: value._sequence for place, value in places.items()},
                 )
                 beside[wire_extension.PROMISES] = promises.encode()
+                promise._again = lambda: _send_after(used, promise, method, args, kwargs, target)
             promise._sequence, reply = connection.request(codec, payload, flags, beside or None, correlation)
             if reply is None:
                 promise.set_result(None)
             else:
                 reply.add_done_callback(lambda reply: promise._settle(codec, reply))
-                if stub.timeout_s is not None:
-                    timer = connection.loop.call_later(stub.timeout_s, _time_out, promise, stub.timeout_s)
-                    promise.add_done_callback(lambda _: timer.cancel())
         except BaseException as problem:
             promise._fail(problem)
 
+    if stub.timeout_s is not None:
+        connection.on_loop(partial(_limit, promise, connection.loop, stub.timeout_s))
     connection.when_room(go)
-    return promise
 
 
 def _connection_of(stub: Stub) -> MultiplexedConnection | None:
@@ -193,7 +229,7 @@ def _connection_of(stub: Stub) -> MultiplexedConnection | None:
             f"{pool.object_id} is an object of a client: call it, or oneway; it has no futures"
         )
     connection = pool.live
-    if connection is None and not pool.asynchronous:
+    if connection is None and not pool.asynchronous and running_loop() is not home.loop:
         connection = home.run(multiplex(pool, stub.timeout_s))
     return connection
 
@@ -205,10 +241,11 @@ def _send_when_connected(
     kwargs: Mapping[str, Any],
     target: Promise | None,
 ) -> None:
-    """An AsyncProxy's first call: its connection is made on the loop that runs here."""
+    """The first call of an AsyncProxy, or one that goes on on the loop: the connection is made on the
+    loop that runs here."""
     pool = promise._stub.pool
     assert isinstance(pool, ConnectionPool)
-    connecting = asyncio.ensure_future(multiplex(pool, promise._stub.timeout_s))
+    connecting = asyncio.get_running_loop().create_task(multiplex(pool, promise._stub.timeout_s))
 
     def go_on(done: asyncio.Future[MultiplexedConnection]) -> None:
         try:
@@ -220,6 +257,11 @@ def _send_when_connected(
             _follow(following, promise)
 
     connecting.add_done_callback(go_on)
+
+
+def _limit(promise: Promise, loop: asyncio.AbstractEventLoop, timeout_s: float) -> None:
+    timer = loop.call_later(timeout_s, _time_out, promise, timeout_s)
+    promise.add_done_callback(lambda _: timer.cancel())
 
 
 def _time_out(promise: Promise, timeout_s: float) -> None:
@@ -268,7 +310,9 @@ def _send_after(
             return
         _follow(following, promise)
 
-    first.add_done_callback(go_on)
+    # What a servant's invocation gives to the calls it makes, a deadline above all, this one gets too.
+    context = contextvars.copy_context()
+    first.add_done_callback(lambda done: context.run(go_on, done))
 
 
 def _face_of(value: Any, method: str) -> Callable[..., Promise]:

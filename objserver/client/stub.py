@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 
 from objserver import errors, pyro5, references
 from objserver.client.connection import ClientConnection
-from objserver.client.greeting import HANDSHAKE_TIMEOUT_S, Greeting, Metadata
+from objserver.client.greeting import HANDSHAKE_TIMEOUT_S, Greeting, Metadata, stream_id
 from objserver.client.identity import process_id
 from objserver.client.leases import Lease
 from objserver.codecs import Codec, Codecs, Types
@@ -370,7 +370,7 @@ class Stub:
             self.response_annotations = dict(reply.annotations)
         if reply.flags & _ITEM_STREAM:
             try:
-                return ItemStream(self, connection, self.stream_id(reply))
+                return ItemStream(self, connection, stream_id(reply))
             except errors.ProtocolError:
                 pool.put(connection)
                 raise
@@ -434,14 +434,6 @@ class Stub:
             raise raised(value)
         return value
 
-    @staticmethod
-    def stream_id(reply: Frame) -> str:
-        """The id of the stream that a reply opens; ProtocolError without one."""
-        stream_id = bytes(reply.annotations.get("STRM", b"")).decode("ascii", "replace")
-        if not stream_id:
-            raise errors.ProtocolError("the result is an iterator, but the server does not stream items")
-        return stream_id
-
     def calling(
         self,
         timeout_s: float | EllipsisType | None,
@@ -500,7 +492,9 @@ def _call_inside(
     timeout_s: float | None,
 ) -> Frame | bytes | None:
     """`connection.call` from within the invocation that `facts` are about."""
-    if on_event_loop():
+    shared = not isinstance(connection, ClientConnection)
+    waits = not (shared and flags & _ONEWAY)
+    if waits and on_event_loop():
         raise RuntimeError(
             f"calling {what} here would block the event loop, and with it every coroutine of this server; "
             "use `await asyncio.to_thread(...)`"
@@ -514,12 +508,14 @@ def _call_inside(
         cancel = tell
         facts.when_cancelled(tell)
 
+    if not waits:
+        return connection.call(codec, payload, flags, annotations, correlation, timeout_s)
     facts.caller.about_to_block()
     try:
         return connection.call(codec, payload, flags, annotations, correlation, timeout_s, cancellable)
     finally:
         facts.caller.no_longer_blocked()
-        if cancel is not None and not facts.forget(cancel):
+        if cancel is not None and not facts.forget(cancel) and not shared:
             connection.close()  # the other thread may still be sending on it
 
 
@@ -598,8 +594,12 @@ class ItemStream(Iterator[Any]):
             return codec.decode(reply)
         value = codec.decode(reply.payload)
         if reply.flags & _EXCEPTION:
-            self._give_back()
-            raise raised(value)
+            error = raised(value)
+            if isinstance(error, StopIteration):
+                self._give_back()
+            else:
+                self.close()  # an item that could not be sent does not end the iterator
+            raise error
         return value
 
     def close(self) -> None:

@@ -259,6 +259,12 @@ class Connection(Answering):
         server.hold(buffered - self._held)
         self._held = buffered
 
+    def keep_reading(self) -> None:
+        """A reply is awaited, even if the server is about to stop and takes no more requests."""
+        if not self.server.poller.reading:
+            with self._lock:
+                self.server.poller.watch(self)
+
     def _read_on(self, wanted: bool) -> None:
         with self._lock:
             self._reading = wanted
@@ -268,7 +274,8 @@ class Connection(Answering):
     @property
     def interest(self) -> tuple[bool, bool]:
         """Whether to read from this peer, and to write.  One that does not read is not read from either."""
-        return self._reading and not self._unsent, bool(self._unsent)
+        wanted = self.server.poller.reading or (self._conversation is not None and self._conversation.waits)
+        return self._reading and wanted and not self._unsent, bool(self._unsent)
 
     def _greeting(self, frame: Frame) -> None:
         if frame.type != FrameType.CONNECT:
@@ -376,6 +383,9 @@ class Connection(Answering):
         flags, annotations = frame.flags, frame.annotations
         promises = None
         try:
+            size = sum(map(len, annotations.values()))
+            if size > HEAVY:
+                invocation.weight = invocation.weight, Weight(self.server.hold, size)
             if flags & Flag.CORRELATION:
                 invocation._correlation = frame.correlation
             if flags & Flag.ONEWAY:
@@ -391,17 +401,24 @@ class Connection(Answering):
                     if context.remaining_s is not None:
                         invocation.deadline = self.now() + context.remaining_s
                     conversation = self.conversation
-                if wire_extension.PROMISES in users and conversation is not None:
+                if wire_extension.PROMISES in users:
                     promises = Promises.decode(users.pop(wire_extension.PROMISES))
+                    conversation = self.conversation
                 annotations = users
             invocation.annotations = annotations
             if conversation is not None and not invocation.oneway:
                 conversation.begin(invocation, frame)
-            return promises is not None and self.conversation.postpone(invocation, promises)
+            if promises is None:
+                return False
+            self.conversation.postpone(invocation, promises)
         except errors.ObjServerError as problem:
             if not invocation.oneway:
                 invocation.caller.send(invocation.caller.encode_error(invocation, problem))
-            return True
+        return True
+
+    def under_way(self) -> dict[str, int]:
+        """What is in flight, kept and waited for."""
+        return {} if self._conversation is None else self._conversation.statistics()
 
     @property
     def conversation(self) -> Conversation:
@@ -442,17 +459,22 @@ class Connection(Answering):
 
     # -- writing -------------------------------------------------------------------------------------
 
-    def send(self, data: bytes) -> None:
-        """Send, or keep for when the peer reads; from any thread.  Never blocks."""
+    def send(self, data: bytes, gathers: bool = True) -> None:
+        """Send, or keep for when the peer reads; from any thread.  Never blocks.
+
+        Nothing at all sends what was gathered; `gathers` False: and gathers no more.
+        """
         with self._lock:
             if self.closed:
                 return
             if self._gathered is not None:
                 self._gathered.append(data)
-                if len(self._gathered) < GATHER_MAX and len(data) < LARGE:
+                if gathers and data and len(self._gathered) < GATHER_MAX and len(data) < LARGE:
                     return
                 data = b"".join(self._gathered)
-                self._gathered.clear()
+                self._gathered = [] if gathers else None
+            if not data:
+                return
             if not self._unsent:
                 try:
                     sent = self._send(data)
@@ -478,11 +500,9 @@ class Connection(Answering):
 
     def send_gathered(self) -> None:
         """Send what was gathered, and gather no more."""
-        with self._lock:
-            gathered, self._gathered = self._gathered, None
-            self.server.gathering.discard(self)
-        if gathered:
-            self.send(b"".join(gathered))
+        # In one step: nothing that is sent meanwhile may overtake it, a CANCEL its request for one.
+        self.server.gathering.discard(self)
+        self.send(b"", gathers=False)
 
     def _write(self, data: bytes) -> None:
         try:
@@ -550,6 +570,7 @@ class Connection(Answering):
         else:
             payload, kind, flags = codec.encode(str(problem)), FrameType.CONNECT_FAIL, 0
         self.send(encode_frame(kind, codec.serializer_id, flags, sequence, payload))
+        self.send_gathered()
         self._linger()
 
     def refuse_one_too_many(self) -> None:
@@ -591,7 +612,7 @@ class Connection(Answering):
             self._memory.close(LINGER_S)
         self.sock.close()
         if self.greeted:
-            self.server.engine.submit(self._ended)
+            self.server.engine.submit(self._ended, next=True)  # so that what it asked for is not begun
 
     def _ended(self) -> None:
         for resource in list(self._tracked or ()):
@@ -600,5 +621,5 @@ class Connection(Answering):
             except BaseException:
                 log.exception("closing a resource that %s tracked failed", self)
         if self._conversation is not None:
-            self._conversation.close()
+            self._conversation.disconnected()
         self.server.adapter.disconnected(self)

@@ -14,6 +14,8 @@ Every request that is not oneway gets exactly one reply, cancelled or not: until
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -25,29 +27,90 @@ from objserver import errors
 from objserver.adapter import Invocation, not_begun
 from objserver.codecs import Codec
 from objserver.codecs.base import proxy_reference
-from objserver.wire import CallTable, Flag, Frame, FrameType, Promises, encode_frame
+from objserver.wire import CallTable, Flag, Frame, FrameParser, FrameType, Promises, encode_frame
+from objserver.wire import extension as wire_extension
 
 if TYPE_CHECKING:
     from objserver.server.connection import Connection
 
 __all__ = ["Conversation", "PendingReply"]
 
+log = logging.getLogger("objserver.server")
+
 KEEP_S = 30.0
 """How long a result is kept: a request that refers to it was sent before the peer had the reply."""
 
 
 class PendingReply:
-    """The caller of one invocation that is accounted for; the connection does the work."""
+    """The caller of one invocation that is accounted for; the connection does the work.
 
-    __slots__ = ("_conversation", "connection", "error", "keep", "sequence", "value")
+    What is kept of an outcome are the bytes that the peer got: a request that refers to it is given what the
+    peer itself would have sent, never a part of the servant that made it.
+    """
+
+    __slots__ = (
+        "_codec",
+        "_conversation",
+        "_reply",
+        "connection",
+        "elsewhere",
+        "failed",
+        "keep",
+        "postponed",
+        "sequence",
+    )
 
     def __init__(self, conversation: Conversation, sequence: int, keep: int) -> None:
         self._conversation = conversation
         self.connection = conversation.connection
         self.sequence = sequence
         self.keep = keep
-        self.value: Any = None
-        self.error: BaseException | None = None
+        self.postponed: _Postponed | None = None
+        """What the request waits for, as long as it does."""
+        if keep:
+            self.failed = False
+            self.elsewhere = False
+            """It was not made: the object that it calls is not here, and the client must go on by itself."""
+            self._codec: Any = None
+            self._reply = b""
+
+    def outcome(self) -> Any:
+        """What the kept reply carries: the result, or the exception if it has `failed`."""
+        return self._codec.decode(self._payload())
+
+    def _payload(self) -> Any:
+        parser = FrameParser(self.connection.server.settings.limits)
+        parser.parts_in = self.connection.server.codecs.parts.serializer_id
+        (frame,) = parser.receive_data(self._reply)
+        return frame.payload
+
+    def encode_failed(self, invocation: Invocation, other: PendingReply) -> bytes:
+        """The reply to `invocation`, which refers to `other`, that has failed: the same error."""
+        codec, request = invocation.reply_to
+        self.elsewhere = other.elsewhere
+        annotations = {wire_extension.PROMISES: b""} if self.elsewhere else None
+        if other._codec is not codec:
+            invocation.response_annotations.update(annotations or {})
+            return self.encode_error(invocation, other.outcome())
+        kind, payload = FrameType.RESULT, other._payload()
+        return self._kept(
+            invocation,
+            encode_frame(
+                kind,
+                codec.serializer_id,
+                Flag.EXCEPTION,
+                request.sequence,
+                payload,
+                annotations,
+                request.correlation,
+            ),
+            failed=True,
+        )
+
+    def _kept(self, invocation: Invocation, reply: bytes, *, failed: bool) -> bytes:
+        if self.keep:
+            self._codec, self._reply, self.failed = invocation.reply_to[0], reply, failed
+        return reply
 
     @property
     def address(self) -> Any:
@@ -83,19 +146,18 @@ class PendingReply:
         self.connection.no_longer_blocked()
 
     def encode_result(self, invocation: Invocation, value: Any) -> bytes:
-        data = self.connection.encode_result(invocation, value)
-        self.value, self.error = value, None
-        return data
+        reply = self.connection.encode_result(invocation, value)
+        return self._kept(invocation, reply, failed=False) if self.keep else reply
 
     def encode_error(self, invocation: Invocation, error: BaseException) -> bytes:
-        self.error = error
-        return self.connection.encode_error(invocation, error)
+        return self._kept(invocation, self.connection.encode_error(invocation, error), failed=True)
 
     def encode_stream(self, invocation: Invocation, stream_id: str) -> bytes:
-        self.error = errors.SerializeError(
+        problem = errors.SerializeError(
             f"the result of {invocation.object_id}.{invocation.method} is a stream of items, which no other "
             "call can take"
         )
+        self.encode_error(invocation, problem)
         return self.connection.encode_stream(invocation, stream_id)
 
     def pyro5_context(self, invocation: Invocation) -> dict[str, Any]:
@@ -116,7 +178,7 @@ class _Postponed:
         self.invocation = invocation
         self.promises = promises
         self.missing = promises.sequences
-        self.values: dict[int, Any] = {}
+        self.values: dict[int, PendingReply] = {}
 
 
 class Conversation:
@@ -130,7 +192,10 @@ class Conversation:
         self._calls: dict[int, Invocation] = {}
         self._kept: OrderedDict[int, tuple[PendingReply, int, float]] = OrderedDict()
         self._kept_size = 0
-        self._postponed: dict[int, list[_Postponed]] = {}
+        self._postponed: dict[int, dict[_Postponed, None]] = {}
+        """By the request that is waited for, who waits, in order."""
+        self._oneways = 0
+        """Of these, how many are oneway, and so not among `_calls`."""
         self._outgoing: CallTable[Future[Frame]] = CallTable()
 
     # -- requests ------------------------------------------------------------------------------------
@@ -152,10 +217,17 @@ class Conversation:
         invocation.caller = PendingReply(self, sequence, frame.flags & Flag.KEEP)
         self._calls[sequence] = invocation
 
-    def postpone(self, invocation: Invocation, promises: Promises) -> bool:
-        """Have a request wait for the results it refers to.  False if they are there: it goes on at once."""
+    def postpone(self, invocation: Invocation, promises: Promises) -> None:
+        """Have a request go on when the results that it refers to are there."""
+        if invocation.batch is not None:
+            raise errors.ProtocolError("a batch cannot refer to results of other requests")
         postponed = _Postponed(invocation, promises)
         with self._lock:
+            if invocation.oneway and self._oneways >= self._calls_max:
+                raise errors.ServerBusy(
+                    f"{self._oneways} oneway calls of this connection wait for results "
+                    "(setting calls_per_connection_max)"
+                )
             for sequence in list(postponed.missing):
                 if sequence in self._kept:
                     postponed.missing.discard(sequence)
@@ -166,10 +238,13 @@ class Conversation:
                         "(settings kept_results_max, kept_results_memory_max); await it, and send it yourself"
                     )
             for sequence in postponed.missing:
-                self._postponed.setdefault(sequence, []).append(postponed)
-            if postponed.missing:
-                return True
-        return not self._filled_in(postponed)
+                self._postponed.setdefault(sequence, {})[postponed] = None
+            self._oneways += invocation.oneway
+            ready = not postponed.missing
+            if not ready and isinstance(invocation.caller, PendingReply):
+                invocation.caller.postponed = postponed
+        if ready:
+            self._submit(postponed)
 
     def settled(self, pending: PendingReply, size: int) -> None:
         """A reply of `size` bytes is about to be sent; what waited for its result goes on."""
@@ -180,52 +255,72 @@ class Conversation:
         ready = []
         with self._lock:
             self._calls.pop(sequence, None)
+            if self.connection.closed:
+                return
             now = self.connection.now()
             self._forget_result(sequence)
             self._kept[sequence] = pending, size, now + KEEP_S
             self._kept_size += size
+            self.connection.server.keeping.add(self)
             self._forget_surplus(now)
             for postponed in self._postponed.pop(sequence, ()):
                 postponed.missing.discard(sequence)
                 postponed.values[sequence] = pending
                 if not postponed.missing:
                     ready.append(postponed)
+                    if isinstance(postponed.invocation.caller, PendingReply):
+                        postponed.invocation.caller.postponed = None
         for postponed in ready:
-            if self._filled_in(postponed):
-                self.connection.server.engine.submit(partial(self._go_on, postponed.invocation))
+            self._submit(postponed)
 
-    def _filled_in(self, postponed: _Postponed) -> bool:
-        """Give a request what it waited for; False if that is an error, which is then its answer."""
-        invocation = postponed.invocation
+    def _submit(self, postponed: _Postponed) -> None:
+        # Work of its own: results are decoded, and an error that is passed on settles others in turn.
+        self.connection.server.engine.submit(partial(self._go_on, postponed))
+
+    def _go_on(self, postponed: _Postponed) -> None:
+        """Give a request what it waited for, and have it run; an error is its answer at once."""
+        invocation, caller = postponed.invocation, postponed.invocation.caller
+        if invocation.oneway:
+            with self._lock:
+                self._oneways -= 1
+        failed = next((p for p in postponed.values.values() if p.failed), None)
+        reply = None
         try:
-            self._fill_in(postponed)
+            if invocation.is_cancelled:
+                raise not_begun(invocation)
+            if failed is None:
+                self._fill_in(postponed)
+            elif isinstance(caller, PendingReply):
+                reply = caller.encode_failed(invocation, failed)
+            else:
+                raise failed.outcome()
         except BaseException as problem:
-            invocation.caller.send(invocation.caller.encode_error(invocation, problem))
-            return False
-        return True
+            if invocation.oneway:
+                log.warning("oneway %s.%s failed: %s", invocation.object_id, invocation.method, problem)
+                return
+            reply = caller.encode_error(invocation, problem)
+        if reply is not None:
+            caller.send(reply)
+        elif self.connection.server.adapter.admit(invocation):
+            self.connection.server.adapter.run(invocation)
 
     def _will_be_kept(self, sequence: int, other: Invocation) -> bool:
         invocation = self._calls.get(sequence)
         caller = invocation.caller if invocation is not None else None
         return invocation is not other and isinstance(caller, PendingReply) and bool(caller.keep)
 
-    def _go_on(self, invocation: Invocation) -> None:
-        if self.connection.server.adapter.admit(invocation):
-            self.connection.server.adapter.run(invocation)
-
     def cancel(self, sequence: int) -> None:
         """The peer wants no result of this request any more.  Late and unknown ones are passed over."""
         with self._lock:
             invocation = self._calls.get(sequence)
-            waiting = False
-            if invocation is not None:
-                for others in self._postponed.values():
-                    for postponed in [p for p in others if p.invocation is invocation]:
-                        others.remove(postponed)
-                        waiting = True
-        if invocation is None:
-            return
-        if waiting:
+            if invocation is None:
+                return
+            assert isinstance(invocation.caller, PendingReply)
+            postponed, invocation.caller.postponed = invocation.caller.postponed, None
+            if postponed is not None:
+                for missing in postponed.missing:
+                    del self._postponed[missing][postponed]
+        if postponed is not None:
             invocation.cancel()
             invocation.caller.send(invocation.caller.encode_error(invocation, not_begun(invocation)))
         else:
@@ -234,12 +329,9 @@ class Conversation:
     def _fill_in(self, postponed: _Postponed) -> None:
         """Put the results where the request wants them; raises what made one of them fail."""
         invocation, promises = postponed.invocation, postponed.promises
-        for pending in postponed.values.values():
-            if pending.error is not None:
-                raise pending.error
         args, kwargs = list(invocation.args), dict(invocation.kwargs)
         for place, sequence in promises.args.items():
-            value = postponed.values[sequence].value
+            value = postponed.values[sequence].outcome()
             if isinstance(place, str):
                 kwargs[place] = value
             elif 0 <= place < len(args):
@@ -248,19 +340,22 @@ class Conversation:
                 raise errors.ProtocolError(f"the request has no argument {place}")
         invocation.args, invocation.kwargs = args, kwargs
         if promises.target is not None:
-            target = postponed.values[promises.target].value
-            invocation.object_id = self._object_id(target, invocation.method)
+            target = postponed.values[promises.target].outcome()
+            invocation.object_id = self._object_id(target, invocation)
 
-    def _object_id(self, target: Any, method: str) -> str:
+    def _object_id(self, target: Any, invocation: Invocation) -> str:
         server = self.connection.server
         object_id = server.adapter.reference_id(target)
         reference = proxy_reference(target)
         if object_id is None and reference is not None and server.is_here(reference):
             object_id = reference.object_id
         if object_id is None:
+            if reference is not None and isinstance(invocation.caller, PendingReply):
+                invocation.caller.elsewhere = True
+                invocation.response_annotations[wire_extension.PROMISES] = b""
             raise errors.MemberNotFound(
-                f"cannot call {method!r} on the result of another call: it is a {type(target).__name__}, and "
-                "not an object that is served here"
+                f"cannot call {invocation.method!r} on the result of another call: it is a "
+                f"{type(target).__name__}, and not an object that is served here"
             )
         return object_id
 
@@ -277,11 +372,25 @@ class Conversation:
         ):
             self._forget_result(next(iter(self._kept)))
 
-    def housekeeping(self, now: float) -> bool:
-        """Forget results that were kept long enough; False if there are none left."""
+    def housekeeping(self, now: float) -> None:
+        """Forget results that were kept long enough."""
         with self._lock:
             self._forget_surplus(now)
-            return bool(self._kept)
+            if not self._kept:
+                self.connection.server.keeping.discard(self)
+
+    def statistics(self) -> dict[str, int]:
+        """What is under way."""
+        return {
+            "calls_in_flight": len(self._calls),
+            "kept_results": len(self._kept),
+            "callbacks_waiting": len(self._outgoing),
+        }
+
+    @property
+    def waits(self) -> bool:
+        """Whether a servant here waits for a reply of the peer."""
+        return bool(self._outgoing)
 
     # -- calls to the peer: the same face as a client's connection -----------------------------------
 
@@ -311,6 +420,11 @@ class Conversation:
         ConnectionLost if the peer goes away meanwhile, CallTimeout; ConnectFailed if it is gone already.
         """
         connection = self.connection
+        if not flags & Flag.ONEWAY and connection.server.engine.nobody_else_works:
+            raise errors.Deadlock(
+                "an iterative server (workers=1) cannot wait for an object of its client: its one worker is "
+                "who would read the reply; make the call oneway, or have more workers"
+            )
         reply: Future[Frame] = Future()
         with self._lock:
             if connection.closed:
@@ -326,10 +440,18 @@ class Conversation:
                 )
             else:
                 sequence = self._outgoing.add(reply)
-        data = encode_frame(
-            FrameType.INVOKE, codec.serializer_id, flags, sequence, payload, annotations, correlation
-        )
-        connection.send(data)
+        if sequence:
+            connection.keep_reading()
+        try:
+            connection.send(
+                encode_frame(
+                    FrameType.INVOKE, codec.serializer_id, flags, sequence, payload, annotations, correlation
+                )
+            )
+        except BaseException:  # the name of an annotation, for one: nothing was sent
+            with self._lock, contextlib.suppress(KeyError):
+                self._outgoing.take(sequence)
+            raise
         if flags & Flag.ONEWAY:
             return None
         if cancellable is not None:
@@ -366,18 +488,19 @@ class Conversation:
     def _send_cancel(self, sequence: int) -> None:
         self.connection.send(encode_frame(FrameType.CANCEL, self.codec.serializer_id, 0, sequence, b""))
 
-    def close(self) -> None:
+    def disconnected(self) -> None:
         """The connection is gone: nobody waits for what it had under way."""
         with self._lock:
             calls = list(self._calls.values())
-            postponed = {id(p.invocation) for others in self._postponed.values() for p in others}
+            self._calls.clear()
             self._postponed.clear()
             self._kept.clear()
+            self._kept_size = 0
+            self.connection.server.keeping.discard(self)
             outgoing = self._outgoing.clear()
         for reply in outgoing:
             reply.set_exception(
                 errors.ConnectionLost(f"the client {self.connection.address} went away before its reply came")
             )
         for invocation in calls:
-            if id(invocation) not in postponed:
-                self.connection.server.adapter.cancel(invocation)
+            self.connection.server.adapter.cancel(invocation)

@@ -71,8 +71,8 @@ class _Own(threading.local):
 class WorkerEngine:
     """Up to `workers_max` threads that run, and `blocked_max` more that wait for other objects.
 
-    `housekeeping` is submitted about twice a second; `stuck` is called by the monitor when a leader is
-    found in the same piece of work again.
+    `housekeeping` is submitted about twice a second; `looked` is called by the monitor whenever it looks and
+    something runs, with True when that is the same piece of work again.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class WorkerEngine:
         workers_max: int,
         housekeeping: Callable[[], None],
         blocked_max: int = ServerSettings.workers_blocked_max,
-        stuck: Callable[[], None] = lambda: None,
+        looked: Callable[[bool], None] = lambda stuck: None,
     ) -> None:
         if workers_max < 1:
             raise ValueError(f"workers_max={workers_max}: a server needs at least one worker")
@@ -91,7 +91,7 @@ class WorkerEngine:
         self.blocked_max = blocked_max
         self._poller = poller
         self._housekeeping = housekeeping
-        self._stuck = stuck
+        self._looked = looked
         self._ready: deque[Callable[[], None]] = deque()
         self.enqueue = self._ready.append
         """As `submit`, from the leader itself, who need not be woken."""
@@ -144,9 +144,9 @@ class WorkerEngine:
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
-    def submit(self, work: Callable[[], None]) -> None:
-        """Have `work` run by a worker; from any thread."""
-        self._ready.append(work)
+    def submit(self, work: Callable[[], None], *, next: bool = False) -> None:
+        """Have `work` run by a worker, before all that waits if `next`; from any thread."""
+        self._ready.appendleft(work) if next else self._ready.append(work)
         if self._polling:
             self._poller.wake()
 
@@ -184,6 +184,11 @@ class WorkerEngine:
             if not mine.waits:
                 with self._lock:
                     self._blocked -= 1
+
+    @property
+    def nobody_else_works(self) -> bool:
+        """Whether the calling thread is the one worker there is: what it waits for, nobody does meanwhile."""
+        return self.workers_max == 1 and self._own.baton is not None
 
     def run_coroutine(
         self,
@@ -324,10 +329,12 @@ class WorkerEngine:
                     with self._lock:
                         self._vacant = True
                         self._appoint()
-                    self._stuck()
+                    self._looked(True)
                     pause = LOOK_AGAIN_S
                     quiet = 0
                     continue
+            if baton:
+                self._looked(False)
             quiet = quiet + 1 if serial == seen else 0
             seen = serial
             pause = LOOK_S if pause == LOOK_S or not self._baton else LOOK_AGAIN_S

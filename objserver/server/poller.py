@@ -78,7 +78,7 @@ class SocketPoller:
     def watch(self, connection: Connection) -> None:
         """Look for what the connection is interested in now.  Called with its lock held."""
         read, write = connection.interest
-        mask = (select.EPOLLIN if read and self.reading else 0) | (EPOLLOUT if write else 0)
+        mask = (select.EPOLLIN if read else 0) | (EPOLLOUT if write else 0)
         self._try(self._epoll.modify, connection.sock.fileno(), mask)
 
     def forget(self, connection: Connection) -> None:
@@ -94,7 +94,7 @@ class SocketPoller:
             self._try(self._epoll.unregister, self._listener_fd)
 
     def pause_reading(self) -> None:
-        """No new requests from here on; replies still go out."""
+        """No new requests from here on; replies still go out, and those that servants wait for come in."""
         self.reading = False
         for connection in list(self.connections.values()):
             with connection._lock:

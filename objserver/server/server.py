@@ -111,6 +111,8 @@ class ObjectServer:
         )
         self.hurried: set[Connection] = set()
         self.gathering: set[Connection] = set()
+        self.keeping: set[Conversation] = set()
+        """Who keeps results, for a while."""
         self.receiving = 0
         self.unsent = 0
         self._receiving_lock = threading.Lock()
@@ -122,7 +124,7 @@ class ObjectServer:
             self.settings.workers_max,
             self._housekeeping,
             self.settings.workers_blocked_max,
-            stuck=self._send_gathered,
+            looked=self._send_gathered,
         )
         self.adapter = ObjectAdapter(
             codecs=self.codecs,
@@ -257,6 +259,7 @@ class ObjectServer:
                 self._await_quiet(deadline)
                 self.adapter.end_all()
                 self._await_quiet(deadline)
+            self._send_gathered(True)
             for connection in list(self.poller.connections.values()):
                 connection.close()
             self._await_taken(min(deadline, time.monotonic() + LINGER_S))
@@ -322,12 +325,27 @@ class ObjectServer:
             "shared_memory_max": self.settings.shared_memory_max,
             "hurried_connections": len(self.hurried),
             "refused": self.refused,
+            **self._statistics_of_conversations(),
             **self.engine.statistics(),
             **self.adapter.statistics(),
         }
         if self._committer is not None:
             figures["store"] = self._committer.statistics()
         return figures
+
+    def _statistics_of_conversations(self) -> dict[str, int]:
+        counts = {
+            "calls_in_flight": 0,
+            "kept_results": 0,
+            "callbacks_waiting": 0,
+            "calls_per_connection_max": self.settings.calls_per_connection_max,
+            "kept_results_max": self.settings.kept_results_max,
+            "callbacks_per_connection_max": self.settings.callbacks_per_connection_max,
+        }
+        for connection in list(self.poller.connections.values()):
+            for name, count in connection.under_way().items():
+                counts[name] += count
+        return counts
 
     def _describe(self) -> str:
         return (
@@ -343,6 +361,8 @@ class ObjectServer:
         if self.poller.accepting:
             self.poller.resume_accepting()
         self.memory.sweep()
+        for conversation in list(self.keeping):
+            conversation.housekeeping(now)
         self.adapter.housekeeping(now)
 
     def hold(self, size: int) -> None:
@@ -362,10 +382,13 @@ class ObjectServer:
             self.unsent += size
             return True
 
-    def _send_gathered(self) -> None:
-        """A servant takes long: replies that wait for it to be sent together go now."""
+    def _send_gathered(self, stuck: bool) -> None:
+        """Replies that wait to be sent together have waited long enough; a servant may even be `stuck`."""
         for connection in list(self.gathering):
-            connection.send_gathered()
+            if stuck:
+                connection.send_gathered()
+            else:
+                connection.send(b"")
 
     def forget(self, connection: Connection) -> None:
         """A connection is about to close."""

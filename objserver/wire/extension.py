@@ -19,6 +19,9 @@ same connection: the array
 
     [sequence number of the request whose result is the object to call, or nil,
      {position of an argument or its name: sequence number of the request whose result it is}]
+
+The reply to such a request has the annotation, empty, if the object to call is not at this server, or that of
+a request which it refers to was not: then the call was not made, and its sender makes it where the object is.
 """
 
 from __future__ import annotations

@@ -5,9 +5,11 @@ import struct
 
 import ormsgpack
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from objserver import errors
-from objserver.wire import CallContext, Extension
+from objserver.wire import CallContext, Extension, Promises
 
 
 def test_the_greeting_survives_the_handshake():
@@ -42,3 +44,56 @@ def test_later_positions_are_ignored():
 def test_a_malformed_context_is_refused(data):
     with pytest.raises(errors.ProtocolError):
         CallContext.decode(data)
+
+
+@pytest.mark.parametrize(
+    "data", [{"client": 5}, {"client": "x" * 300}, {"session": "", "frame_size_max": -1}]
+)
+def test_a_malformed_client_is_refused(data):
+    with pytest.raises(errors.ProtocolError):
+        Extension.from_handshake({"objserver": data})
+
+
+def test_a_client_that_takes_calls_says_so():
+    sent = Extension(session="abc", client="def", multiplexed=True)
+    assert Extension.from_handshake({"objserver": sent.to_data()}) == sent
+    assert not Extension.from_handshake({"objserver": {"multiplexed": "yes"}}).multiplexed
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [Promises(), Promises(7), Promises(None, {0: 1, "name": 2}), Promises(0xFFFF, {3: 3})],
+)
+def test_promises_survive(sent):
+    assert Promises.decode(sent.encode()) == sent
+
+
+def test_promises_know_what_they_refer_to():
+    assert Promises(7, {0: 1, "x": 1, 2: 9}).sequences == {1, 7, 9}
+    assert Promises().sequences == set()
+
+
+def _packed(value):
+    return ormsgpack.packb(value, option=ormsgpack.OPT_NON_STR_KEYS)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\xc1", b"\x92\xc0", *map(_packed, [
+        5, None, [], [None], [None, {}, 1], {"a": 1}, [None, []], [None, [1]], ["1", {}], [True, {}],
+        [1.0, {}], [None, {0: "1"}], [None, {0: None}], [None, {0: True}], [None, {None: 1}],
+        [None, {1.5: 1}], [None, {True: 1}], [{}, {}], [[], {}], [None, {b"x": 1}],
+    ])],
+)  # fmt: skip
+def test_malformed_promises_are_refused(data):
+    with pytest.raises(errors.ProtocolError):
+        Promises.decode(data)
+
+
+@given(st.binary(max_size=60))
+def test_no_bytes_do_more_than_be_refused(data):
+    for what in (Promises, CallContext):
+        try:
+            what.decode(data)
+        except errors.ProtocolError:
+            pass
