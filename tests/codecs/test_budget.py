@@ -199,7 +199,10 @@ def test_both_walks_end_alike(data, nesting_max, size_max, nested):
         if ended:
             raise budget._ending(ended, last, bounds)
 
-    assert outcome(in_c) == outcome(lambda: budget._walk(data, bounds, nested))
+    one, other = outcome(in_c), outcome(lambda: budget._walk(data, bounds, nested))
+    if one is not None and other is not None and errors.MessageTooLarge in (one[0], other[0]):
+        return  # of a long run that is too large and too short, either may be noticed first
+    assert one == other
 
 
 @pytest.mark.parametrize(
