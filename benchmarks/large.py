@@ -20,6 +20,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from rich.console import Console
+
+from benchmarks.measures import Spread
+from benchmarks.report import Sheet, Tables
 
 SMALL = 1 << 20
 LARGE = 64 << 20
@@ -167,15 +171,43 @@ def measure(rounds: int, calls: int) -> dict[str, tuple[float, float]]:
     }
 
 
+def tables(quick: bool) -> Tables:
+    """Several starts of all peers, and what came of them."""
+    starts = [measure(rounds=2 if quick else 5, calls=20 if quick else 60) for _ in range(2 if quick else 5)]
+    echo = {kind: Spread(tuple(start[kind][0] for start in starts)) for kind in starts[0]}
+    sending = {kind: Spread(tuple(start[kind][1] for start in starts)) for kind in starts[0]}
+    made = Tables()
+    sheet = Sheet(
+        "Large values, on one host",
+        ["", "1 MB echo, ms", "to raw socket", "64 MB array, ms", "GB/s", "to Pyro5 msgpack"],
+        note="The array is sent and a part of each of its pages is read; Pyro5 sends `tobytes()` of it. "
+        f"'{SOCKET}' is objserver without shared memory, as between two hosts.",
+    )
+    for kind in starts[0]:
+        row = [kind]
+        row += [echo[kind].text(), echo[kind].over(echo["raw socket"]).text()] if kind in KINDS else ["", ""]
+        if kind == "raw socket":
+            row += ["", "", ""]
+        else:
+            rate = LARGE / sending[kind].median / 1e6
+            row += [
+                sending[kind].text(1),
+                f"{rate:.2f}",
+                sending["Pyro5 msgpack"].over(sending[kind]).text(1, "x"),
+            ]
+        sheet.rows.append(row)
+    made.sheets.append(sheet)
+    to_raw = echo["objserver"].over(echo["raw socket"])
+    made.at_most("1 MB of bytes: at most 2x the raw socket", to_raw, 2)
+    to_pyro = sending["Pyro5 msgpack"].over(sending["objserver"])
+    made.at_least("64 MB array: at least 10x Pyro5 msgpack", to_pyro, 10)
+    return made
+
+
 def main() -> None:
-    figures = measure(rounds=9, calls=60)
-    raw, stock = figures["raw socket"][0], figures["Pyro5 msgpack"][1]
-    print(f"{'':30}{'1 MB echo':>12}{'to raw':>8}{'64 MB array':>14}{'GB/s':>8}{'to Pyro5':>10}")
-    for kind, (echo, sending) in figures.items():
-        print(
-            f"{kind:30}{echo:9.2f} ms{echo / raw:8.1f}{sending:11.1f} ms"
-            f"{LARGE / sending / 1e6:8.2f}{stock / sending:10.1f}"
-        )
+    made = tables(quick=False)
+    for sheet in made.sheets:
+        sheet.print(Console(width=130))
 
 
 if __name__ == "__main__":
