@@ -31,9 +31,25 @@ __all__ = [
 ]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PerRequest:
+class _Plain:
+    """A policy without parameters: one is as good as another.  (A dataclass would take a while to make.)"""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self)
+
+    def __hash__(self) -> int:
+        return hash(type(self))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+class PerRequest(_Plain):
     """A new servant for every invocation, ended after the reply."""
+
+    __slots__ = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,17 +84,19 @@ class Persistent:
         _check_bounds(self)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Shared:
+class Shared(_Plain):
     """One servant for everybody, while registered."""
+
+    __slots__ = ()
 
 
 ActivationPolicy = PerRequest | PerClient | Persistent | Shared
 
 
-@dataclasses.dataclass(frozen=True)
-class Serial:
+class Serial(_Plain):
     """One invocation at a time, in the order of arrival."""
+
+    __slots__ = ()
 
     exclusive: ClassVar[bool] = True
 
@@ -91,9 +109,10 @@ class Serial:
         return False
 
 
-@dataclasses.dataclass(frozen=True)
 class Reentrant(Serial):
     """As Serial, but a call that belongs to the call chain now inside the object may enter."""
+
+    __slots__ = ()
 
     exclusive: ClassVar[bool] = False
 
@@ -105,9 +124,10 @@ class Reentrant(Serial):
         return bool(chain) and not invocation.oneway and any(inside.id in chain for inside in running)
 
 
-@dataclasses.dataclass(frozen=True)
 class ReadersWriter(Serial):
     """`@readonly` members together, others alone; a waiting writer is not overtaken by readers."""
+
+    __slots__ = ()
 
     def admits(self, running: Collection[Invocation], invocation: Invocation) -> bool:
         return not running or (invocation.readonly and all(inside.readonly for inside in running))

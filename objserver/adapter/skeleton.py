@@ -7,11 +7,10 @@ What a class cannot be served with is refused here, before anybody calls it.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from objserver import errors
 from objserver.adapter.arguments import Arguments
@@ -23,8 +22,7 @@ _HOOKS = sorted(HOOKS | {"__init__", "__getstate__", "__setstate__"})
 """What the server calls outside of any event loop: a coroutine of theirs would be dropped unawaited."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """One exposed method, or the getter or setter of an exposed property."""
 
     name: str
