@@ -101,7 +101,10 @@ class ConnectionPool:
         """... or is being made."""
 
     def __del__(self) -> None:
+        # Dropping the proxy is a way to be done with it, so its sockets are not left to be complained about.
         self.close_background()
+        for connection in self.idle:
+            connection.close()
 
     @cached_property
     def codecs(self) -> Codecs:

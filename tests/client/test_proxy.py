@@ -7,6 +7,7 @@ import socket
 import threading
 import typing
 import uuid
+import warnings
 import weakref
 
 import Pyro5.api
@@ -477,6 +478,14 @@ def test_a_dropped_proxy_closes_its_sockets_at_once(bank):
         assert [ref() for ref in kept] == [None, None]
     finally:
         gc.enable()
+
+
+def test_a_dropped_proxy_is_no_reason_for_a_warning(bank):
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        assert Proxy(bank.reference, timeout_s=WAIT_S).add(1) == 1
+        gc.collect()
+    assert [str(warning.message) for warning in heard if warning.category is ResourceWarning] == []
 
 
 def test_release_gives_the_next_call_a_new_session():
