@@ -472,6 +472,14 @@ class Stub:
                     pass  # perhaps on the next one
 
 
+def would_block(what: str) -> RuntimeError:
+    """What a servant gets that calls from its event loop, and would have to wait there."""
+    return RuntimeError(
+        f"calling {what} here would block the event loop, and with it every coroutine of this server; "
+        "use `await asyncio.to_thread(...)`"
+    )
+
+
 def on_event_loop() -> bool:
     """Whether the code that asks runs on one; without loading asyncio, for then it does not."""
     loops = sys.modules.get("asyncio.events")
@@ -498,10 +506,7 @@ def _call_inside(
     shared = not isinstance(connection, ClientConnection)
     waits = not (shared and flags & _ONEWAY)
     if waits and on_event_loop():
-        raise RuntimeError(
-            f"calling {what} here would block the event loop, and with it every coroutine of this server; "
-            "use `await asyncio.to_thread(...)`"
-        )
+        raise would_block(what)
     timeout_s = _time_left(facts, what, timeout_s)
     annotations, correlation = _inherit(facts, what, connection, annotations, correlation, timeout_s)
     cancel: Callable[[], None] | None = None

@@ -293,8 +293,10 @@ def test_a_batch_is_sent_at_the_end_of_its_block(uri):
 
 def test_nobody_listens():
     async def main():
-        with pytest.raises(errors.ConnectFailed):
-            await AsyncProxy("PYRO:thing@localhost:1").add(1, 1)
+        with pytest.raises(errors.ConnectFailed, match=r"^cannot connect to 127.0.0.1:1: .*refused$"):
+            await AsyncProxy("PYRO:thing@127.0.0.1:1").add(1, 1)
+        with pytest.raises(errors.ConnectFailed, match=r"^cannot connect to nowhere.invalid:1: (?!Unknown)"):
+            await AsyncProxy("PYRO:thing@nowhere.invalid:1").add(1, 1)
 
     run(main())
 
