@@ -382,8 +382,8 @@ class Stub:
             return codec.decode(reply.payload)
         try:
             value = codec.decode(reply.payload)
-            if isinstance(value, pyro5.MessageTooLargeError):
-                connection.close()  # so does the server, if it was the request
+            if ends_connection(value, connection.native):
+                connection.close()
         finally:
             pool.put_if_open(connection)
         raise raised(value)
@@ -484,6 +484,17 @@ def on_event_loop() -> bool:
     """Whether the code that asks runs on one; without loading asyncio, for then it does not."""
     loops = sys.modules.get("asyncio.events")
     return loops is not None and loops._get_running_loop() is not None
+
+
+def ends_connection(value: Any, native: bool) -> bool:
+    """Whether the server closes the connection, or may, once it has sent this error.
+
+    A stock one does so after whatever it counts as a failure to communicate, an argument of an unknown class
+    included.  A call sent there after it would get no answer.
+    """
+    if native:
+        return isinstance(value, pyro5.MessageTooLargeError)
+    return isinstance(value, (pyro5.CommunicationError, pyro5.SecurityError))
 
 
 def raised(value: Any) -> BaseException:

@@ -684,6 +684,24 @@ def test_a_stock_daemon_answers_in_order(stock):
     run(main())
 
 
+class Unheard:
+    """A stock daemon has no such class, and hangs up on whoever sends one."""
+
+    def __init__(self):
+        self.text = ""
+
+
+def test_a_stock_daemon_that_hangs_up_after_an_error_does_not_cost_the_next_call(stock):
+    async def main():
+        async with AsyncProxy(stock.uri) as proxy:
+            for n in range(5):
+                with pytest.raises(Pyro5.errors.PyroError, match="nsupported serialized class"):
+                    await proxy.add(Unheard(), 1)
+                assert await proxy.add(n, 1) == n + 1
+
+    run(main())
+
+
 def test_a_stock_daemon_cannot_be_cancelled_but_nothing_is_mixed_up(stock):
     async def main():
         async with AsyncProxy(stock.uri) as proxy:

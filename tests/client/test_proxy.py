@@ -212,6 +212,21 @@ def test_exceptions_keep_class_arguments_and_traceback(proxy):
     assert "in fail" in "".join(caught.value._pyroTraceback)
 
 
+class Unheard:
+    """Nobody has such a class; a stock daemon hangs up on whoever sends one."""
+
+    def __init__(self):
+        self.text = ""
+
+
+def test_a_refused_argument_does_not_cost_the_next_call(bank):
+    with Proxy(bank.reference, serializer="serpent", timeout_s=WAIT_S) as proxy:
+        for n in range(1, 6):
+            with contextlib.suppress(Pyro5.errors.SerializeError):  # ours hands it over as a dict
+                proxy.echo(Unheard())
+            assert proxy.add(1) == n
+
+
 def test_annotations_and_correlation_ids_travel_both_ways(proxy):
     correlation_id = uuid.uuid4()
     view = proxy.calling(annotations={"QEST": b"!"}, correlation_id=correlation_id)
