@@ -80,6 +80,7 @@ def call(
       objserver call PYRONAME:shop search "red shoes" limit=3 --json
       objserver call PYRONAME:calc add -1 2.5 --timeout 3 --timing --repeat 100
     """
+    from objserver.cli.unknown import ShowingTypes
     from objserver.client import Proxy
 
     # Before anybody is asked: slips on the command line are no reason to wait for a server.
@@ -88,10 +89,10 @@ def call(
             raise click.UsageError(f"there is no option {arg}; text that begins so is written '\"{arg}\"'")
     positional = [_value(arg) for arg in args if not _KEYWORD.fullmatch(arg)]
     keywords = {found[1]: _value(found[2]) for arg in args if (found := _KEYWORD.fullmatch(arg))}
-    with _in_sentences(show_traceback):
+    with _in_sentences(show_traceback, timeout):
         began = perf_counter()
         with _connecting():
-            proxy = Proxy(uri, timeout_s=timeout)
+            proxy = Proxy(uri, timeout_s=timeout, types=ShowingTypes())
             offered = proxy._objserver_stub.metadata()
         connected = perf_counter()
         with proxy:
@@ -224,7 +225,7 @@ def _connecting() -> Iterator[None]:
 
 
 @contextmanager
-def _in_sentences(show_traceback: bool) -> Iterator[None]:
+def _in_sentences(show_traceback: bool, timeout_s: float | None) -> Iterator[None]:
     try:
         yield
     except click.ClickException as problem:
@@ -233,10 +234,15 @@ def _in_sentences(show_traceback: bool) -> Iterator[None]:
             _show_traceback(cause)
         raise
     except Exception as problem:
+        if isinstance(problem, BrokenPipeError) and not getattr(problem, "_pyroTraceback", None):
+            raise  # who reads the output has seen enough, as `head` does; click ends the command silently
         # Whatever class it is: the object's own exceptions end here too.
         if show_traceback:
             _show_traceback(problem)
         code = ExitCode.FAILED if _from_servant(problem) else exit_code(problem)
+        if timeout_s is not None and isinstance(problem, errors.CallTimeout):
+            # The server may say it as soon as this side does, and which of the two is first is chance.
+            code = ExitCode.UNKNOWN
         advice = ""
         if code is ExitCode.FAILED and getattr(problem, "_pyroTraceback", None) and not show_traceback:
             advice = "Where the object raised it: add --traceback."
@@ -248,7 +254,9 @@ def _in_sentences(show_traceback: bool) -> Iterator[None]:
 def _failure(problem: BaseException, code: ExitCode, advice: str) -> Failure:
     kind = getattr(problem, "type_name", "") or type(problem).__name__
     sentence = " ".join(str(problem).split())
-    return Failure(f"{kind}: {sentence}" if sentence else kind, advice=advice, code=code)
+    if not sentence.startswith(kind):  # a `RemoteError` begins with it
+        sentence = f"{kind}: {sentence}" if sentence else kind
+    return Failure(sentence, advice=advice, code=code)
 
 
 def _show_traceback(problem: BaseException) -> None:

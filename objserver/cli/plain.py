@@ -14,6 +14,7 @@ JSON has few words.  What it lacks is written so that a person recognizes it and
 | Enum | its value |
 | a reference or proxy | its URI |
 | an exception | an object with `type` and `message` |
+| of a class that is not known here | an object of its fields, a list, or the name of an Enum's member |
 | anything else | text |
 
 The keys of an object are text, numbers, booleans or null, which JSON makes texts of; others are refused.
@@ -30,6 +31,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from objserver.cli.unknown import Unknown
 from objserver.client import Proxy
 
 __all__ = ["to_json"]
@@ -67,6 +69,10 @@ def _plain(value: Any) -> Any:
             return sorted(items, key=repr)
     if isinstance(value, Mapping):
         return {_key(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, Unknown):
+        if value.member is not None:
+            return value.member
+        return _plain(value.parts if value.fields is None else value.fields)
     if isinstance(value, BaseException):
         return {"type": type(value).__name__, "message": str(value)}
     if hasattr(value, "tolist"):  # an array, without importing NumPy to know

@@ -26,7 +26,7 @@ from objserver.client.greeting import stream_id
 from objserver.client.multiplexed import MultiplexedConnection
 from objserver.client.promises import FutureFace
 from objserver.client.proxy import Batch, Proxy, ProxyOptions
-from objserver.client.stub import ConnectionPool, Stub, raised
+from objserver.client.stub import ConnectionPool, Stub, ends_connection, raised
 from objserver.codecs import Codec
 from objserver.invocation import Call, in_progress, intercepted
 from objserver.references import DAEMON_ID, Reference
@@ -327,7 +327,12 @@ def _about(stub: Stub, method: str, problem: errors.CommunicationError) -> error
 def _unusual(stub: Stub, connection: MultiplexedConnection, codec: Codec, reply: Frame) -> Any:
     if reply.flags & Flag.ITEM_STREAM:
         return AsyncItemStream(stub, connection, stream_id(reply))
-    return stub.value_of(codec, reply)
+    try:
+        return stub.value_of(codec, reply)
+    except Exception as problem:
+        if not connection.native and reply.flags & Flag.EXCEPTION and ends_connection(problem, native=False):
+            connection.close()
+        raise
 
 
 class AsyncItemStream:

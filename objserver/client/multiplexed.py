@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import time
 import weakref
 from collections import deque
@@ -108,9 +109,10 @@ class MultiplexedConnection(asyncio.Protocol, Answering):
         except TimeoutError:
             raise errors.ConnectFailed(f"cannot connect to {location} in {timeout_s} s") from None
         except OSError as problem:
-            raise errors.ConnectFailed(
-                f"cannot connect to {location}: {problem.strerror or problem}"
-            ) from None
+            reason = problem.strerror or problem
+            if problem.errno and not isinstance(problem, socket.gaierror):
+                reason = os.strerror(problem.errno)  # asyncio words it with the address, which is said
+            raise errors.ConnectFailed(f"cannot connect to {location}: {reason}") from None
         try:
             assert self._transport is not None
             self._memory = offered(greeting, self._transport.get_extra_info("socket"))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Unpack, cast
 
 from objserver import errors, pyro5
 from objserver.client.resolve import resolve
-from objserver.client.stub import ConnectionPool, ItemStream, Stub, checked, on_event_loop
+from objserver.client.stub import ConnectionPool, ItemStream, Stub, checked, on_event_loop, would_block
 from objserver.codecs import Types
 from objserver.errors import did_you_mean
 from objserver.invocation import Interceptor, in_progress
@@ -361,6 +361,9 @@ def connect(reference: Reference | str, cls: type[T], **options: Unpack[ProxyOpt
 
 def invoke(proxy: Proxy, method: str, *args: Any, **kwargs: Any) -> Any:
     """Call `method`, whatever its name; read an attribute if it is one and no arguments are given."""
+    pool = proxy._objserver_stub.pool
+    if pool.metadata is None and in_progress.get() is not None and on_event_loop():
+        raise would_block(f"{pool.object_id}.{method}")  # not of the question that would come before it
     metadata = proxy._objserver_stub.metadata()
     if method in metadata.attrs and not args and not kwargs:
         return proxy._objserver_stub.invoke("__getattr__", (method,), {})

@@ -101,7 +101,10 @@ class ConnectionPool:
         """... or is being made."""
 
     def __del__(self) -> None:
+        # Dropping the proxy is a way to be done with it, so its sockets are not left to be complained about.
         self.close_background()
+        for connection in self.idle:
+            connection.close()
 
     @cached_property
     def codecs(self) -> Codecs:
@@ -379,8 +382,8 @@ class Stub:
             return codec.decode(reply.payload)
         try:
             value = codec.decode(reply.payload)
-            if isinstance(value, pyro5.MessageTooLargeError):
-                connection.close()  # so does the server, if it was the request
+            if ends_connection(value, connection.native):
+                connection.close()
         finally:
             pool.put_if_open(connection)
         raise raised(value)
@@ -469,10 +472,29 @@ class Stub:
                     pass  # perhaps on the next one
 
 
+def would_block(what: str) -> RuntimeError:
+    """What a servant gets that calls from its event loop, and would have to wait there."""
+    return RuntimeError(
+        f"calling {what} here would block the event loop, and with it every coroutine of this server; "
+        "use `await asyncio.to_thread(...)`"
+    )
+
+
 def on_event_loop() -> bool:
     """Whether the code that asks runs on one; without loading asyncio, for then it does not."""
     loops = sys.modules.get("asyncio.events")
     return loops is not None and loops._get_running_loop() is not None
+
+
+def ends_connection(value: Any, native: bool) -> bool:
+    """Whether the server closes the connection, or may, once it has sent this error.
+
+    A stock one does so after whatever it counts as a failure to communicate, an argument of an unknown class
+    included.  A call sent there after it would get no answer.
+    """
+    if native:
+        return isinstance(value, pyro5.MessageTooLargeError)
+    return isinstance(value, (pyro5.CommunicationError, pyro5.SecurityError))
 
 
 def raised(value: Any) -> BaseException:
@@ -495,10 +517,7 @@ def _call_inside(
     shared = not isinstance(connection, ClientConnection)
     waits = not (shared and flags & _ONEWAY)
     if waits and on_event_loop():
-        raise RuntimeError(
-            f"calling {what} here would block the event loop, and with it every coroutine of this server; "
-            "use `await asyncio.to_thread(...)`"
-        )
+        raise would_block(what)
     timeout_s = _time_left(facts, what, timeout_s)
     annotations, correlation = _inherit(facts, what, connection, annotations, correlation, timeout_s)
     cancel: Callable[[], None] | None = None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
+import enum
 import itertools
 import json
 import re
@@ -17,6 +20,20 @@ from click.testing import CliRunner, Result
 
 from objserver import Concurrent, ObjectServer, Proxy, expose
 from objserver.cli.main import main
+
+
+class State(enum.Enum):
+    OPEN = 1
+
+
+@dataclasses.dataclass
+class Order:
+    item: str
+    state: State
+
+
+class Refused(Exception):
+    pass
 
 
 @expose
@@ -51,6 +68,18 @@ class Thing:
 
     def endless(self) -> Iterator[int]:
         yield from itertools.count()
+
+    def order(self) -> Order:
+        return Order("tea", State.OPEN)
+
+    def refuse(self) -> None:
+        raise Refused("not today")
+
+    async def wait(self) -> None:
+        await asyncio.sleep(30)
+
+    def break_pipe(self) -> None:
+        raise BrokenPipeError("of the object")
 
     def by_pair(self) -> dict[tuple[int, int], int]:
         return {(1, 2): 3}
@@ -102,16 +131,36 @@ def test_a_stream_is_printed_as_it_comes(uri: str) -> None:
         process.kill()
 
 
+def test_who_has_seen_enough_of_a_stream_hears_no_more(uri: str) -> None:
+    command = [sys.executable, "-m", "objserver", "call", uri, "endless"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == b"0\n"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(30) == 1
+
+
+def test_values_of_the_servers_own_classes_are_shown(uri: str) -> None:
+    assert run(uri, "order").output == "Order(item='tea', state=State.OPEN)\n"
+    assert json.loads(run(uri, "order", "--json").output) == {"item": "tea", "state": "OPEN"}
+
+
 @pytest.mark.parametrize(
     ("args", "code", "shown"),
     [
         (["fail"], 1, "Error: ValueError: no good\nWhere the object raised it: add --traceback.\n"),
         # The object was called, whatever became of its own calls.
         (["fail_elsewhere"], 1, "Error: ConnectFailed: cannot connect to localhost:1: Connection refused\n"),
+        (["refuse"], 1, "Error: tests.cli.test_call.Refused: not today\nWhere the object raised it: add"),
+        (["break_pipe"], 1, "Error: BrokenPipeError: of the object\n"),
         (["by_pair", "--json"], 1, "Error: JSON cannot say this result: keys must be text or numbers, not"),
         (["coulor"], 3, " has no exposed method or attribute 'coulor'; did you mean 'colour'?\nIts membe"),
         (["colour", "5"], 3, "it is an attribute, which is read and not called\n"),
         (["sleep", "--timeout", "0.2"], 4, "\nIt may have happened: look before you repeat it.\n"),
+        # Its server cancels this one, and may say so before this side has given up.
+        (["wait", "--timeout", "0.2"], 4, "\nIt may have happened: look before you repeat it.\n"),
     ],
 )
 def test_an_error_is_a_sentence_with_an_exit_code(uri: str, args: list[str], code: int, shown: str) -> None:

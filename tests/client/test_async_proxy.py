@@ -293,8 +293,10 @@ def test_a_batch_is_sent_at_the_end_of_its_block(uri):
 
 def test_nobody_listens():
     async def main():
-        with pytest.raises(errors.ConnectFailed):
-            await AsyncProxy("PYRO:thing@localhost:1").add(1, 1)
+        with pytest.raises(errors.ConnectFailed, match=r"^cannot connect to 127.0.0.1:1: .*refused$"):
+            await AsyncProxy("PYRO:thing@127.0.0.1:1").add(1, 1)
+        with pytest.raises(errors.ConnectFailed, match=r"^cannot connect to nowhere.invalid:1: (?!Unknown)"):
+            await AsyncProxy("PYRO:thing@nowhere.invalid:1").add(1, 1)
 
     run(main())
 
@@ -678,6 +680,24 @@ def test_a_stock_daemon_answers_in_order(stock):
             await proxy.note("x")
             assert await proxy.add(0, 0) == 0
             assert [n async for n in proxy.numbers(40)] == list(range(40))
+
+    run(main())
+
+
+class Unheard:
+    """A stock daemon has no such class, and hangs up on whoever sends one."""
+
+    def __init__(self):
+        self.text = ""
+
+
+def test_a_stock_daemon_that_hangs_up_after_an_error_does_not_cost_the_next_call(stock):
+    async def main():
+        async with AsyncProxy(stock.uri) as proxy:
+            for n in range(5):
+                with pytest.raises(Pyro5.errors.PyroError, match="nsupported serialized class"):
+                    await proxy.add(Unheard(), 1)
+                assert await proxy.add(n, 1) == n + 1
 
     run(main())
 

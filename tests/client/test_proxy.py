@@ -7,6 +7,7 @@ import socket
 import threading
 import typing
 import uuid
+import warnings
 import weakref
 
 import Pyro5.api
@@ -209,6 +210,21 @@ def test_exceptions_keep_class_arguments_and_traceback(proxy):
     with pytest.raises(ValueError, match="no money") as caught:
         proxy.fail()
     assert "in fail" in "".join(caught.value._pyroTraceback)
+
+
+class Unheard:
+    """Nobody has such a class; a stock daemon hangs up on whoever sends one."""
+
+    def __init__(self):
+        self.text = ""
+
+
+def test_a_refused_argument_does_not_cost_the_next_call(bank):
+    with Proxy(bank.reference, serializer="serpent", timeout_s=WAIT_S) as proxy:
+        for n in range(1, 6):
+            with contextlib.suppress(Pyro5.errors.SerializeError):  # ours hands it over as a dict
+                proxy.echo(Unheard())
+            assert proxy.add(1) == n
 
 
 def test_annotations_and_correlation_ids_travel_both_ways(proxy):
@@ -477,6 +493,14 @@ def test_a_dropped_proxy_closes_its_sockets_at_once(bank):
         assert [ref() for ref in kept] == [None, None]
     finally:
         gc.enable()
+
+
+def test_a_dropped_proxy_is_no_reason_for_a_warning(bank):
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        assert Proxy(bank.reference, timeout_s=WAIT_S).add(1) == 1
+        gc.collect()
+    assert [str(warning.message) for warning in heard if warning.category is ResourceWarning] == []
 
 
 def test_release_gives_the_next_call_a_new_session():
