@@ -60,6 +60,8 @@ class Location:
     @classmethod
     def parse(cls, text: str, default_port: int | None = None) -> Location:
         """Read `host:port`, `[v6]:port` or `./u:path`; ValueError says what is wrong."""
+        if not isinstance(text, str):
+            raise ValueError(f"an address is a text like 'localhost:9091', not a {type(text).__name__}")
         if text.startswith("./c:") and text[4:]:
             return cls(client=text[4:])
         if text.startswith("./u:"):

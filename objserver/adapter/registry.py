@@ -78,7 +78,9 @@ class Registry:
             threading = Concurrent() if free else Serial()
         instance = EMPTY if is_class or is_locator else thing
         check_combination(activation, threading, instance=instance is not EMPTY, store=self._has_store)
-        if not isinstance(name, str) or not name or any(c.isspace() or c == "@" for c in name):
+        if not isinstance(name, str):
+            raise errors.RegistrationError(f"an object's name is a str, not a {type(name).__name__}")
+        if not name or any(c.isspace() or c == "@" for c in name):
             raise errors.RegistrationError(f"{name!r} cannot be an object's name: it has blanks or an '@'")
         registration = Registration(name, make, activation, threading, skeleton=skeleton, instance=instance)
         with self._lock:
