@@ -76,15 +76,15 @@ def expose(member_or_class: T) -> T:
 def readonly(member: T) -> T:
     """Promise that calling it changes nothing: it may run beside others and is not saved.
 
-    It could be repeated too, but nothing is repeated automatically today.
+    Our proxies call it again by themselves when a connection breaks.
     """
     return _mark(member, _objserver_readonly=True)
 
 
 def idempotent(member: T) -> T:
-    """Promise that calling it twice is the same as once, so that it could be repeated.
+    """Promise that calling it twice is the same as once.
 
-    A promise for later: nothing is repeated automatically today.
+    Our proxies call it again by themselves when a connection breaks.
     """
     return _mark(member, _objserver_idempotent=True)
 

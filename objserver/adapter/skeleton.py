@@ -73,6 +73,10 @@ class Skeleton:
                     )
         self.written_for_pyro5 = written_for_pyro5(exposed) or hasattr(cls, "_pyroInstancing")
         self.empty = not exposed
+        self.repeatable = {name for name, m in self.methods.items() if m.readonly or m.idempotent}
+        """Members that may be called twice where once was meant, and reading attributes is."""
+        if self.getters:
+            self.repeatable.add("__getattr__")
         self.metadata = {
             "methods": set(self.methods),
             "oneway": {name for name, member in self.methods.items() if member.oneway},

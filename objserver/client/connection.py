@@ -37,6 +37,7 @@ costs more than the call."""
 READ_LARGE = 1024 * 1024
 """... except when the rest of a large frame is known to be coming."""
 _ONEWAY, _EXCEPTION = Flag.ONEWAY, Flag.EXCEPTION  # as globals: reading an attribute of a class takes longer
+_GOODBYE = FrameType.GOODBYE
 _RESULT = FrameType.RESULT  # as a global: reading an attribute of a class takes longer
 _TIMEVAL = struct.Struct("ll")
 
@@ -143,6 +144,13 @@ class ClientConnection:
             self.close()
             raise
         reply = frames[0]
+        if frames[-1].type == _GOODBYE:
+            self.close()
+            if len(frames) == 1:
+                raise errors.ConnectFailed(
+                    f"the server at {self.location} stopped before it began this call; nothing was done"
+                )
+            frames.pop()
         if (
             reply.sequence != sequence
             or reply.serializer_id != codec.serializer_id

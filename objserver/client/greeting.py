@@ -22,16 +22,20 @@ HANDSHAKE_TIMEOUT_S = 10.0
 
 
 class Metadata:
-    """What the server says of an object: names of its `methods`, `oneway` methods and attributes `attrs`."""
+    """What the server says of an object: names of its `methods`, `oneway` methods and attributes `attrs`.
 
-    __slots__ = ("attrs", "methods", "oneway")
+    `repeatable` are those that may be called twice where once was meant; a stock server says nothing of them.
+    """
+
+    __slots__ = ("attrs", "methods", "oneway", "repeatable")
 
     def __init__(self, data: Any) -> None:
         try:
             self.methods = frozenset(data["methods"])
             self.oneway = frozenset(data["oneway"])
             self.attrs = frozenset(data["attrs"])
-        except (TypeError, KeyError):
+            self.repeatable = frozenset(data.get("repeatable", ()))
+        except (TypeError, KeyError, AttributeError):
             raise errors.ProtocolError("the server sent no usable description of the object") from None
 
 

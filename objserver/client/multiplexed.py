@@ -326,6 +326,12 @@ class MultiplexedConnection(asyncio.Protocol, Answering):
             invocation = self._called.get(frame.sequence)
             if invocation is not None:
                 self._home.adapter.cancel(invocation)
+        elif frame.type == FrameType.GOODBYE:
+            self._fail(
+                errors.ConnectFailed(
+                    f"the server at {self.location} stopped before it began this call; nothing was done"
+                )
+            )
         else:
             raise errors.ProtocolError(f"{self.location} sent a frame of type {frame.type}")
 

@@ -20,7 +20,8 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from time import monotonic
+from random import uniform
+from time import monotonic, sleep
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 
@@ -42,6 +43,11 @@ if TYPE_CHECKING:
 
 __all__ = ["ConnectionPool", "ItemStream", "LinkPool", "Stub", "checked", "on_event_loop", "raised"]
 
+PAUSE_S, PAUSE_MAX_S = 0.01, 1.0
+"""Before a call is made again; twice as long each time, and at random within it, so that the clients of a
+server that comes back do not all come at once."""
+REPEATS_MAX = 10_000
+"""More than any deadline allows, so that it is the deadline that ends it."""
 IDLE_CONNECTIONS_MAX = 8
 """Connections a proxy keeps for its next calls; more are closed after use."""
 SURELY_OPEN_S = 0.05
@@ -306,8 +312,13 @@ class Stub:
         flags: int = 0,
         *,
         call: Call | None = None,
+        again: bool = True,
     ) -> Any:
-        """Make one call and return its result, or raise what it raised.  `call` is for itself only."""
+        """Make one call and return its result, or raise what it raised.
+
+        It is made again, within its time, if it certainly did not begin or may be repeated.  `call` and
+        `again` are for itself only.
+        """
         pool = self.pool
         timeout_s, annotations, correlation = self.timeout_s, self.annotations, self.correlation
         if self.interceptors:
@@ -316,8 +327,14 @@ class Stub:
                 with intercepted(self.interceptors, call):
                     return self.invoke(method, args, kwargs, flags, call=call)
             annotations = call.annotations
-        connection = pool.take(timeout_s)
+        try:
+            connection = pool.take(timeout_s)
+        except errors.ConnectFailed as problem:
+            if not again or timeout_s is None or pool.metadata is None:
+                raise  # of who was never reached, it may be the address that is wrong
+            return self._again(method, args, kwargs, flags, call, monotonic(), problem)
         codec = connection.codec
+        begun = connection.last_used
         try:
             try:
                 payload = codec.encode_call(pool.object_id, method, args, kwargs)
@@ -338,9 +355,12 @@ class Stub:
                 reply = _call_inside(facts, f"{pool.object_id}.{method}", connection, *request)
         except BaseException as problem:
             pool.put_if_open(connection)
-            if isinstance(problem, (errors.OutcomeUnknown, errors.ConnectFailed)):
-                problem.args = (f"{pool.object_id}.{method}: {problem}",)
-            raise
+            if not isinstance(problem, (errors.OutcomeUnknown, errors.ConnectFailed)):
+                raise
+            problem.args = (f"{pool.object_id}.{method}: {problem}",)
+            if not again or not self._may_repeat(problem, method):
+                raise
+            return self._again(method, args, kwargs, flags, call, begun, problem)
         if isinstance(reply, bytes):
             idle = pool.idle
             if len(idle) < IDLE_CONNECTIONS_MAX:  # as put would, without a call
@@ -352,6 +372,47 @@ class Stub:
             pool.put(connection)
             return None
         return self._unusual(connection, codec, reply)
+
+    def _may_repeat(self, problem: BaseException, method: str) -> bool:
+        """Whether calling again cannot do twice what was meant once."""
+        if isinstance(problem, errors.CallTimeout) or isinstance(self.pool, LinkPool):
+            return False  # there is no time left for it; a client that is gone does not come back
+        metadata = self.pool.metadata
+        unharmed = metadata is not None and method in metadata.repeatable
+        return isinstance(problem, errors.ConnectFailed) or unharmed
+
+    def _again(
+        self,
+        method: str,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        flags: int,
+        call: Call | None,
+        begun: float,
+        problem: BaseException,
+    ) -> Any:
+        """Make the call again, with pauses, for as long as it may take; without a time, once and at once.
+
+        A server that is restarted is waited for this way, and one that has moved is found.
+        """
+        deadline = None if self.timeout_s is None else begun + self.timeout_s
+        for attempt in range(REPEATS_MAX if deadline is not None else 1):
+            stub = self
+            if deadline is not None:
+                left = deadline - monotonic()
+                if attempt:
+                    pause_s = uniform(0, min(PAUSE_MAX_S, PAUSE_S * 2 ** min(attempt, 16)))
+                    left -= _rest(max(0.0, min(left, pause_s)))
+                if left <= 0:
+                    raise problem
+                stub = self.calling(left, None, None)
+            try:
+                return stub.invoke(method, args, kwargs, flags, call=call, again=False)
+            except (errors.OutcomeUnknown, errors.ConnectFailed) as again:
+                problem = again
+                if not self._may_repeat(again, method):
+                    raise
+        raise problem
 
     def blob(
         self, connection: ClientConnection | MultiplexedConnection, method: str, blob: object
@@ -495,6 +556,19 @@ def ends_connection(value: Any, native: bool) -> bool:
     if native:
         return isinstance(value, pyro5.MessageTooLargeError)
     return isinstance(value, (pyro5.CommunicationError, pyro5.SecurityError))
+
+
+def _rest(seconds: float) -> float:
+    """Wait before a call is made again; a servant lets others have its place meanwhile."""
+    facts = in_progress.get()
+    if facts is not None:
+        facts.caller.about_to_block()
+    try:
+        sleep(seconds)
+    finally:
+        if facts is not None:
+            facts.caller.no_longer_blocked()
+    return seconds
 
 
 def raised(value: Any) -> BaseException:

@@ -292,9 +292,10 @@ class Connection(Answering):
             ):
                 raise errors.ProtocolError("the connect frame names no object, or by too long an id")
             self.peer = Extension.from_handshake(data)
+            skeleton = server.adapter.skeleton(data["object"])
             answer: dict[str, Any] = {
                 "handshake": server.validate_handshake(data.get("handshake")),
-                "meta": server.adapter.metadata(data["object"]),
+                "meta": dict(skeleton.metadata),
             }
             if self.peer is not None:
                 if self.peer.session:
@@ -302,6 +303,7 @@ class Connection(Answering):
                     self.session, self.session_is_connection = f"peer:{self.peer.session}", False
                 self.holder = self.peer.client or self.session
                 size = server.settings.limits.frame_size_max
+                answer["meta"]["repeatable"] = skeleton.repeatable
                 offer = self._share_memory(self.peer)
                 answer[wire_extension.KEY] = Extension(frame_size_max=size, shared=offer).to_data()
             payload, kind = codec.encode(answer), FrameType.CONNECT_OK
@@ -596,6 +598,11 @@ class Connection(Answering):
         else:
             what = "no complete frame" if self.greeted else "no handshake"
             self._refuse(errors.ProtocolError(f"{what} came in the time allowed"))
+
+    def say_goodbye(self) -> None:
+        """The server stops in good order: what has no reply yet was not begun, and may be asked elsewhere."""
+        if self.greeted and self.peer is not None and not self.lingering:
+            self.send(encode_frame(FrameType.GOODBYE, self.server.codecs.native.serializer_id, 0, 0, b""))
 
     def close(self) -> None:
         """Close the socket; a stock client's session ends with it.  Safe to call twice."""

@@ -395,6 +395,7 @@ class Conversation:
     # -- calls to the peer: the same face as a client's connection -----------------------------------
 
     native = True
+    last_used = 0.0
     handshake: Any = None
 
     @property

@@ -256,11 +256,15 @@ class ObjectServer:
                 os.unlink(self._location.path)
             if started:
                 self.poller.pause_reading()
+                settled = self._await_readers(deadline)
                 self._await_quiet(deadline)
                 self.adapter.end_all()
                 self._await_quiet(deadline)
+                settled = settled and not self.adapter.busy and not self.receiving
             self._send_gathered(True)
             for connection in list(self.poller.connections.values()):
+                if started and settled:
+                    connection.say_goodbye()
                 connection.close()
             self._await_taken(min(deadline, time.monotonic() + LINGER_S))
         finally:
@@ -274,6 +278,15 @@ class ObjectServer:
             self.memory.close()
             self._state = "stopped"
             self._stopped.set()
+
+    def _await_readers(self, deadline: float) -> bool:
+        """Until whatever was being read when reading was paused has been admitted; False if that takes long.
+
+        The leader reads, and what is submitted to it runs when it does not.
+        """
+        passed = threading.Event()
+        self.engine.submit(passed.set)
+        return passed.wait(max(0.0, deadline - time.monotonic()))
 
     def _await_quiet(self, deadline: float) -> None:
         """Until nothing runs or waits.  The pause is how often we look, not what we rely on."""

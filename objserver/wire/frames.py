@@ -50,6 +50,9 @@ class FrameType:
     INVOKE = 4
     RESULT = 5
     PING = 6
+    GOODBYE = 17
+    """Between our peers only, from a server that stops: no request that has no reply yet was begun, or will
+    be."""
     CANCEL = 16
     """Between our peers only: the sender of request `sequence` wants no result any more."""
 

@@ -7,7 +7,15 @@ import pytest
 
 from objserver import errors
 from objserver.client import stub as stub_module
-from objserver.client.stub import IDLE_CONNECTIONS_MAX, SURELY_OPEN_S, ConnectionPool, ItemStream, Stub
+from objserver.client.stub import (
+    IDLE_CONNECTIONS_MAX,
+    PAUSE_MAX_S,
+    PAUSE_S,
+    SURELY_OPEN_S,
+    ConnectionPool,
+    ItemStream,
+    Stub,
+)
 from objserver.codecs import Codecs
 from objserver.invocation import Facts, in_progress
 from objserver.references import Location, Reference
@@ -28,7 +36,9 @@ class Connection:
         self.session = greeting.session
         self.codec = CODEC
         self.native = True
-        self.metadata = types.SimpleNamespace(methods=frozenset(), oneway=frozenset(), attrs=frozenset())
+        self.metadata = types.SimpleNamespace(
+            methods=frozenset(), oneway=frozenset(), attrs=frozenset(), repeatable=frozenset({"look"})
+        )
         self.last_used = stub_module.monotonic()
         self.is_open = True
         self.stale = self.breaks = False
@@ -61,6 +71,8 @@ def clock(monkeypatch):
     """Time that passes only when `clock.now` is changed; and no connection is a real one."""
     clock = types.SimpleNamespace(now=100.0)
     monkeypatch.setattr(stub_module, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(stub_module, "sleep", lambda seconds: setattr(clock, "now", clock.now + seconds))
+    monkeypatch.setattr(stub_module, "uniform", lambda low, high: high)
     monkeypatch.setattr(stub_module, "ClientConnection", Connection)
     Connection.made = []
     return clock
@@ -138,7 +150,7 @@ def test_what_failed_before_anything_was_sent_keeps_the_connection(pool, stub):
     assert list(pool.idle) == [connection]
 
 
-@pytest.mark.parametrize("kind", [errors.ConnectionLost, errors.CallTimeout, errors.ConnectFailed])
+@pytest.mark.parametrize("kind", [errors.ConnectionLost, errors.CallTimeout])
 def test_a_connection_that_broke_is_not_kept(pool, stub, kind):
     stub.invoke("warm", (), {})
     (connection,) = Connection.made
@@ -146,6 +158,120 @@ def test_a_connection_that_broke_is_not_kept(pool, stub, kind):
     with pytest.raises(kind, match=r"^Thing\.f: it broke"):
         stub.invoke("f", (), {})
     assert not pool.idle
+
+
+# -- calling again -------------------------------------------------------------------------------------
+
+
+def breaks(connection, kind):
+    connection.problem, connection.breaks = kind("it broke"), True
+
+
+@pytest.fixture
+def network(monkeypatch):
+    """How the connections that are made from now on behave: what they raise when they are made or used."""
+    network = types.SimpleNamespace(down=0, broken=[])
+
+    class Fresh(Connection):
+        def __init__(self, greeting, **options):
+            super().__init__(greeting, **options)
+            if network.down:
+                network.down -= 1
+                raise errors.ConnectFailed("nobody listens")
+            if network.broken:
+                breaks(self, network.broken.pop(0))
+
+    monkeypatch.setattr(stub_module, "ClientConnection", Fresh)
+    return network
+
+
+def test_what_was_not_sent_is_sent_again_on_another_connection(stub, network):
+    stub.invoke("warm", (), {})
+    breaks(Connection.made[0], errors.ConnectFailed)
+    assert stub.invoke("f", (), {}) == "f"
+    assert [len(c.requests) for c in Connection.made] == [2, 1]
+
+
+def test_without_a_time_it_is_tried_once_more(pool, network):
+    stub = Stub(pool, None)
+    stub.invoke("warm", (), {})
+    breaks(Connection.made[0], errors.ConnectFailed)
+    network.down = 1
+    with pytest.raises(errors.ConnectFailed, match="nobody listens"):
+        stub.invoke("f", (), {})
+    assert len(Connection.made) == 2
+
+
+def test_within_its_time_a_server_is_waited_for(pool, network, clock):
+    stub = Stub(pool, 60.0)
+    stub.invoke("warm", (), {})
+    breaks(Connection.made[0], errors.ConnectFailed)
+    network.down = 9
+    began = clock.now
+    assert stub.invoke("f", (), {}) == "f"
+    waited = clock.now - began
+    # Each pause is twice as long as the one before, up to a bound.
+    pauses = [min(PAUSE_MAX_S, PAUSE_S * 2**n) for n in range(1, 10)]
+    assert waited == pytest.approx(sum(pauses))
+
+
+def test_the_deadline_ends_the_waiting(pool, network, clock):
+    stub = Stub(pool, 5.0)
+    stub.invoke("warm", (), {})
+    breaks(Connection.made[0], errors.ConnectFailed)
+    network.down = 10**6
+    began = clock.now
+    with pytest.raises(errors.ConnectFailed):
+        stub.invoke("f", (), {})
+    assert clock.now - began == pytest.approx(5.0)
+
+
+def test_a_server_that_is_not_there_when_the_pool_is_empty_is_waited_for_too(pool, network):
+    stub = Stub(pool, 60.0)
+    stub.invoke("warm", (), {})
+    pool.idle.clear()
+    network.down = 3
+    assert stub.invoke("f", (), {}) == "f"
+
+
+def test_who_was_never_reached_is_not_waited_for(pool, network, clock):
+    network.down = 1
+    began = clock.now
+    with pytest.raises(errors.ConnectFailed):
+        Stub(pool, 60.0).invoke("f", (), {})
+    assert (clock.now, len(Connection.made)) == (began, 1)
+
+
+def test_an_unknown_outcome_is_repeated_only_where_that_does_no_harm(pool, network):
+    stub = Stub(pool, 60.0)
+    stub.invoke("warm", (), {})
+    breaks(Connection.made[0], errors.ConnectionLost)
+    network.broken = [errors.ConnectionLost, errors.ConnectionLost]
+    assert stub.invoke("look", (), {}) == "look"
+    assert len(Connection.made) == 4
+    breaks(Connection.made[3], errors.ConnectionLost)
+    with pytest.raises(errors.ConnectionLost):
+        stub.invoke("change", (), {})
+    assert len(Connection.made) == 4
+
+
+def test_what_was_not_sent_at_first_and_then_has_an_unknown_outcome_is_not_sent_thrice(pool, network):
+    stub = Stub(pool, 60.0)
+    stub.invoke("warm", (), {})
+    breaks(Connection.made[0], errors.ConnectFailed)
+    network.broken = [errors.ConnectionLost]
+    with pytest.raises(errors.ConnectionLost):
+        stub.invoke("change", (), {})
+    assert len(Connection.made) == 2
+
+
+def test_no_call_is_repeated_when_its_time_is_up(pool, network):
+    stub = Stub(pool, 60.0)
+    stub.invoke("warm", (), {})
+    breaks(Connection.made[0], errors.CallTimeout)
+    with pytest.raises(errors.CallTimeout):
+        stub.invoke("look", (), {})
+    assert len(Connection.made) == 1
 
 
 # -- sessions ------------------------------------------------------------------------------------------
