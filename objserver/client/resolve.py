@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import random
 from collections.abc import Callable
+from random import Random
 from typing import Any
 
 from objserver import errors, pyro5
 from objserver.references import NAMESERVER_ID, NAMESERVER_PORT, Location, Reference
 
 __all__ = ["name_server", "resolve"]
+
+_choice = Random().choice
+"""Of our own: the application may have seeded the common one, and count on it."""
 
 
 def name_server(location: Location | None = None) -> Reference:
@@ -46,7 +49,7 @@ def resolve(reference: Reference, call: Callable[..., Any], timeout_s: float | N
         ) from problem
     if not found:
         raise errors.NamingError(f"no object is registered with all of the tags {sorted(reference.tags)}")
-    return Reference.parse(str(random.choice(sorted(found.values()))))
+    return Reference.parse(str(_choice(sorted(found.values()))))
 
 
 def _lookup(name: str, lookup: Callable[[str], Any]) -> Reference:

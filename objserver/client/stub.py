@@ -20,7 +20,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from random import uniform
+from random import Random
 from time import monotonic, sleep
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Protocol, Self, cast
@@ -48,6 +48,8 @@ PAUSE_S, PAUSE_MAX_S = 0.01, 1.0
 server that comes back do not all come at once."""
 REPEATS_MAX = 10_000
 """More than any deadline allows, so that it is the deadline that ends it."""
+uniform = Random().uniform
+"""Of our own: the application may have seeded the common one, and count on it."""
 IDLE_CONNECTIONS_MAX = 8
 """Connections a proxy keeps for its next calls; more are closed after use."""
 SURELY_OPEN_S = 0.05
