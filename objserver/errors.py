@@ -13,7 +13,7 @@
     │   ├── Deadlock               the call would wait for itself
     │   └── ActivationError        no servant could be made, or its stored state could not be read
     ├── Cancelled                  its caller cancelled the call: what it did until then is done
-    ├── StoreError                 the store failed; the object is as it was before the call
+    ├── StoreError                 the store failed; the object is as it was, unless `in_doubt`
     │   └── StateError             the servant's state cannot be stored as data (also TypeError)
     ├── CommunicationError         the network
     │   ├── ConnectFailed          no connection: the call was not sent (also ConnectionError)
@@ -138,7 +138,12 @@ class Cancelled(ObjServerError):
 
 
 class StoreError(ObjServerError):
-    """The store could not read or keep an object's state."""
+    """The store could not read or keep an object's state.
+
+    `in_doubt`: its answer to a commit did not come, so the change may be stored all the same.
+    """
+
+    in_doubt: bool = False
 
 
 class StateError(StoreError, TypeError):

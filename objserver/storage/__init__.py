@@ -7,10 +7,10 @@ a server without persistent objects does not need it.
 from __future__ import annotations
 
 from objserver import errors
-from objserver.storage.base import Change, Record, Store
+from objserver.storage.base import Change, Record, Reply, Store, Unstorable
 from objserver.storage.committer import Committer
 
-__all__ = ["Change", "Committer", "Record", "Store", "open_store"]
+__all__ = ["Change", "Committer", "Record", "Reply", "Store", "Unstorable", "open_store"]
 
 
 def open_store(url: str) -> Store:

@@ -5,6 +5,10 @@ engine keeps is compare-and-set: a change names the (epoch, version) it is based
 if the row still has them, so a late writer can never undo what another has already acknowledged.
 Versions only grow.  Deleting therefore leaves a tombstone, a row whose state is None, and making the
 object again is a change based on the tombstone's version.
+
+What a call was answered is kept beside the state, in the same transaction: a client that lost the reply and
+asks again gets the same one, and the call is not executed twice.  A record is kept until its client has
+acknowledged it, also when the object is deleted meanwhile.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from typing import NamedTuple, Protocol
 
 from objserver import errors
 
-__all__ = ["Change", "Record", "Store", "Unstorable"]
+__all__ = ["Change", "Record", "Reply", "Store", "Unstorable"]
 
 
 class Record(NamedTuple):
@@ -27,8 +31,25 @@ class Record(NamedTuple):
     state: bytes | None
 
 
+class Reply(NamedTuple):
+    """How call `seq` of a client (16 bytes) to one object ended, so that a repetition can be answered.
+
+    `digest` is of what was called with what: the same number with another content is no repetition.
+    """
+
+    client: bytes
+    seq: int
+    digest: bytes
+    status: int
+    result: bytes | None
+
+
 class Change(NamedTuple):
-    """The next state of one object.  `version` is what it is based on: 0 for an object never stored."""
+    """The next state of one object.  `version` is what it is based on: 0 for an object never stored.
+
+    It is the outcome of `calls` calls, by which the version grows; `replies` are theirs.  Each pair in
+    `acked`, a client and a number, frees the stored records of that client's calls up to that number.
+    """
 
     type: str
     key: str
@@ -37,10 +58,14 @@ class Change(NamedTuple):
     codec: int
     state_version: int
     state: bytes | None
+    calls: int = 1
+    replies: Sequence[Reply] = ()
+    acked: Sequence[tuple[bytes, int]] = ()
 
 
 class Unstorable(errors.StoreError):
-    """The store is well, but one of the changes is nothing that it can hold: too large, say.
+    """The store is well, but one of the changes is nothing that it can hold: too large, say,
+    or the record of a call that has one already.
 
     The committer finds out which, so that the others are stored; callers see a plain StoreError.
     """
@@ -57,9 +82,14 @@ class Store(Protocol):
     def commit(self, changes: Sequence[Change]) -> set[tuple[str, str]]:
         """Apply the changes in one transaction, durable on return; the (type, key) of those accepted.
 
-        At most one change per object, since the answer could not tell two apart.  Unstorable, with nothing
-        applied, if a change among them is to blame and not the store.
+        At most one change per object, since the answer could not tell two apart.  Of a change that is not
+        accepted nothing is kept, neither state nor replies.  Unstorable, with nothing applied, if a change
+        among them is to blame and not the store.  An error whose `in_doubt` is true says that nobody knows:
+        all of them were applied, or none.
         """
+
+    def replies(self, type: str, key: str) -> list[Reply]:
+        """The object's records that no acknowledgement has freed, in order of client and number."""
 
     def keys(self, type: str, prefix: str = "", limit: int | None = None) -> list[str]:
         """The keys of the living objects of a type, in order."""

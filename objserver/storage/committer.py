@@ -120,8 +120,12 @@ class Committer:
             # An error of its own for each: they are raised in different threads and collect tracebacks.
             outcome: errors.StoreError | None = None
             if failure is not None:
-                outcome = errors.StoreError(f"{change.type} {change.key!r} was not stored: {failure}")
+                # An error that is not the store's own tells nothing about the transaction.
+                in_doubt = getattr(failure, "in_doubt", True)
+                what = "may or may not have been stored" if in_doubt else "was not stored"
+                outcome = errors.StoreError(f"{change.type} {change.key!r} {what}: {failure}")
                 outcome.__cause__ = failure
+                outcome.in_doubt = in_doubt
             elif (change.type, change.key) not in accepted:
                 outcome = errors.StoreError(
                     f"{change.type} {change.key!r} was not stored: it is no longer at epoch {change.epoch}, "

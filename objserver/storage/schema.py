@@ -1,8 +1,8 @@
 """The tables, described once for every engine.
 
 `object` holds the state and the pair (epoch, version) that fences it.  `owner` and `owner_inc` stay empty
-on one node, and `reply` stays empty until calls carry ids; they are here because a file made today shall
-be opened by tomorrow's release without being rewritten.  `cluster` has one row: which cluster this is and
+on one node; they are here because a file made today shall
+be opened by tomorrow's release without being rewritten.  `reply` holds what calls were answered.  `cluster` has one row: which cluster this is and
 which shape the tables have, so that an older release refuses what it does not understand.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import uuid
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 
 from objserver import errors
 
@@ -18,13 +19,18 @@ __all__ = ["SCHEMA_VERSION", "metadata", "prepare"]
 
 SCHEMA_VERSION = 1
 
+# Names are compared by their code points, in every database and whatever its language.
+_NAME = sa.Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
+# Room in each page of PostgreSQL for the next version of a row, so that replacing it leaves the indexes alone.
+_ROOM = {"postgresql_with": {"fillfactor": 70}}
+
 metadata = sa.MetaData()
 
 sa.Table(
     "object",
     metadata,
-    sa.Column("type", sa.Text, primary_key=True),
-    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("type", _NAME, primary_key=True),
+    sa.Column("key", _NAME, primary_key=True),
     sa.Column("owner", sa.Text),
     sa.Column("owner_inc", sa.BigInteger),
     sa.Column("epoch", sa.BigInteger, nullable=False, server_default="0"),
@@ -33,18 +39,20 @@ sa.Table(
     sa.Column("state_version", sa.Integer, nullable=False),
     sa.Column("state", sa.LargeBinary),
     sa.Column("deleted", sa.Boolean, nullable=False, server_default=sa.false()),
+    **_ROOM,
 )
 
 sa.Table(
     "reply",
     metadata,
-    sa.Column("type", sa.Text, primary_key=True),
-    sa.Column("key", sa.Text, primary_key=True),
-    sa.Column("client", sa.Uuid, primary_key=True),
+    sa.Column("type", _NAME, primary_key=True),
+    sa.Column("key", _NAME, primary_key=True),
+    sa.Column("client", sa.LargeBinary, primary_key=True),
     sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("digest", sa.LargeBinary, nullable=False),
     sa.Column("status", sa.SmallInteger, nullable=False),
     sa.Column("result", sa.LargeBinary),
+    **_ROOM,
 )
 
 _cluster = sa.Table(
@@ -65,7 +73,7 @@ def prepare(connection: sa.Connection, name: str) -> None:
         connection.execute(_cluster.insert().values(row))
         return
     if _cluster.name not in tables:
-        raise errors.StoreError(f"{name} belongs to another program; give objserver a file of its own")
+        raise errors.StoreError(f"{name} belongs to another program; give objserver a database of its own")
     found = connection.execute(sa.select(_cluster.c.schema_version)).scalar_one()
     if found > SCHEMA_VERSION:
         raise errors.StoreError(

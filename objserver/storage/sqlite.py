@@ -23,7 +23,7 @@ import sqlalchemy.exc
 
 from objserver import errors
 from objserver.storage import schema
-from objserver.storage.base import Change, Record, Unstorable
+from objserver.storage.base import Change, Record, Reply, Unstorable
 
 __all__ = ["SqliteStore"]
 
@@ -37,11 +37,16 @@ _COLUMNS = "epoch, version, codec, state_version, state"
 _LOAD = f"SELECT {_COLUMNS} FROM object WHERE type = ? AND key = ?"
 _INSERT = (
     "INSERT INTO object (version, codec, state_version, state, deleted, type, key)"
-    " VALUES (1, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+    " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
 )
 _UPDATE = (
-    "UPDATE object SET version = version + 1, codec = ?, state_version = ?, state = ?, deleted = ?"
+    "UPDATE object SET version = version + ?, codec = ?, state_version = ?, state = ?, deleted = ?"
     " WHERE type = ? AND key = ? AND epoch = ? AND version = ?"
+)
+_FREE = "DELETE FROM reply WHERE type = ? AND key = ? AND client = ? AND seq <= ?"
+_REPLY = "INSERT INTO reply (type, key, client, seq, digest, status, result) VALUES (?, ?, ?, ?, ?, ?, ?)"
+_REPLIES = (
+    "SELECT client, seq, digest, status, result FROM reply WHERE type = ? AND key = ? ORDER BY client, seq"
 )
 # Text is compared as UTF-8 bytes and 0xff occurs in none, so this range is exactly the prefix's.
 _KEYS = (
@@ -124,6 +129,14 @@ class SqliteStore:
         kind = Unstorable if what == "write" and isinstance(error, _ROW_FAILURES) else errors.StoreError
         return kind(f"cannot {what} {self._path}: " + (f"{advice} ({error})" if advice else str(error)))
 
+    def _doubt(self, error: sqlite3.Error) -> errors.StoreError:
+        """The error of a COMMIT: what of it reached the disk, the next start may find there."""
+        if _code(error) == sqlite3.SQLITE_IOERR:
+            self._failed = error
+        failure = self._error("write", error)
+        failure.in_doubt = True
+        return failure
+
     @contextlib.contextmanager
     def _using(self, what: str) -> Iterator[sqlite3.Connection]:
         """The connection for this thread alone; no transaction and no driver error leaves the block."""
@@ -153,15 +166,27 @@ class SqliteStore:
             run = connection.execute
             run("BEGIN IMMEDIATE")
             for c in changes:
-                values = (c.codec, c.state_version, c.state, c.state is None, c.type, c.key)
+                values = (c.calls, c.codec, c.state_version, c.state, c.state is None, c.type, c.key)
                 if c.epoch == c.version == 0:
                     done = run(_INSERT, values)
                 else:
                     done = run(_UPDATE, (*values, c.epoch, c.version))
                 if done.rowcount == 1:
                     accepted.add((c.type, c.key))
-            run("COMMIT")
+                    for client, through in c.acked:
+                        run(_FREE, (c.type, c.key, client, through))
+                    for reply in c.replies:
+                        run(_REPLY, (c.type, c.key, *reply))
+            try:
+                run("COMMIT")
+            except sqlite3.Error as error:
+                raise self._doubt(error) from error
         return accepted
+
+    def replies(self, type: str, key: str) -> list[Reply]:
+        with self._using("read") as connection:
+            rows = connection.execute(_REPLIES, (type, key)).fetchall()
+        return [Reply(*row) for row in rows]
 
     def keys(self, type: str, prefix: str = "", limit: int | None = None) -> list[str]:
         with self._using("read") as connection:
