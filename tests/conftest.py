@@ -1,6 +1,22 @@
-"""What holds for all tests: a busy machine must not fail a property."""
+"""What holds for all tests: a busy machine must not fail a property, and one PostgreSQL does for many."""
 
+import pytest
 from hypothesis import settings
+
+pytest.register_assert_rewrite("objserver.testing.stores")
+
+from objserver.testing.postgres import PostgresServer, Unavailable  # noqa: E402
 
 settings.register_profile("objserver", deadline=None)
 settings.load_profile("objserver")
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    """A throw-away server for the tests of this process."""
+    try:
+        server = PostgresServer()
+    except Unavailable as reason:
+        pytest.skip(f"no PostgreSQL: {reason}")
+    yield server
+    server.stop()

@@ -1,7 +1,7 @@
 """Where the state of objects outlives the process.
 
-The only room that knows SQL.  Importing it costs nothing: SQLAlchemy is loaded when a store is opened, so
-a server without persistent objects does not need it.
+The only room that knows SQL.  Importing it costs nothing: SQLAlchemy, and psycopg for PostgreSQL, are
+loaded when a store is opened, so a server without persistent objects does not need them.
 """
 
 from __future__ import annotations
@@ -16,12 +16,16 @@ __all__ = ["Change", "Committer", "Record", "Reply", "Store", "Unstorable", "ope
 def open_store(url: str) -> Store:
     """Open the store at a URL, creating it if need be."""
     scheme, colon, _ = url.partition(":")
+    if colon and scheme in ("postgresql", "postgresql+psycopg", "postgres"):
+        from objserver.storage.postgres import PostgresStore
+
+        return PostgresStore(url)
     if not colon or scheme != "sqlite":
         # Of a URL only the scheme is repeated: the rest may hold a password.  Without a colon it is a path.
         hint = f" (did you mean sqlite:///{url}?)" if url and not colon else ""
         raise errors.StoreError(
             f"no store for {scheme + ':' if colon else 'a text without a scheme'}{hint}; supported are "
-            "sqlite:///path (a file) and sqlite:// (memory); postgresql comes with a later release"
+            "sqlite:///path (a file), sqlite:// (memory) and postgresql://user:password@host/database"
         )
     from objserver.storage.sqlite import SqliteStore
 

@@ -1,14 +1,15 @@
 """The tables, described once for every engine.
 
-`object` holds the state and the pair (epoch, version) that fences it.  `owner` and `owner_inc` stay empty
-on one node; they are here because a file made today shall
-be opened by tomorrow's release without being rewritten.  `reply` holds what calls were answered.  `cluster` has one row: which cluster this is and
-which shape the tables have, so that an older release refuses what it does not understand.
+`object` holds the state and the pair (epoch, version) that fences it. `owner` and `owner_inc` stay empty
+on one node; they are here because a file made today shall be opened by tomorrow's release without being
+rewritten. `reply` holds what calls were answered. `cluster` has one row: which cluster this is and which
+shape the tables have, so that an older release refuses what it does not understand.
 """
 
 from __future__ import annotations
 
 import uuid
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
@@ -21,8 +22,8 @@ SCHEMA_VERSION = 1
 
 # Names are compared by their code points, in every database and whatever its language.
 _NAME = sa.Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
-# Room in each page of PostgreSQL for the next version of a row, so that replacing it leaves the indexes alone.
-_ROOM = {"postgresql_with": {"fillfactor": 70}}
+# PostgreSQL keeps the next version of a row in the same page, if it has room, and leaves the indexes alone.
+_ROOM: dict[str, Any] = {"postgresql_with": {"fillfactor": 70}}
 
 metadata = sa.MetaData()
 

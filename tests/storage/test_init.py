@@ -8,13 +8,13 @@ from objserver import errors, storage
 
 
 def test_importing_the_room_does_not_load_sqlalchemy():
-    code = "import sys, objserver.storage; sys.exit('sqlalchemy' in sys.modules)"
+    code = "import sys, objserver.storage; sys.exit(not {'sqlalchemy', 'psycopg'}.isdisjoint(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("url", ["postgresql://me:secret@host/db", "mysql://x", "objects.db", ""])
+@pytest.mark.parametrize("url", ["mysql://me:secret@host/db", "mysql://x", "objects.db", ""])
 def test_unknown_url_names_what_is_supported(url):
-    with pytest.raises(errors.StoreError, match=r"sqlite:///path.*postgresql comes with a later") as caught:
+    with pytest.raises(errors.StoreError, match=r"sqlite:///path.*postgresql://user:password@host") as caught:
         storage.open_store(url)
     assert "secret" not in str(caught.value)
 
@@ -38,3 +38,10 @@ def test_relative_and_absolute_paths(tmp_path, monkeypatch):
         assert store.url == url
         store.close()
     assert {"one.db", "two.db"} <= {p.name for p in tmp_path.iterdir()}
+
+
+def test_without_psycopg_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    monkeypatch.delitem(sys.modules, "objserver.storage.postgres", raising=False)
+    with pytest.raises(errors.StoreError, match=r"pip install 'objserver\[postgres\]'"):
+        storage.open_store("postgresql://me:secret@host/db")

@@ -1,0 +1,182 @@
+import concurrent.futures
+import traceback
+
+import pytest
+
+from objserver import errors
+from objserver.storage import Unstorable, open_store
+from objserver.storage import postgres as engine
+from objserver.testing.stores import SqlStoreConformance, change, race, reply
+
+SECRET = "s3cret"
+
+
+@pytest.fixture
+def url(postgres):
+    return postgres.new_url()
+
+
+@pytest.fixture
+def store(url):
+    store = open_store(url)
+    yield store
+    store.close()
+
+
+class TestPostgres(SqlStoreConformance):
+    @pytest.fixture(autouse=True)
+    def server(self, postgres):
+        self.server = postgres
+
+    @pytest.fixture
+    def url(self, postgres):
+        return postgres.new_url()
+
+    def sql(self, url, statement):
+        return self.server.execute(statement, url)
+
+
+def disconnect(postgres):
+    """Every store loses its connections, as when the server is started anew."""
+    ended = postgres.execute(
+        "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
+        " WHERE application_name = 'objserver' AND pid <> pg_backend_pid()"
+    )
+    assert ended
+    assert all(done for (done,) in ended)
+
+
+def test_two_stores_race_for_the_same_objects(url):
+    stores = [open_store(url) for _ in range(4)]
+    wins = race(stores, 25)
+    assert sum(wins) == 25
+    assert {r.version for _, r in stores[0].items("T")} == {25}
+    for store in stores:
+        store.close()
+
+
+def test_two_stores_are_made_at_the_same_time(url):
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        stores = list(pool.map(open_store, [url] * 4))
+    assert all(store.load("T", "a") is None for store in stores)
+    for store in stores:
+        store.close()
+
+
+def test_lost_connections_are_made_again(postgres, store):
+    store.commit([change("a")])
+    assert store.load("T", "a").version == 1
+    disconnect(postgres)
+    assert store.load("T", "a").version == 1
+    assert store.commit([change("a", 1)])
+    assert store.load("T", "a").version == 2
+
+
+def test_a_connection_that_breaks_in_a_commit_leaves_it_in_doubt(postgres, store):
+    store.commit([change("a")])
+    postgres.execute(
+        "CREATE FUNCTION hang_up() RETURNS trigger AS 'BEGIN PERFORM pg_terminate_backend(pg_backend_pid());"
+        " RETURN NEW; END' LANGUAGE plpgsql; CREATE TRIGGER hang_up BEFORE UPDATE ON object"
+        " FOR EACH ROW EXECUTE FUNCTION hang_up()",
+        store.url,
+    )
+    with pytest.raises(errors.StoreError, match="cannot write") as caught:
+        store.commit([change("a", 1)])
+    assert caught.value.in_doubt
+    assert not isinstance(caught.value, Unstorable)
+    postgres.execute("DROP TRIGGER hang_up ON object", store.url)
+    assert store.commit([change("a", 1)])
+
+
+@pytest.mark.parametrize("level", ["WARNING", "EXCEPTION"])
+def test_a_commit_that_is_not_certain_is_in_doubt(postgres, store, level):
+    store.commit([change("a")])
+    postgres.execute(
+        f"CREATE FUNCTION complain() RETURNS trigger AS 'BEGIN RAISE {level} ''no standby'';"
+        " RETURN NULL; END' LANGUAGE plpgsql; CREATE CONSTRAINT TRIGGER complain AFTER UPDATE ON object"
+        " DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION complain()",
+        store.url,
+    )
+    with pytest.raises(errors.StoreError, match="no standby") as caught:
+        store.commit([change("a", 1)])
+    assert caught.value.in_doubt
+    postgres.execute("DROP TRIGGER complain ON object", store.url)
+    version = store.load("T", "a").version
+    assert version == {"WARNING": 2, "EXCEPTION": 1}[level]
+    assert store.commit([change("a", version)])
+
+
+def test_too_large_for_one_transaction(store, monkeypatch):
+    monkeypatch.setattr(engine, "TRANSACTION_SIZE_MAX", 100)
+    with pytest.raises(Unstorable, match="101 bytes are too many"):
+        store.commit([change("a", state=b"x" * 50), change("b", state=b"x" * 43, replies=[reply(1)])])
+    assert store.commit([change("a", state=b"x" * 100)])
+
+
+def test_settings_in_force(postgres, url):
+    postgres.execute("ALTER ROLE objserver SET synchronous_commit = off")
+    postgres.execute("ALTER ROLE objserver SET default_transaction_isolation = 'serializable'")
+    try:
+        store = open_store(url)
+    finally:
+        postgres.execute("ALTER ROLE objserver RESET ALL")
+    connection = store._writing.connection
+    asked = {
+        name: connection.execute(f"SHOW {name}").fetchone()[0]
+        for name in ("synchronous_commit", "transaction_isolation", "statement_timeout", "fsync")
+    }
+    store.close()
+    assert asked == {
+        "synchronous_commit": "on",
+        "transaction_isolation": "read committed",
+        "statement_timeout": "30s",
+        "fsync": "on",
+    }
+
+
+def test_errors_do_not_show_the_row(store):
+    with pytest.raises(Unstorable) as caught:
+        store.commit([change("a", state=SECRET.encode(), state_version=None)])
+    assert SECRET not in str(caught.value)
+    assert SECRET.encode().hex() not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"postgresql://me:{SECRET}@127.0.0.1:1/db",
+        f"postgresql+psycopg://me:{SECRET}@[::1]:1/db?connect_timeout=2",
+        f"postgresql://127.0.0.1:1/db?user=me&password={SECRET}",
+        f"postgresql://me:a@{SECRET}@127.0.0.1:1/db",
+        f"postgresql://me:a/{SECRET}@127.0.0.1:1/db",
+        f"postgresql://me:a#{SECRET}@127.0.0.1:1/db",
+        f"postgresql://me:{SECRET}@127.0.0.1:1/db?{SECRET}",
+        f"postgresql://me:{SECRET}@127.0.0.1:{SECRET}/db",
+        f"postgresql:me:{SECRET}@host/db",
+    ],
+)
+def test_no_password_in_errors(url):
+    with pytest.raises(errors.StoreError) as caught:
+        open_store(url)
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "StoreError" in shown
+    assert SECRET not in shown
+    assert not caught.value.in_doubt
+
+
+def test_no_password_in_what_the_store_shows(postgres, url):
+    store = open_store(url.replace("objserver@", f"objserver:{SECRET}@"))
+    assert store.url == url.replace("+psycopg", "")
+    assert SECRET not in repr(store)
+    store.close()
+
+
+def test_who_refuses_is_named(postgres):
+    with pytest.raises(errors.StoreError, match=r'cannot open nowhere at /.*"nowhere" does not exist'):
+        open_store(postgres.url.replace("/postgres", "/nowhere"))
+
+
+def test_a_database_that_cannot_hold_every_text_is_refused(postgres):
+    postgres.execute("CREATE DATABASE latin ENCODING 'LATIN1' TEMPLATE template0")
+    with pytest.raises(errors.StoreError, match="its encoding is LATIN1"):
+        open_store(postgres.url.replace("/postgres", "/latin"))
