@@ -131,8 +131,7 @@ def _server(bin: str, directory: str) -> Iterator[None]:
     try:
         subprocess.run([f"{bin}/postgres", "--version"], stdout=subprocess.DEVNULL, check=True, **account)
     except PermissionError:  # a wheel below /root, say
-        shutil.copytree(pathlib.Path(bin).parent, f"{directory}/install", symlinks=True)
-        bin = f"{directory}/install/bin"
+        bin = _copied(pathlib.Path(bin), pathlib.Path(directory))
     made = subprocess.run(
         [f"{bin}/initdb", "-D", data, "-U", USER, "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"],
         stdin=subprocess.DEVNULL,
@@ -170,6 +169,15 @@ def _server(bin: str, directory: str) -> Iterator[None]:
             server.wait()
 
 
+def _copied(bin: pathlib.Path, directory: pathlib.Path) -> str:
+    """The same binaries where all may read them, with the libraries that a wheel has beside its package."""
+    package = bin.parent.parent
+    for name in (f"{package.name}/{bin.parent.name}", f"{package.name}.libs"):
+        if (package.parent / name).exists():
+            shutil.copytree(package.parent / name, directory / "install" / name, symlinks=True)
+    return str(directory / "install" / package.name / bin.parent.name / "bin")
+
+
 def _is_ready(path: str) -> bool:
     with contextlib.suppress(OSError):
         return pathlib.Path(path).read_text().rstrip().endswith("ready")
@@ -189,5 +197,5 @@ def _watch(bin: str) -> None:
 if __name__ == "__main__":
     try:
         _watch(sys.argv[1])
-    except Unavailable as problem:
+    except (Unavailable, OSError, subprocess.SubprocessError) as problem:
         sys.exit(str(problem))

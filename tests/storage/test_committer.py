@@ -247,3 +247,24 @@ def test_a_closed_store_is_not_blamed_on_the_changes():
     with pytest.raises(errors.StoreError) as caught:
         store.commit([change("a")])
     assert type(caught.value) is errors.StoreError
+
+
+@pytest.mark.parametrize("in_doubt", [True, False])
+def test_what_is_in_doubt_stays_so(fake, make, in_doubt):
+    committer, outcomes = make(), []
+    fake.error = errors.StoreError("no answer")
+    fake.error.in_doubt = in_doubt
+    fake.gate.set()
+    committer.submit(change("a"), outcomes.append)
+    committer.close()
+    said = "may or may not have been stored" if in_doubt else "was not stored"
+    assert [(str(e), e.in_doubt) for e in outcomes] == [(f"T 'a' {said}: no answer", in_doubt)]
+
+
+def test_an_error_that_is_not_the_stores_own_proves_nothing(fake, make):
+    committer, outcomes = make(), []
+    fake.error = ValueError("a defect")
+    fake.gate.set()
+    committer.submit(change("a"), outcomes.append)
+    committer.close()
+    assert [e.in_doubt for e in outcomes] == [True]

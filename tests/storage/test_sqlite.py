@@ -113,3 +113,38 @@ def test_file_without_permission(tmp_path, mode):
     path.chmod(mode)
     with pytest.raises(errors.StoreError, match=r"a\.db: this user may not read and write it"):
         open_store(f"sqlite:///{path}")
+
+
+class FailingCommit:
+    """A connection whose COMMIT ends with an error."""
+
+    def __init__(self, connection, code):
+        self._connection = connection
+        self._code = code
+
+    def __getattr__(self, name):
+        return getattr(self._connection, name)
+
+    def execute(self, statement, *parameters):
+        if statement == "COMMIT":
+            failure = sqlite3.OperationalError("no answer")
+            failure.sqlite_errorcode = self._code
+            raise failure
+        return self._connection.execute(statement, *parameters)
+
+
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_FSYNC])
+def test_an_error_of_commit_is_in_doubt(code):
+    store = open_store("sqlite://")
+    connection = store._connection
+    store._connection = FailingCommit(connection, code)
+    with pytest.raises(errors.StoreError, match="no answer") as caught:
+        store.commit([change("a")])
+    assert caught.value.in_doubt
+    store._connection = connection
+    if code == sqlite3.SQLITE_FULL:
+        assert store.commit([change("a")])
+    else:
+        with pytest.raises(errors.StoreError, match="restart"):
+            store.commit([change("a")])
+    store.close()
