@@ -1,11 +1,13 @@
 import concurrent.futures
 import traceback
 
+import psycopg
 import pytest
 
 from objserver import errors
 from objserver.storage import Unstorable, open_store
 from objserver.storage import postgres as engine
+from objserver.testing.postgres import PostgresServer
 from objserver.testing.stores import SqlStoreConformance, change, race, reply
 
 SECRET = "s3cret"
@@ -104,6 +106,30 @@ def test_a_commit_that_is_not_certain_is_in_doubt(postgres, store, level):
     version = store.load("T", "a").version
     assert version == {"WARNING": 2, "EXCEPTION": 1}[level]
     assert store.commit([change("a", version)])
+
+
+def test_a_statement_that_waits_too_long_is_given_up(postgres, store):
+    store.commit([change("a")])
+    store._writing.connection.execute("SET statement_timeout = '50ms'")
+    with psycopg.connect(store.url) as other:
+        other.execute("SELECT * FROM object FOR UPDATE")
+        with pytest.raises(errors.StoreError, match="took too long") as caught:
+            store.commit([change("a", 1)])
+    assert caught.value.in_doubt
+    assert store.commit([change("a", 1)])
+
+
+def test_a_server_that_is_gone_leaves_nothing_in_doubt(postgres):  # without that one, skipped
+    server = PostgresServer()
+    store = open_store(server.url)
+    store.commit([change("a")])
+    server.stop()
+    for use in (lambda: store.commit([change("a", 1)]), lambda: store.load("T", "a")):
+        with pytest.raises(errors.StoreError, match="cannot reach postgres at /") as caught:
+            use()
+        assert not caught.value.in_doubt
+        assert not isinstance(caught.value, Unstorable)
+    store.close()
 
 
 def test_too_large_for_one_transaction(store, monkeypatch):
