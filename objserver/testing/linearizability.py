@@ -11,10 +11,13 @@ done, state).  Objects are independent of each other (linearizability is local),
 and the work grows with the number of calls, not with their product.  Operations that were done are a bitset
 over a window that moves along, so that its numbers stay small however long the history is.
 
-An operation of unknown outcome may have happened at any time after its invocation, or never.  It is tried
-last, only where it changes the state, and of several equal ones the earliest first: any other choice could
-only reach what this one reaches.  The search can still be exponential, so it is bounded; beyond the bound the
-answer is "undecided", never a guess.
+An operation of unknown outcome may have happened at any time after its invocation, or never.
+
+Three rules leave out what could only reach what is reached anyway.  A read that answers
+right is done at once, since in any order it may be moved to here.  Of equal unknown operations
+the earliest goes first, and only where it changes the state.  And an unknown one stands directly before one
+that needs it: if that one could as well have gone first, it does.  The search can still be exponential, so it
+is bounded; beyond the bound the answer is "undecided", never a guess.
 
 References: Wing and Gong, "Testing and verifying concurrent objects" (1993); Lowe, "Testing for
 linearizability" (2017).
@@ -82,10 +85,15 @@ class Operation(NamedTuple):
 
 
 class Model(NamedTuple):
-    """A sequential object: `step(state, call)` is (next state, the answer).  States are hashable."""
+    """A sequential object: `step(state, call)` is (next state, the answer).  States are hashable.
+
+    `reads(call, answer)` says that the call, when it is answered so, changes no state whatever.  It makes
+    the search shorter and may be left out.
+    """
 
     initial: Hashable
     step: Callable[[Any, tuple[Any, ...]], tuple[Hashable, Any]]
+    reads: Callable[[tuple[Any, ...], Any], bool] = lambda call, answer: False
 
 
 class Verdict(enum.Enum):
@@ -175,6 +183,8 @@ class _Configuration(NamedTuple):
     done: int
     used: int
     state: Hashable
+    unknown: tuple[Hashable, tuple[Any, ...]] | None
+    """If the operation just before is an unknown one: the state before it, and its call."""
 
 
 class _Search:
@@ -193,7 +203,7 @@ class _Search:
         self._violation: Violation | None = None
 
     def run(self, configurations_max: int) -> Verdict | Violation:
-        at = _Configuration(0, 0, 0, self._model.initial)
+        at = _Configuration(0, 0, 0, self._model.initial, None)
         seen = {at}
         path: list[Operation] = []
         # With each place: what can still be tried from there, the next one last, and how to say it is stuck.
@@ -221,7 +231,7 @@ class _Search:
 
     def _candidates(self, at: _Configuration) -> tuple[list[int], float]:
         """The answered operations that no other must precede, and the first return among all not done."""
-        answered, (low, done, _, _) = self._answered, at
+        answered, low, done = self._answered, at.low, at.done
         limit, found = _FOREVER, []
         for index in range(low, len(answered)):
             operation = answered[index]
@@ -234,8 +244,8 @@ class _Search:
         return found, limit
 
     def _next(self, at: _Configuration) -> list[tuple[Operation, _Configuration]]:
-        """Where one more operation leads, the most urgent last."""
-        step, (low, done, used, state) = self._model.step, at
+        """Where one more operation leads, the first to try last."""
+        (_, step, reads), (low, done, used, state, unknown) = self._model, at
         candidates, limit = self._candidates(at)
         found: list[tuple[Operation, _Configuration]] = []
         if self._unknown:
@@ -247,18 +257,28 @@ class _Search:
                     tried.add(operation.call)
                     after, _ = step(state, operation.call)
                     if after != state:
-                        found.append((operation, _Configuration(low, done, used | 1 << bit, after)))
-        if len(candidates) > 1:
-            candidates.sort(key=lambda index: self._answered[index].returned, reverse=True)
-        for index in candidates:
+                        came = (state, operation.call)
+                        found.append((operation, _Configuration(low, done, used | 1 << bit, after, came)))
+        for index in reversed(candidates):
             operation = self._answered[index]
             after, answer = step(state, operation.call)
-            if answer == operation.result:
-                bits = done | 1 << (index - low)
-                # the window moves over what is done
-                ones = (~bits & bits + 1).bit_length() - 1
-                found.append((operation, _Configuration(low + ones, bits >> ones, used, after)))
+            if answer != operation.result or (unknown and self._idle(unknown, operation, after)):
+                continue
+            bits = done | 1 << (index - low)
+            ones = (~bits & bits + 1).bit_length() - 1  # the window moves over what is done
+            choice = operation, _Configuration(low + ones, bits >> ones, used, after, None)
+            if after == state and reads(operation.call, answer):
+                return [choice]
+            found.append(choice)
         return found
+
+    def _idle(self, unknown: tuple[Hashable, tuple[Any, ...]], operation: Operation, after: Hashable) -> bool:
+        """Whether the unknown operation just before this one might as well come after it, or never."""
+        before, call = unknown
+        early, answer = self._model.step(before, operation.call)
+        return bool(
+            answer == operation.result and (early == after or self._model.step(early, call)[0] == after)
+        )
 
     def _note_stuck(self, at: _Configuration, path: list[Operation]) -> None:
         """Keep the dead end that got past the most returns: what comes later is not to blame."""
@@ -289,7 +309,7 @@ def register(initial: Hashable = None) -> Model:
                 return (new, True) if state == old else (state, False)
         raise ValueError(f"a register knows no {call!r}")
 
-    return Model(initial, step)
+    return Model(initial, step, lambda call, answer: call[0] == "read" or answer is False)
 
 
 def account(balance: int = 0) -> Model:
@@ -305,7 +325,7 @@ def account(balance: int = 0) -> Model:
                 return (state - amount, state - amount) if amount <= state else (state, REFUSED)
         raise ValueError(f"an account knows no {call!r}")
 
-    return Model(balance, step)
+    return Model(balance, step, lambda call, answer: call[0] == "balance" or answer == REFUSED)
 
 
 def key_value() -> Model:
@@ -325,4 +345,4 @@ def key_value() -> Model:
                 return state - {(key, before)}, before
         raise ValueError(f"a key-value map knows no {call!r}")
 
-    return Model(frozenset(), step)
+    return Model(frozenset(), step, lambda call, answer: call[0] == "get")
