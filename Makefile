@@ -6,7 +6,7 @@ PY     := $(VENV)/bin/python
 
 PYTHONS ?= 3.11 3.12 3.13
 
-.PHONY: demo test test-all check docs notebooks bench clean
+.PHONY: demo test test-all soak check docs notebooks bench clean
 
 # One stamp per set of needs, so that a second run installs nothing.
 $(VENV)/base: setup.cfg setup.py pyproject.toml objserver/wire/_kernel.c objserver/codecs/_budget.c
@@ -26,6 +26,11 @@ PURE := tests/wire tests/codecs tests/client tests/server/test_connection.py tes
 test: $(VENV)/test
 	$(PY) -m pytest -n 2 --dist loadfile
 	OBJSERVER_PURE=1 $(PY) -m pytest -n 2 --dist loadfile $(PURE)
+
+# What takes hours: the searches of the tests with large numbers.
+soak: $(VENV)/test
+	POWER_LOSS_POINTS=2000000 $(PY) -m pytest -n 2 --dist load -k acknowledged_commit_is \
+	  -o faulthandler_timeout=0 tests/testing/test_power_loss.py
 
 # The tests under every supported Python that this machine has (on the PATH, or from pyenv).
 test-all:
