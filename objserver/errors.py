@@ -11,6 +11,8 @@
     │   ├── ServerBusy             a bounded queue or a capacity is full; later may work
     │   ├── DeadlineExceeded       its time was up before it began (also TimeoutError)
     │   ├── Deadlock               the call would wait for itself
+    │   ├── NotExecuted            `outcome` was asked: the call has not happened, and never will
+    │   ├── SessionExpired         its client was not heard of for too long
     │   └── ActivationError        no servant could be made, or its stored state could not be read
     ├── Cancelled                  its caller cancelled the call: what it did until then is done
     ├── StoreError                 the store failed; the object is as it was, unless `in_doubt`
@@ -23,6 +25,7 @@
     │   └── OutcomeUnknown         the call was sent and no answer came: it may have happened
     │       ├── ConnectionLost     ... because the connection broke (also ConnectionError)
     │       └── CallTimeout        ... in the time allowed (also TimeoutError)
+    ├── Unsettled                  between server and proxy only: repeat the call
     └── RemoteError                the servant raised something whose class the caller does not have
 
 Each subclasses the Pyro5 or builtin exception that a user would already catch, so that an `except`
@@ -33,6 +36,7 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Iterable
+from typing import Any
 
 from objserver import pyro5
 
@@ -50,6 +54,7 @@ __all__ = [
     "MemberNotFound",
     "MessageTooLarge",
     "NamingError",
+    "NotExecuted",
     "ObjServerError",
     "ObjectError",
     "ObjectNotFound",
@@ -59,8 +64,10 @@ __all__ = [
     "RemoteError",
     "SerializeError",
     "ServerBusy",
+    "SessionExpired",
     "StateError",
     "StoreError",
+    "Unsettled",
 ]
 
 
@@ -125,6 +132,17 @@ class Deadlock(ObjectError):
     cycle: tuple[str, ...] = ()
 
 
+class NotExecuted(ObjectError):
+    """The call in question has not happened, and it never will: its number is used up."""
+
+
+class SessionExpired(ObjectError):
+    """The server has heard nothing of the client for so long that it has forgotten which calls it made.
+
+    So a call that may be a repetition is refused.  A proxy makes one that certainly is none under a new name.
+    """
+
+
 class ActivationError(ObjectError):
     """No servant could be made for the object."""
 
@@ -151,7 +169,9 @@ class StateError(StoreError, TypeError):
 
 
 class CommunicationError(ObjServerError, pyro5.CommunicationError):
-    """Something between the two processes went wrong."""
+    """Something between the two processes went wrong.  `deliberate`: this side closed the connection."""
+
+    deliberate: bool = False
 
 
 class ConnectFailed(CommunicationError, ConnectionError):
@@ -173,7 +193,12 @@ class SerializeError(ProtocolError, pyro5.SerializeError):
 
 
 class OutcomeUnknown(CommunicationError):
-    """The request was sent but no reply came: it may or may not have been executed."""
+    """The request was sent but no reply came: it may or may not have been executed.
+
+    `call` names it, if the object is one that remembers its calls: see `Proxy.outcome`.
+    """
+
+    call: Any = None
 
 
 class ConnectionLost(OutcomeUnknown, pyro5.ConnectionClosedError, ConnectionError):
@@ -182,6 +207,13 @@ class ConnectionLost(OutcomeUnknown, pyro5.ConnectionClosedError, ConnectionErro
 
 class CallTimeout(OutcomeUnknown, pyro5.TimeoutError, builtins.TimeoutError):
     """No reply came in the time allowed."""
+
+
+class Unsettled(ObjServerError):
+    """The call has no outcome yet: what it did was given up before it was stored, or nobody knows.
+
+    A proxy of ours repeats it with the same number and never shows this error.
+    """
 
 
 class RemoteError(ObjServerError):

@@ -10,20 +10,47 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import logging
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-__all__ = ["Call", "Client", "Current", "Facts", "Interceptor", "current", "in_progress", "intercepted"]
+__all__ = [
+    "Call",
+    "CallId",
+    "Client",
+    "Current",
+    "Facts",
+    "Interceptor",
+    "current",
+    "in_progress",
+    "intercepted",
+]
 
 log = logging.getLogger("objserver.adapter")
 
 _NOTHING: Mapping[str, bytes] = {}
 _cancelling = threading.Lock()
 """Guards who is told of a cancellation, in all invocations: it is held for a moment, and rarely."""
+
+
+class CallId(NamedTuple):
+    """Names one call for ever, so that it can be repeated without happening twice.
+
+    `client` (16 random bytes) counts its calls from 1.  What a call causes, the calls that its servant makes,
+    has its client and number and a `path` (16 bytes, empty for the client's own call) that is derived from
+    its own, so that a servant which is run again makes the same calls again, and not others.
+    """
+
+    client: bytes
+    number: int
+    path: bytes = b""
+
+    def __str__(self) -> str:
+        return f"{self.client.hex()}:{self.number}" + (f":{self.path.hex()}" if self.path else "")
 
 
 @dataclasses.dataclass
@@ -120,6 +147,31 @@ class Facts:
         self.caller = caller
         self.object_id = object_id
         self.method = method
+
+    call: CallId | None = None
+    """What to call it when it is repeated, if it can be."""
+    acked = 0
+    """The client of `call` has the answers of all its calls up to this number."""
+    defers = False
+    """What it sends without waiting for an answer leaves when its own outcome is stored: as `messages`."""
+    messages: Sequence[Any] = ()
+    timers: Sequence[Any] = ()
+    _calls_made = 0
+
+    def send_later(self, target: str, method: str, payload: bytes) -> None:
+        """A call without an answer, of the object `target`, that is made when this one is stored."""
+        with _cancelling:
+            self.messages = [*self.messages, (target, method, payload)]
+
+    def next_call(self) -> CallId:
+        """The id of the next call that this one makes: the same each time it is run."""
+        assert self.call is not None
+        with _cancelling:
+            self._calls_made += 1
+            count = self._calls_made
+        client, number, path = self.call
+        what = f"{self.object_id} {count}".encode("utf-8", "surrogatepass")
+        return CallId(client, number, hashlib.blake2b(path + what, digest_size=16).digest())
 
     deadline: float | None = None
     """When the caller stops waiting, on the clock of `caller.now()`; None if it never does."""

@@ -9,6 +9,7 @@ or `./c:id` (a client's process, which is called on the connections that it made
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import re
 import urllib.parse
 from collections.abc import Callable
@@ -141,6 +142,25 @@ _arrival: list[Arrival] = []
 def on_arrival(make: Arrival) -> None:
     """Say what a reference becomes when it arrives inside a value; the client room makes it a proxy."""
     _arrival[:] = [make]
+
+
+Deliver = Callable[[str, str, bytes, Any, int], None]
+_delivery: list[Deliver] = []
+
+
+def on_delivery(deliver: Deliver) -> None:
+    """Register what makes the calls of `deliver`."""
+    _delivery[:] = [deliver]
+
+
+def deliver(target: str, method: str, payload: bytes, call: Any, acked: int) -> None:
+    """Call `method` of the object at the URI `target`, as `payload` encodes it, under the id `call`.
+
+    Whoever makes calls is above us, and perhaps not loaded in a process that only serves.
+    """
+    if not _delivery:
+        importlib.import_module("objserver.client.courier")
+    _delivery[0](target, method, payload, call, acked)
 
 
 def arrived(reference: Reference, find: Find | None = None, origin: Any = None) -> Any:

@@ -80,6 +80,12 @@ class ServerSettings:
     lease_s: float = 30.0
     """How long a client that is not heard of keeps such an object.  Clients renew three times as often, so it
     outlives two lost messages and a short break of the network."""
+    session_lease_s: float = 3600.0
+    """How long the store remembers what a client's calls to Persistent objects were answered, after it was
+    last heard of: longer than anybody waits for a server to come back."""
+    sessions_max: int = 100_000
+    """Such clients at a time; each is a row in the store, and what is remembered here costs about 200
+    bytes."""
     calls_per_connection_max: int = 1_000
     """Calls in flight of one connection that carries many; our own clients send half of that."""
     callbacks_per_connection_max: int = 1_000

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from objserver.adapter.gate import Gate
 from objserver.adapter.invocation import EMPTY
 from objserver.adapter.mailbox import Mailbox
 from objserver.adapter.policies import (
@@ -70,7 +71,7 @@ class Activation:
         "end_after_streams",
         "ended",
         "ending",
-        "epoch",
+        "gate",
         "key",
         "last_seen",
         "last_used",
@@ -79,15 +80,11 @@ class Activation:
         "object_id",
         "plain",
         "registration",
-        "resettle",
-        "saved",
-        "saving",
         "seen_at",
         "servant",
         "skeleton",
         "slot",
         "streams",
-        "version",
     )
 
     def __init__(
@@ -101,13 +98,8 @@ class Activation:
         self.lock = threading.Lock()
         self.servant: Any = EMPTY
         self.skeleton = registration.skeleton
-        self.epoch = 0
-        self.version = 0
-        self.saved: bytes | None = None
-        self.saving = False
-        """A save is under way: one at a time, so that the version it goes with is known."""
-        self.resettle: list[Callable[[], None]] = []
-        """Invocations that ended meanwhile, to be settled after it."""
+        self.gate: Gate | None = None
+        """Of a Persistent object, as long as the servant is there."""
         self.streams = 0
         self.last_used = 0
         """Number of the last invocation: an order among activations that costs no look at the clock."""
@@ -121,4 +113,4 @@ class Activation:
         self.ended = False
 
     def __repr__(self) -> str:
-        return f"<Activation {self.object_id!r} {self.mailbox!r} version={self.version}>"
+        return f"<Activation {self.object_id!r} {self.mailbox!r}>"

@@ -28,13 +28,14 @@ from types import CoroutineType
 from typing import Any
 
 from objserver import errors, pyro5
-from objserver.adapter import state
 from objserver.adapter.activation import EMPTY, Activation, Registration
 from objserver.adapter.active import ActiveObjects
 from objserver.adapter.calling import NOBODY, Engine, call, check_in_time, not_begun
+from objserver.adapter.durability import Durability, Repeated
 from objserver.adapter.exports import ExportTable
 from objserver.adapter.invocation import Caller, Invocation
 from objserver.adapter.mailbox import Mailbox
+from objserver.adapter.outbox import Deliver
 from objserver.adapter.policies import (
     ActivationPolicy,
     PerClient,
@@ -49,10 +50,10 @@ from objserver.adapter.streams import Streams
 from objserver.clock import Clock
 from objserver.codecs import Codecs
 from objserver.invocation import Interceptor, in_progress
-from objserver.references import DAEMON_ID, LEASED, Reference
+from objserver.references import DAEMON_ID, LEASED, Reference, deliver
 from objserver.references import object_id as reference_id
 from objserver.settings import ServerSettings
-from objserver.storage import Change, Committer, Store
+from objserver.storage import Committer, Store
 
 __all__ = ["ObjectAdapter"]
 
@@ -80,6 +81,7 @@ class ObjectAdapter:
         committer: Committer | None = None,
         pyro5_daemon: object = None,
         interceptors: Sequence[Interceptor] = (),
+        deliver: Deliver = deliver,
     ) -> None:
         self.codecs = codecs
         self._interceptors = tuple(interceptors)
@@ -90,19 +92,24 @@ class ObjectAdapter:
             offer=self._offer,
             submit=self.run_later,
             errand=self._run_errand,
-            refuse=self._refuse,
+            refuse=self.refuse,
             end=self.end,
         )
         self._engine = engine
         self._clock = clock
-        self._committer = committer
         self._pyro5_daemon = pyro5_daemon
         self._registry = Registry(has_store=store is not None)
         self._active = ActiveObjects(settings.active_objects_max)
         self._activation_at = self._active.get
-        self._servants = ServantManager(codecs, store)
+        self._servants = ServantManager(codecs, store, owner=uuid.uuid4().hex)
+        self._durability: Durability | None = None
+        if store is not None and committer is not None:
+            self._durability = Durability(
+                self, codecs, store, committer, engine, settings, clock.monotonic, deliver
+            )
         self._exports = ExportTable(settings.lease_s)
         self._exports_lock = threading.Lock()
+        self._sessions_due = clock.monotonic() + settings.session_lease_s / 4
         self.invocations = 0
 
     # -- what is served ------------------------------------------------------------------------------
@@ -245,7 +252,9 @@ class ObjectAdapter:
                     member = skeleton.methods.get(invocation.method)
                     if member is not None and invocation.batch is None:
                         invocation.member = member
-                        invocation.plain = not invocation.oneway and invocation.deadline is None
+                        invocation.plain = (
+                            not invocation.oneway and invocation.deadline is None and invocation.call is None
+                        )
                         check = member.check
                         if check is not None and (
                             [*map(type, invocation.args)] != check.usual or invocation.kwargs
@@ -265,10 +274,11 @@ class ObjectAdapter:
                             return True
                         return mailbox.offer(invocation)
         except BaseException as problem:
-            self._refuse(invocation, problem)
+            self.refuse(invocation, problem)
             return False
 
-    def _refuse(self, invocation: Invocation, problem: BaseException) -> None:
+    def refuse(self, invocation: Invocation, problem: BaseException) -> None:
+        """Answer with an error."""
         reply = self._encode(invocation, None, problem)
         if not invocation.oneway:
             invocation.caller.send(reply)
@@ -281,6 +291,8 @@ class ObjectAdapter:
 
     def _resolve(self, invocation: Invocation, skeleton: Skeleton) -> None:
         """Find what to call; MemberNotFound and ArgumentError refuse it before it waits for anything."""
+        if invocation.asks:
+            return
         portable = invocation.caller.session_is_connection  # a stock client, with a stock serializer
         if invocation.batch is None:
             invocation.member, invocation.args = skeleton.find(invocation.method, invocation.args)
@@ -345,7 +357,7 @@ class ObjectAdapter:
             else:
                 invocation.plain = False  # if it has not begun yet, it will be looked at more closely
         if waiting:
-            self._refuse(invocation, not_begun(invocation))
+            self.refuse(invocation, not_begun(invocation))
             if invocation.when_over is not None:
                 invocation.when_over()
         for other in starting:
@@ -361,7 +373,7 @@ class ObjectAdapter:
             registration, key = self._registry.find(invocation.object_id)
             invocation.located = self._servants.make(registration, key, invocation.object_id)
         except BaseException as problem:
-            self._refuse(invocation, problem)
+            self.refuse(invocation, problem)
             return
         if self.admit(invocation):
             self.run(invocation)
@@ -369,14 +381,25 @@ class ObjectAdapter:
     def _perform(self, invocation: Invocation) -> Any:
         """The long way: whatever is more than one call of a servant that is there."""
         activation = invocation.activation
+        persistent = activation.registration.persistent
         if invocation.ends:
+            invocation.gate, invocation.begun = activation.gate, activation.servant is not EMPTY
             return self._servants.passivate(activation)
         if invocation.work is None:
             check_in_time(invocation)
         if activation.servant is EMPTY:
+            if persistent and len(activation.mailbox.running) > 1:
+                raise errors.Unsettled("the servant was dropped, and others are still in it")
             self._activate(activation)
         servant, skeleton = activation.servant, activation.skeleton
         assert skeleton is not None
+        if persistent:
+            assert self._durability is not None
+            if invocation.member is None and not invocation.members and invocation.work is None:
+                self._resolve(invocation, skeleton)
+            self._durability.before(invocation)
+            invocation.defers = not invocation.readonly
+        invocation.begun = True
         if invocation.work is not None:
             return invocation.work(servant)
         if invocation.member is None and not invocation.members:
@@ -408,6 +431,10 @@ class ObjectAdapter:
         """Encode, save, send, leave.  Returns the invocation that this thread should run next."""
         activation = invocation.activation
         try:
+            if type(error) is Repeated:
+                assert self._durability is not None
+                self._durability.repeat(invocation, error)
+                return self._leave(invocation)
             if error is None and invocation.plain and type(value) in _VALUES:
                 try:
                     reply = invocation.caller.encode_result(invocation, value)
@@ -423,105 +450,33 @@ class ObjectAdapter:
                     return self._leave(invocation)
             else:
                 reply = self._encode(invocation, value, error)
-            if activation.registration.persistent and not invocation.readonly:
-                if activation.servant is EMPTY and error is None and not invocation.ends:
-                    lost = errors.StoreError(
-                        f"{invocation.object_id} was dropped while this call ran in it: another call's "
-                        "change could not be stored; nothing of this one was"
-                    )
-                    reply = self._encode(invocation, None, lost)
-                elif (
-                    activation.servant is not EMPTY
-                    and not self._inside_its_own_chain(invocation)
-                    and self._save(invocation, value, error, reply)
-                ):
+            if activation.registration.persistent:
+                assert self._durability is not None
+                inside = self._inside_its_own_chain(invocation)
+                if not self._durability.settle(invocation, reply, error, inside):
                     return None
+                return self._leave(invocation)
             if not invocation.oneway:
                 invocation.caller.send(reply)
         except BaseException:
             log.exception("%s.%s could not be settled", invocation.object_id, invocation.method)
             if activation.registration.persistent:
-                self._discard(activation)
-            self._refuse(invocation, errors.RemoteError("the outcome of the call could not be sent"))
+                self.discard(activation)
+            self.refuse(invocation, errors.RemoteError("the outcome of the call could not be sent"))
         return self._leave(invocation)
 
     @staticmethod
     def _inside_its_own_chain(invocation: Invocation) -> bool:
         """A call that one which saves waits for inside the same object: that one saves what both changed."""
         chain = invocation.chain
-        activation = invocation.activation
-        if not chain or activation.saving:
+        if not chain or invocation.readonly:
             return False
+        activation = invocation.activation
         with activation.lock:
             return any(inside.id in chain and not inside.readonly for inside in activation.mailbox.running)
 
-    def _save(self, invocation: Invocation, value: Any, error: BaseException | None, reply: bytes) -> bool:
-        """Save what changed; True if the reply is sent later, when it is safe (or the save has failed)."""
-        activation = invocation.activation
-        with activation.lock:
-            if activation.saving:
-                activation.resettle.append(partial(self._settle_and_run, invocation, value, error))
-                return True
-            activation.saving = True
-        try:
-            data = state.capture(activation.servant, self.codecs)
-            version = state.state_version(activation.servant)
-        except BaseException as problem:
-            # The servant is no longer what the store can hold: it goes, and the object stays as it was.
-            self._saved(activation)
-            self._engine.submit(partial(self._save_failed, invocation, problem))
-            return True
-        if data == activation.saved:
-            self._saved(activation)
-            return False
-        change = Change(
-            type=activation.registration.name,
-            key=activation.key,
-            epoch=activation.epoch,
-            version=activation.version,
-            codec=state.CODEC,
-            state_version=version,
-            state=data,
-        )
-
-        def done(problem: BaseException | None) -> None:
-            # On the committer's thread: what may run code of the user's is a worker's business.
-            if problem is not None:
-                self._saved(activation)
-                self._engine.submit(partial(self._save_failed, invocation, problem))
-                return
-            activation.version += 1
-            activation.saved = data
-            self._saved(activation)
-            if not invocation.oneway:
-                invocation.caller.send(reply)
-            if invocation.ends or activation.servant is EMPTY:
-                self._engine.submit(partial(self._leave_and_run, invocation))
-                return
-            following = self._leave(invocation)
-            if following is not None:
-                self.run_later(following)
-
-        assert self._committer is not None
-        try:
-            self._committer.submit(change, done)
-        except errors.ObjServerError as problem:
-            done(problem)
-        return True
-
-    def _saved(self, activation: Activation) -> None:
-        with activation.lock:
-            activation.saving = False
-            resettle, activation.resettle = activation.resettle, []
-        for settle in resettle:
-            self._engine.submit(settle)
-
-    def _save_failed(self, invocation: Invocation, problem: BaseException) -> None:
-        self._discard(invocation.activation)
-        self._refuse(invocation, problem)
-        self._leave_and_run(invocation)
-
-    def _leave_and_run(self, invocation: Invocation) -> None:
+    def leave_and_run(self, invocation: Invocation) -> None:
+        """It has ended, and makes room for those that wait."""
         self.run(self._leave(invocation))
 
     def _encode(self, invocation: Invocation, value: Any, error: BaseException | None) -> bytes:
@@ -537,6 +492,7 @@ class ObjectAdapter:
                     and invocation.work is None
                 ):
                     stream_id = self.streams.open(invocation, value)
+                    invocation.streams = True
                     return invocation.caller.encode_stream(invocation, stream_id)
                 if kind in _LAZY_VIEWS:
                     raise errors.SerializeError("a dict view is not sent; return list(...) of it")
@@ -664,7 +620,7 @@ class ObjectAdapter:
         if servant is not EMPTY:
             self._active.unname(servant, activation.object_id)
 
-    def _discard(self, activation: Activation) -> None:
+    def discard(self, activation: Activation) -> None:
         """Drop a servant whose memory may differ from the store; the next call loads the object again."""
         self._close(activation)
         with activation.lock:
@@ -689,9 +645,26 @@ class ObjectAdapter:
         self._collect(free)
         for activation in self._active.idle(now):
             self.end(activation)
+        if self._durability is not None:
+            self._durability.outbox.housekeeping(now)
+        if self._durability is not None and now >= self._sessions_due:
+            self._sessions_due = now + self.settings.session_lease_s / 4
+            self._durability.expire_sessions(self._active.all(), now)
+
+    def open_session(self, client: bytes, forever: bool = False) -> None:
+        """From now on the calls of this client are remembered; StoreError if there is no store."""
+        if self._durability is None:
+            raise errors.StoreError("this server has no store, so it remembers no calls")
+        self._durability.sessions.open(client, self._clock.monotonic(), forever)
+
+    def keeps_calls(self, object_id: str) -> bool:
+        """Whether calls of the object happen exactly once, if they have an id."""
+        return self._registry.find(object_id)[0].persistent
 
     def end_all(self) -> None:
         """Every servant ends, in its turn; `active` tells when they have."""
+        if self._durability is not None:
+            self._durability.outbox.stop()
         for activation in self._active.all():
             activation.streams = 0  # nobody can draw from them any more
             self.end(activation)
@@ -730,6 +703,7 @@ class ObjectAdapter:
             "streams": len(self.streams.table),
             "streams_max": self.settings.streams_max,
             "mailbox_size_max": self.settings.mailbox_size_max,
+            **(self._durability.statistics() if self._durability is not None else {}),
         }
 
 

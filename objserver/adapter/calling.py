@@ -158,6 +158,9 @@ class Nobody:
     def encode_stream(self, invocation: Invocation, stream_id: str) -> bytes:
         return b""
 
+    def encode_again(self, invocation: Invocation, reply: bytes) -> bytes:
+        return b""
+
     def encode_error(self, invocation: Invocation, error: BaseException) -> bytes:
         log.error("ending %s: %s", invocation.object_id, error, exc_info=error)
         return b""

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from objserver.adapter.describe import describe
-from objserver.adapter.exposure import expose, oneway, readonly
+from objserver.adapter.exposure import expose, idempotent, oneway, readonly
 from objserver.invocation import current, in_progress
+from objserver.wire.extension import CLIENT_SIZE
 
 if TYPE_CHECKING:
     from objserver.adapter.adapter import ObjectAdapter
@@ -73,6 +74,16 @@ class DaemonObject:
         if type(dropped) is dict:
             known = {i: n for i, n in dropped.items() if type(i) is str and type(n) is int and n > 0}
             self._adapter.release(_holder(), known)
+
+    @idempotent
+    def open_session(self, client: bytes, forever: bool = False) -> None:
+        """From now on this client's calls of Persistent objects are remembered, for as long as its lease.
+
+        `forever`: it is an object, which may have something to repeat after any time.
+        """
+        if len(client) != CLIENT_SIZE:
+            raise ValueError(f"a client's id has {CLIENT_SIZE} bytes")
+        self._adapter.open_session(client, forever)
 
     @oneway
     def release_session(self) -> None:

@@ -14,6 +14,7 @@ from objserver.invocation import Client, Facts
 
 if TYPE_CHECKING:
     from objserver.adapter.activation import Activation
+    from objserver.adapter.gate import Gate
 
 __all__ = ["EMPTY", "Call", "Caller", "Invocation"]
 
@@ -34,6 +35,7 @@ class Caller(Client, Protocol):
     def encode_result(self, invocation: Invocation, value: Any) -> bytes: ...
     def encode_error(self, invocation: Invocation, error: BaseException) -> bytes: ...
     def encode_stream(self, invocation: Invocation, stream_id: str) -> bytes: ...
+    def encode_again(self, invocation: Invocation, reply: bytes) -> bytes: ...
     def pyro5_context(self, invocation: Invocation) -> dict[str, Any]: ...
     def send(self, reply: bytes) -> None: ...
 
@@ -56,6 +58,16 @@ class Invocation(Facts):
     """Of the adapter's own making: it cannot be refused, since nobody would repeat it."""
     weight: object = None
     """Lives as long as the invocation, and with it what the server counts for its arguments."""
+    begun = False
+    """A servant has been called, so that what came of it may have to be kept."""
+    streams = False
+    """Its result is a stream."""
+    digest = b""
+    """Of what it calls with what, if it can be repeated."""
+    asks = False
+    """It only wants to know what became of `call`."""
+    gate: Gate | None = None
+    """Through which its reply leaves, if the object is Persistent."""
     when_over: Callable[[], None] | None = None
     """To be called when it is cancelled, for its `work` may never have begun."""
     work: Callable[[Any], Any] | None = None

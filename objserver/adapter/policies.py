@@ -75,10 +75,15 @@ class Persistent:
 
     The object exists for ever; its servant is passivated after `idle_timeout_s` seconds without a call,
     and least recently used first when more than `capacity` are active.
+
+    Where several servers may have the store open, `@readonly` members are answered after the store has
+    confirmed that no other server has the object meanwhile.  `fast_reads` does without: they may then tell
+    what was true a while ago.
     """
 
     idle_timeout_s: float = 300.0
     capacity: int = 10_000
+    fast_reads: bool = False
 
     def __post_init__(self) -> None:
         _check_bounds(self)

@@ -14,7 +14,8 @@ from typing import Any
 from objserver import errors, pyro5
 from objserver.adapter.invocation import Invocation
 from objserver.codecs.exceptions import text_of
-from objserver.wire import Flag, FrameType, encode_frame
+from objserver.settings import CLIENT_LIMITS
+from objserver.wire import Flag, FrameParser, FrameType, encode_frame
 from objserver.wire.buffers import Parts, parts_frame
 from objserver.wire.frames import plain_frame, plain_start
 from objserver.wire.shared_memory import Link
@@ -70,7 +71,8 @@ class Answering:
             parts,
             invocation._response_annotations,
             request.correlation,
-            None if request.flags & Flag.KEEP else self._memory,  # what is shared can be taken once
+            # What is shared can be taken once.
+            None if request.flags & Flag.KEEP or invocation.call is not None else self._memory,
             self._payload_max,
         )
 
@@ -84,6 +86,26 @@ class Answering:
             request.sequence,
             codec.encode(errors.ProtocolError("result of call is an iterator")),
             {**invocation.response_annotations, "STRM": stream_id.encode()},
+            request.correlation,
+        )
+
+    def encode_again(self, invocation: Invocation, reply: bytes) -> bytes:
+        """`reply`, which answered the same call before, as the answer to this request."""
+        codec, request = invocation.reply_to
+        parser = FrameParser(CLIENT_LIMITS)
+        parser.parts_in = codec.serializer_id
+        (frame,) = parser.receive_data(reply)
+        if frame.serializer_id != codec.serializer_id:
+            raise errors.SerializeError("the call was made before, with another serializer")
+        if not isinstance(frame.payload, (bytes, memoryview)):
+            return self.encode_result(invocation, codec.decode(frame.payload))
+        return encode_frame(
+            FrameType.RESULT,
+            codec.serializer_id,
+            frame.flags & Flag.EXCEPTION,
+            request.sequence,
+            bytes(frame.payload),
+            None,
             request.correlation,
         )
 
@@ -105,6 +127,8 @@ class Answering:
 
         def frame(payload: bytes, annotations: dict[str, bytes] | None) -> bytes:
             kind, flags = FrameType.RESULT, Flag.EXCEPTION
+            if invocation.call is not None and not invocation.begun:
+                flags |= Flag.REFUSED  # so an earlier attempt may still have an outcome
             return encode_frame(
                 kind, codec.serializer_id, flags, request.sequence, payload, annotations, request.correlation
             )

@@ -6,13 +6,15 @@ alone.  Its failures become errors that name the object; nothing half-made is ev
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from typing import Any
 
 from objserver import errors
 from objserver.adapter import state
 from objserver.adapter.activation import EMPTY, Activation, Registration
-from objserver.adapter.policies import Shared
+from objserver.adapter.gate import Gate
+from objserver.adapter.policies import Persistent, Shared
 from objserver.adapter.skeleton import Skeleton
 from objserver.codecs import Codecs
 from objserver.storage import Store
@@ -25,9 +27,10 @@ log = logging.getLogger("objserver.adapter")
 class ServantManager:
     """`activations` and `passivations` count what it did."""
 
-    def __init__(self, codecs: Codecs, store: Store | None) -> None:
+    def __init__(self, codecs: Codecs, store: Store | None, owner: str) -> None:
         self._codecs = codecs
         self._store = store
+        self._owner = owner
         self.activations = 0
         self.passivations = 0
 
@@ -75,20 +78,22 @@ class ServantManager:
             ) from problem
 
     def _restore(self, activation: Activation, servant: Any) -> None:
-        assert self._store is not None
-        record = self._store.load(activation.registration.name, activation.key)
-        if record is None:
-            activation.epoch = activation.version = 0
-            activation.saved = None
-            return
-        activation.epoch, activation.version = record.epoch, record.version
-        activation.saved = record.state
-        if record.state is not None:
+        store, registration = self._store, activation.registration
+        assert store is not None
+        assert isinstance(registration.activation, Persistent)
+        name = registration.name, activation.key
+        record = store.acquire([name], self._owner).get(name)
+        if record is not None and record.state is not None:
             if record.codec != state.CODEC:
                 raise errors.StoreError(
                     f"the state of {activation.object_id!r} is in encoding {record.codec}, unknown here"
                 )
             state.restore(servant, record.state, record.state_version, self._codecs)
+        replies = store.replies(*name) if record is not None else []
+        confirms = not (store.alone or registration.activation.fast_reads)
+        # As a client of other objects it is the same in all its lives.
+        source = hashlib.blake2b(repr((store.id, *name)).encode(), digest_size=16).digest()
+        activation.gate = Gate(name, record, replies, owner=self._owner, source=source, confirms=confirms)
 
     def passivate(self, activation: Activation) -> None:
         """Call the servant's `on_passivate`; what it changes is still saved."""
@@ -105,6 +110,7 @@ class ServantManager:
         """Take the servant out and call its `close`, if that is not a remote method; returns it, or EMPTY."""
         activation.plain = False
         servant, activation.servant = activation.servant, EMPTY
+        activation.gate = None
         registration = activation.registration
         if servant is EMPTY or registration.instance is not EMPTY:
             return EMPTY

@@ -17,10 +17,12 @@ import uuid
 import warnings
 from collections import deque
 from collections.abc import AsyncIterator, Generator, Mapping
+from time import monotonic
 from types import EllipsisType, TracebackType
 from typing import Any, Self, TypeVar, Unpack, cast
 
 from objserver import errors
+from objserver.client.attempts import Attempts
 from objserver.client.background import multiplex
 from objserver.client.greeting import stream_id
 from objserver.client.multiplexed import MultiplexedConnection
@@ -28,7 +30,7 @@ from objserver.client.promises import FutureFace
 from objserver.client.proxy import Batch, Proxy, ProxyOptions
 from objserver.client.stub import ConnectionPool, Stub, ends_connection, raised
 from objserver.codecs import Codec
-from objserver.invocation import Call, in_progress, intercepted
+from objserver.invocation import Call, CallId, in_progress, intercepted
 from objserver.references import DAEMON_ID, Reference
 from objserver.wire import Flag, Frame
 from objserver.wire.frames import NO_CORRELATION
@@ -110,6 +112,15 @@ class AsyncProxy:
     async def invoke(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Call `method`, whatever its name."""
         return await _call(self._objserver_stub, method, args, kwargs)
+
+    async def outcome(self, call: CallId) -> Any:
+        """What became of a call to this object; see `Proxy.outcome`."""
+        stub = self._objserver_stub
+        await _connection(stub)
+        attempts = stub.attempts("<outcome>", monotonic())
+        attempts.numbered(call, None)
+        attempts.asks = True
+        return await _again(stub, "<outcome>", (), {}, 0, stub.annotations, attempts)
 
     async def release(self) -> None:
         """Close the connection; the session of this proxy ends, unless it was given one by name."""
@@ -240,12 +251,13 @@ class _AsyncCall:
             or stub.annotations
             or stub.correlation is not NO_CORRELATION
             or in_progress.get() is not None
+            or stub.pool.exactly_once
             or not connection.has_room()
             or connection.loop is not asyncio.get_running_loop()
             or self._method in connection.greeted.metadata.oneway
         ):
             return (yield from _call(stub, self._method, self._args, self._kwargs).__await__())
-        codec = connection.codec
+        codec, begun = connection.codec, monotonic()
         try:
             payload = codec.encode_call(stub.pool.object_id, self._method, self._args, self._kwargs)
         except errors.ProtocolError:  # the long way says whose argument it is, and knows blobs
@@ -254,7 +266,12 @@ class _AsyncCall:
         try:
             frame = yield from cast("asyncio.Future[Frame]", reply)
         except (errors.OutcomeUnknown, errors.ConnectFailed) as problem:
-            raise _about(stub, self._method, problem) from None
+            about = _about(stub, self._method, problem)
+            if about.deliberate:
+                raise about from None
+            attempts = stub.attempts(self._method, begun)
+            again = _again(stub, self._method, self._args, self._kwargs, 0, None, attempts, about)
+            return (yield from again.__await__())
         except BaseException:
             connection.give_up(sequence)
             raise
@@ -306,22 +323,111 @@ async def _request(
     flags: int,
     annotations: Mapping[str, bytes] | None,
 ) -> Any:
+    """As `_attempt`; made again where that cannot do twice what was meant once: see `attempts`."""
+    begun = monotonic()
+    attempts: Attempts | None = None
+    facts = in_progress.get()
+    try:
+        if stub.pool.metadata is None:
+            await _connection(stub)
+        numbered = stub.pool.exactly_once or (facts is not None and facts.call is not None)
+        if not (numbered and stub.counts(method, flags)):
+            return await _attempt(stub, method, args, kwargs, flags, annotations, None)
+        problem: BaseException | None = None
+    except (errors.OutcomeUnknown, errors.ConnectFailed) as first:
+        if stub.pool.metadata is None or first.deliberate:
+            raise  # of who was never reached, it may be the address that is wrong
+        problem = first
+    try:
+        attempts = stub.attempts(method, begun)
+    except errors.ObjServerError:
+        if problem is not None:
+            raise problem from None  # there is no time left, or nobody waits
+        raise
+    return await _again(stub, method, args, kwargs, flags, annotations, attempts, problem)
+
+
+async def _again(
+    stub: Stub,
+    method: str,
+    args: Any,
+    kwargs: dict[str, Any],
+    flags: int,
+    annotations: Mapping[str, bytes] | None,
+    attempts: Attempts,
+    problem: BaseException | None = None,
+) -> Any:
+    """Make the call, after `problem` if there is one, until it has an outcome or no attempt is left."""
+    try:
+        while True:
+            if isinstance(problem, errors.SessionExpired) and attempts.may_open_session():
+                assert attempts.id is not None
+                await _open_session(stub, attempts.id.client)
+            elif problem is not None:
+                await asyncio.sleep(attempts.pause(problem, monotonic()))
+            attempts.answered = attempts.refused = False
+            view = stub.calling(attempts.left(monotonic()), None, None)
+            try:
+                value = await _attempt(view, method, args, kwargs, flags, annotations, attempts)
+            except errors.ObjServerError as again:
+                problem = again
+            else:
+                if view.response_annotations:
+                    stub.response_annotations = view.response_annotations
+                return value
+    finally:
+        attempts.over()
+
+
+async def _open_session(stub: Stub, client: bytes) -> None:
+    """Have the server remember the calls of `client`."""
     connection = await _connection(stub)
+    codec = connection.codec
+    payload = codec.encode_call(DAEMON_ID, "open_session", (client,), {})
+    reply = await connection.call(codec, payload, 0, None, NO_CORRELATION, stub.time_left())
+    assert reply is not None
+    stub.value_of(codec, reply)
+
+
+async def _attempt(
+    stub: Stub,
+    method: str,
+    args: Any,
+    kwargs: dict[str, Any],
+    flags: int,
+    annotations: Mapping[str, bytes] | None,
+    attempts: Attempts | None,
+) -> Any:
+    connection = await _connection(stub)
+    if attempts is not None:
+        stub.number(attempts, method, flags, in_progress.get())
+        if attempts.book is not None and not attempts.book.opened:
+            await _open_session(stub, attempts.book.client)
+            attempts.book.opened = True
+            connection = await _connection(stub)
     codec, payload, flags, annotations, correlation = stub.request(
-        connection, method, args, kwargs, flags, annotations
+        connection, method, args, kwargs, flags, annotations, attempts
     )
+    facts = in_progress.get()
+    if facts is not None and flags & Flag.ONEWAY and facts.defers and type(payload) is bytes:
+        facts.send_later(str(stub.pool.reference), method, payload)
+        return None
     try:
         reply = await connection.call(codec, payload, flags, annotations, correlation, stub.time_left())
     except (errors.OutcomeUnknown, errors.ConnectFailed) as problem:
         raise _about(stub, method, problem) from None
     if reply is None:
         return None
+    if attempts is not None:
+        attempts.answered, attempts.refused = True, bool(reply.flags & Flag.REFUSED)
     return _unusual(stub, connection, codec, reply)
 
 
 def _about(stub: Stub, method: str, problem: errors.CommunicationError) -> errors.CommunicationError:
     """The same error for one call: an error of the connection may end many, so it is not changed."""
-    return type(problem)(f"{stub.pool.object_id}.{method}: {problem}")
+    about = type(problem)(f"{stub.pool.object_id}.{method}: {problem}")
+    about.deliberate = problem.deliberate
+    return about
 
 
 def _unusual(stub: Stub, connection: MultiplexedConnection, codec: Codec, reply: Frame) -> Any:

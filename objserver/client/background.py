@@ -65,7 +65,7 @@ async def _open(pool: ConnectionPool, timeout_s: float | None) -> MultiplexedCon
     connection = await MultiplexedConnection.open(
         greeting, codecs=pool.codecs, home=home, timeout_s=timeout_s, limits=CLIENT_LIMITS
     )
-    pool.met(greeting, connection.greeted.metadata)
+    pool.met(greeting, connection.greeted.metadata, connection.greeted.store)
     pool.live = connection
     weak = weakref.ref(pool)
 

@@ -70,6 +70,7 @@ class ClientConnection:
             self._memory = settled(self._memory, greeted, self._parser)
             self.handshake = greeted.handshake
             self.metadata = greeted.metadata
+            self.store = greeted.store
             self.native = greeted.native
             self.frame_size_max = greeted.frame_size_max
             self.codec: Codec = greeted.codec

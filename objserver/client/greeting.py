@@ -24,10 +24,12 @@ HANDSHAKE_TIMEOUT_S = 10.0
 class Metadata:
     """What the server says of an object: names of its `methods`, `oneway` methods and attributes `attrs`.
 
+    `exactly_once`: calls that have an id are remembered, and may be repeated.
+
     `repeatable` are those that may be called twice where once was meant; a stock server says nothing of them.
     """
 
-    __slots__ = ("attrs", "methods", "oneway", "repeatable")
+    __slots__ = ("attrs", "exactly_once", "methods", "oneway", "repeatable")
 
     def __init__(self, data: Any) -> None:
         try:
@@ -35,6 +37,7 @@ class Metadata:
             self.oneway = frozenset(data["oneway"])
             self.attrs = frozenset(data["attrs"])
             self.repeatable = frozenset(data.get("repeatable", ()))
+            self.exactly_once = data.get("exactly_once") is True
         except (TypeError, KeyError, AttributeError):
             raise errors.ProtocolError("the server sent no usable description of the object") from None
 
@@ -84,6 +87,7 @@ class Greeting(NamedTuple):
             frame_size_max=(peer and peer.frame_size_max) or sys.maxsize,
             codec=codecs.parts if peer else codecs.by_name[self.serializer or "serpent"],
             shared=peer.shared if peer is not None else None,
+            store=peer.store if peer is not None else "",
         )
 
     def unanswered(self, timeout_s: float | None) -> errors.ConnectFailed:
@@ -103,6 +107,8 @@ class Greeted(NamedTuple):
     frame_size_max: int
     codec: Codec
     shared: Offer | None = None
+    store: str = ""
+    """Id of the data in which the server remembers calls."""
 
 
 def too_large(location: object, size: int, most: int) -> errors.MessageTooLarge:

@@ -356,7 +356,9 @@ class MultiplexedConnection(asyncio.Protocol, Answering):
 
     def close(self) -> None:
         """Close the socket.  Safe to call twice."""
-        self._fail(errors.ConnectionLost(f"the connection to {self.location} was closed on this side"))
+        problem = errors.ConnectionLost(f"the connection to {self.location} was closed on this side")
+        problem.deliberate = True
+        self._fail(problem)
 
     def _fail(self, problem: BaseException) -> None:
         if self.closed:

@@ -21,7 +21,7 @@ from objserver.client.resolve import resolve
 from objserver.client.stub import ConnectionPool, ItemStream, Stub, checked, on_event_loop, would_block
 from objserver.codecs import Types
 from objserver.errors import did_you_mean
-from objserver.invocation import Interceptor, in_progress
+from objserver.invocation import CallId, Interceptor, in_progress
 from objserver.references import Reference
 from objserver.wire import Flag
 
@@ -216,6 +216,14 @@ class Proxy:
             _objserver_stub=self._objserver_stub.calling(timeout_s, annotations, correlation_id),
         )
         return view
+
+    def outcome(self, call: CallId) -> Any:
+        """What became of a call to this object: its result, or the exception that it raised.
+
+        `call` is what `errors.OutcomeUnknown.call` says.  NotExecuted: it has not happened, and from now on
+        it never will.  SessionExpired: the object has forgotten it.  For Persistent objects only.
+        """
+        return self._objserver_stub.outcome(call)
 
     @property
     def future(self) -> FutureFace:

@@ -26,12 +26,14 @@ from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 
 from objserver import errors, pyro5, references
+from objserver.client.attempts import Attempts
+from objserver.client.books import book_of
 from objserver.client.connection import ClientConnection
 from objserver.client.greeting import HANDSHAKE_TIMEOUT_S, Greeting, Metadata, stream_id
 from objserver.client.identity import process_id
 from objserver.client.leases import Lease
 from objserver.codecs import Codec, Codecs, Types
-from objserver.invocation import Call, Facts, Interceptor, in_progress, intercepted
+from objserver.invocation import Call, CallId, Facts, Interceptor, in_progress, intercepted
 from objserver.references import DAEMON_ID, Find, Location, Reference
 from objserver.settings import CLIENT_LIMITS
 from objserver.wire import CallContext, Flag, Frame
@@ -43,11 +45,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ConnectionPool", "ItemStream", "LinkPool", "Stub", "checked", "on_event_loop", "raised"]
 
-PAUSE_S, PAUSE_MAX_S = 0.01, 1.0
-"""Before a call is made again; twice as long each time, and at random within it, so that the clients of a
-server that comes back do not all come at once."""
-REPEATS_MAX = 10_000
-"""More than any deadline allows, so that it is the deadline that ends it."""
 uniform = Random().uniform
 """Of our own: the application may have seeded the common one, and count on it."""
 IDLE_CONNECTIONS_MAX = 8
@@ -95,6 +92,9 @@ class ConnectionPool:
         """Connections of an earlier session are not used again."""
         self.session_is_shared = session is not None
         self.metadata: Metadata | None = None
+        self.exactly_once = False
+        """The object remembers the calls that have ids, in the data `store`."""
+        self.store = ""
         self.idle: deque[ClientConnection] = deque()
         self.location: Location | None = None
         self._resolve = resolve
@@ -191,7 +191,7 @@ class ConnectionPool:
     def _connect(self, timeout_s: float | None) -> ClientConnection:
         greeting = self.greeting(timeout_s)
         connection = ClientConnection(greeting, codecs=self.codecs, timeout_s=timeout_s, limits=CLIENT_LIMITS)
-        self.met(greeting, connection.metadata)
+        self.met(greeting, connection.metadata, connection.store)
         return connection
 
     def greeting(self, timeout_s: float | None, *, multiplexed: bool = False) -> Greeting:
@@ -208,8 +208,9 @@ class ConnectionPool:
             multiplexed,
         )
 
-    def met(self, greeting: Greeting, metadata: Metadata) -> None:
+    def met(self, greeting: Greeting, metadata: Metadata, store: str) -> None:
         """The server has answered."""
+        self.exactly_once, self.store = metadata.exactly_once, store
         self.object_id = greeting.object_id
         self.location = greeting.location
         self.metadata = metadata
@@ -249,6 +250,8 @@ class LinkPool:
         self.object_id = reference.object_id
         self.location = reference.location
         self.metadata: Metadata | None = None
+        self.exactly_once = False
+        self.store = ""
         self.lease: Lease | None = None
         self.live: MultiplexedConnection | None = None
         self.idle: deque[ClientConnection] = deque(maxlen=0)
@@ -314,12 +317,12 @@ class Stub:
         flags: int = 0,
         *,
         call: Call | None = None,
-        again: bool = True,
+        attempts: Attempts | None = None,
     ) -> Any:
         """Make one call and return its result, or raise what it raised.
 
-        It is made again, within its time, if it certainly did not begin or may be repeated.  `call` and
-        `again` are for itself only.
+        It is made again, within its time, if that cannot do twice what was meant once: see `attempts`, which
+        with `call` is for itself only.
         """
         pool = self.pool
         timeout_s, annotations, correlation = self.timeout_s, self.annotations, self.correlation
@@ -329,17 +332,37 @@ class Stub:
                 with intercepted(self.interceptors, call):
                     return self.invoke(method, args, kwargs, flags, call=call)
             annotations = call.annotations
+        facts = in_progress.get()
         try:
             connection = pool.take(timeout_s)
         except errors.ConnectFailed as problem:
-            if not again or timeout_s is None or pool.metadata is None:
+            if attempts is not None or timeout_s is None or pool.metadata is None:
                 raise  # of who was never reached, it may be the address that is wrong
-            return self._again(method, args, kwargs, flags, call, monotonic(), problem)
+            return self._after(problem, method, args, kwargs, flags, call, monotonic())
+        id, acked = None, 0
+        if attempts is None:
+            if (pool.exactly_once or (facts is not None and facts.call is not None)) and self.counts(
+                method, flags
+            ):
+                pool.put(connection)
+                attempts = self.attempts(method, connection.last_used)
+                return self._again(method, args, kwargs, flags, call, attempts)
+        else:
+            id, acked = self.number(attempts, method, flags, facts)
+            if attempts.book is not None and not attempts.book.opened:
+                pool.put(connection)
+                self.open_session(attempts.book.client)
+                attempts.book.opened = True
+                connection = pool.take(timeout_s)
         codec = connection.codec
         begun = connection.last_used
         try:
+            payload: Any
             try:
-                payload = codec.encode_call(pool.object_id, method, args, kwargs)
+                if attempts is None or attempts.payload is None:
+                    payload = codec.encode_call(pool.object_id, method, args, kwargs)
+                else:
+                    payload = attempts.payload
             except errors.ProtocolError as problem:
                 if len(args) != 1 or kwargs or not pyro5.is_blob(args[0]):
                     problem.args = (f"an argument of {pool.object_id}.{method}: {problem}",)
@@ -347,41 +370,65 @@ class Stub:
                 codec, payload, label = self.blob(connection, method, args[0])
                 annotations = {**(annotations or {}), **label}
                 flags |= Flag.KEEP_SERIALIZED
-            facts = in_progress.get()
             if facts is None:
-                if timeout_s is not None and connection.native:
-                    annotations = _with_context(annotations, timeout_s, ())
+                if (timeout_s is not None or id is not None) and connection.native:
+                    asks = attempts is not None and attempts.asks
+                    annotations = _with_context(annotations, timeout_s, (), id, acked, asks)
                 reply = connection.call(codec, payload, flags, annotations, correlation, timeout_s)
             else:
+                if flags & _ONEWAY and facts.defers and connection.native and type(payload) is bytes:
+                    pool.put(connection)
+                    facts.send_later(str(pool.reference), method, payload)
+                    return None
                 request = codec, payload, flags, annotations, correlation, timeout_s
-                reply = _call_inside(facts, f"{pool.object_id}.{method}", connection, *request)
+                reply = _call_inside(
+                    facts, f"{pool.object_id}.{method}", connection, *request, id=id, acked=acked
+                )
         except BaseException as problem:
             pool.put_if_open(connection)
             if not isinstance(problem, (errors.OutcomeUnknown, errors.ConnectFailed)):
                 raise
             problem.args = (f"{pool.object_id}.{method}: {problem}",)
-            if not again or not self._may_repeat(problem, method):
+            if attempts is not None:
                 raise
-            return self._again(method, args, kwargs, flags, call, begun, problem)
+            return self._after(problem, method, args, kwargs, flags, call, begun)
         if isinstance(reply, bytes):
             idle = pool.idle
             if len(idle) < IDLE_CONNECTIONS_MAX:  # as put would, without a call
                 idle.append(connection)
             else:
-                pool.put(connection)
+                connection.close()
             return codec.decode(reply)
         if reply is None:
             pool.put(connection)
             return None
+        if attempts is not None:
+            attempts.answered, attempts.refused = True, bool(reply.flags & Flag.REFUSED)
         return self._unusual(connection, codec, reply)
 
-    def _may_repeat(self, problem: BaseException, method: str) -> bool:
-        """Whether calling again cannot do twice what was meant once."""
-        if isinstance(problem, errors.CallTimeout) or isinstance(self.pool, LinkPool):
-            return False  # there is no time left for it; a client that is gone does not come back
+    def _counts(self, method: str, flags: int) -> bool:
+        """Whether a call has to have an id, where calls can."""
         metadata = self.pool.metadata
-        unharmed = metadata is not None and method in metadata.repeatable
-        return isinstance(problem, errors.ConnectFailed) or unharmed
+        return not flags & _ONEWAY and metadata is not None and method not in metadata.repeatable
+
+    def _after(
+        self,
+        problem: BaseException,
+        method: str,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        flags: int,
+        call: Call | None,
+        begun: float,
+    ) -> Any:
+        """Make the call again after its first attempt, if it may be."""
+        if isinstance(self.pool, LinkPool):
+            raise problem  # a client that is gone does not come back
+        try:
+            attempts = self.attempts(method, begun)
+        except errors.ObjServerError:
+            raise problem from None  # there is no time left, or nobody waits
+        return self._again(method, args, kwargs, flags, call, attempts, problem)
 
     def _again(
         self,
@@ -390,31 +437,103 @@ class Stub:
         kwargs: dict[str, Any],
         flags: int,
         call: Call | None,
-        begun: float,
-        problem: BaseException,
+        attempts: Attempts,
+        problem: BaseException | None = None,
     ) -> Any:
-        """Make the call again, with pauses, for as long as it may take; without a time, once and at once.
+        """Make the call, after `problem` if there is one, until it has an outcome or no attempt is left."""
+        try:
+            while True:
+                if isinstance(problem, errors.SessionExpired) and attempts.may_open_session():
+                    assert attempts.id is not None
+                    self.open_session(attempts.id.client)
+                elif problem is not None:
+                    pause_s = attempts.pause(problem, monotonic())
+                    if pause_s:
+                        _rest(pause_s)
+                attempts.answered = attempts.refused = False
+                stub = self.calling(attempts.left(monotonic()), None, None)
+                try:
+                    value = stub.invoke(method, args, kwargs, flags, call=call, attempts=attempts)
+                except errors.ObjServerError as again:
+                    problem = again
+                else:
+                    if stub.response_annotations:
+                        self.response_annotations = stub.response_annotations
+                    return value
+        finally:
+            attempts.over()
 
-        A server that is restarted is waited for this way, and one that has moved is found.
+    def attempts(self, method: str, begun: float) -> Attempts:
+        """The state of a call that may be made more than once; it began at `begun` on the monotonic clock."""
+        what, metadata = f"{self.pool.object_id}.{method}", self.pool.metadata
+        facts = in_progress.get()
+        timeout_s = self.timeout_s if facts is None else _time_left(facts, what, self.timeout_s)
+        attempts = Attempts(what, timeout_s, begun, uniform)
+        attempts.repeatable = metadata is not None and method in metadata.repeatable
+        return attempts
+
+    def number(
+        self, attempts: Attempts, method: str, flags: int, facts: Facts | None
+    ) -> tuple[CallId | None, int]:
+        """The id of the call that is about to be made, if it has one, and what its client acknowledges.
+
+        The session of its book is open.
         """
-        deadline = None if self.timeout_s is None else begun + self.timeout_s
-        for attempt in range(REPEATS_MAX if deadline is not None else 1):
-            stub = self
-            if deadline is not None:
-                left = deadline - monotonic()
-                if attempt:
-                    pause_s = uniform(0, min(PAUSE_MAX_S, PAUSE_S * 2 ** min(attempt, 16)))
-                    left -= _rest(max(0.0, min(left, pause_s)))
-                if left <= 0:
-                    raise problem
-                stub = self.calling(left, None, None)
-            try:
-                return stub.invoke(method, args, kwargs, flags, call=call, again=False)
-            except (errors.OutcomeUnknown, errors.ConnectFailed) as again:
-                problem = again
-                if not self._may_repeat(again, method):
-                    raise
-        raise problem
+        pool = self.pool
+        nested = facts is not None and facts.call is not None
+        if attempts.id is None:
+            if not ((pool.exactly_once or nested) and self.counts(method, flags)):
+                return None, 0
+            if nested:
+                assert facts is not None
+                attempts.numbered(facts.next_call(), None)
+            else:
+                book = book_of(pool.store)
+                attempts.numbered(book.begin(), book)
+        elif attempts.book is not None and attempts.book.store != pool.store:
+            raise attempts.lost(
+                f"it was sent to a server with another store; the one at {pool.location} knows nothing of it"
+            )
+        assert attempts.id is not None
+        acked = facts.acked if nested and facts is not None else attempts.acked
+        return attempts.id, acked
+
+    def counts(self, method: str, flags: int) -> bool:
+        """Whether a call has to have an id, where calls can."""
+        metadata = self.pool.metadata
+        return not flags & _ONEWAY and metadata is not None and method not in metadata.repeatable
+
+    def open_session(self, client: bytes, forever: bool = False) -> None:
+        """Have the server remember the calls of `client`."""
+        connection = self.pool.take(self.timeout_s)
+        try:
+            codec = connection.codec
+            payload = codec.encode_call(DAEMON_ID, "open_session", (client, forever), {})
+            request = codec, payload, 0, None, NO_CORRELATION, self.timeout_s
+            facts = in_progress.get()
+            if facts is None:
+                reply = connection.call(*request)
+            else:
+                reply = _call_inside(facts, "open_session", connection, *request)
+            if isinstance(reply, Frame) and reply.flags & _EXCEPTION:
+                raise raised(codec.decode(reply.payload))
+        finally:
+            self.pool.put_if_open(connection)
+
+    def outcome(self, call: CallId) -> Any:
+        """See `Proxy.outcome`."""
+        self.metadata()
+        attempts = self.attempts("<outcome>", monotonic())
+        attempts.numbered(call, None)
+        attempts.asks = True
+        return self._again("<outcome>", (), {}, 0, None, attempts)
+
+    def deliver(self, method: str, payload: bytes, call: CallId, acked: int) -> Any:
+        """Make the call that `payload` encodes, under this id."""
+        attempts = self.attempts(method, monotonic())
+        attempts.numbered(call, None)
+        attempts.payload, attempts.acked_of_others = payload, acked
+        return self._again(method, (), {}, 0, None, attempts)
 
     def blob(
         self, connection: ClientConnection | MultiplexedConnection, method: str, blob: object
@@ -461,8 +580,13 @@ class Stub:
         kwargs: Mapping[str, Any],
         flags: int,
         annotations: Mapping[str, bytes] | None,
+        attempts: Attempts | None = None,
     ) -> Request:
         """Everything that `connection.request` takes for a call."""
+        id, acked, asks = None, 0, False
+        if attempts is not None:
+            id, acked = self.number(attempts, method, flags, in_progress.get())
+            asks = attempts.asks
         codec, correlation = connection.codec, self.correlation
         what = f"{self.pool.object_id}.{method}"
         try:
@@ -477,9 +601,11 @@ class Stub:
         facts = in_progress.get()
         if facts is not None:
             timeout_s = _time_left(facts, what, self.timeout_s)
-            annotations, correlation = _inherit(facts, what, connection, annotations, correlation, timeout_s)
-        elif self.timeout_s is not None and connection.native:
-            annotations = _with_context(annotations, self.timeout_s, ())
+            annotations, correlation = _inherit(
+                facts, what, connection, annotations, correlation, timeout_s, id, acked
+            )
+        elif (self.timeout_s is not None or id is not None) and connection.native:
+            annotations = _with_context(annotations, self.timeout_s, (), id, acked, asks)
         return codec, payload, flags, annotations, correlation
 
     def time_left(self) -> float | None:
@@ -588,6 +714,9 @@ def _call_inside(
     annotations: Mapping[str, bytes] | None,
     correlation: bytes,
     timeout_s: float | None,
+    *,
+    id: CallId | None = None,
+    acked: int = 0,
 ) -> Frame | bytes | None:
     """`connection.call` from within the invocation that `facts` are about."""
     shared = not isinstance(connection, ClientConnection)
@@ -595,7 +724,9 @@ def _call_inside(
     if waits and on_event_loop():
         raise would_block(what)
     timeout_s = _time_left(facts, what, timeout_s)
-    annotations, correlation = _inherit(facts, what, connection, annotations, correlation, timeout_s)
+    annotations, correlation = _inherit(
+        facts, what, connection, annotations, correlation, timeout_s, id, acked
+    )
     cancel: Callable[[], None] | None = None
 
     def cancellable(tell: Callable[[], None]) -> None:
@@ -631,9 +762,15 @@ def _time_left(facts: Facts, what: str, timeout_s: float | None) -> float | None
 
 
 def _with_context(
-    annotations: Mapping[str, bytes] | None, remaining_s: float | None, chain: tuple[str, ...]
+    annotations: Mapping[str, bytes] | None,
+    remaining_s: float | None,
+    chain: tuple[str, ...],
+    id: CallId | None = None,
+    acked: int = 0,
+    asks: bool = False,
 ) -> Mapping[str, bytes]:
-    return {**(annotations or {}), wire_extension.ANNOTATION: CallContext(remaining_s, chain).encode()}
+    context = CallContext(remaining_s, chain, id, acked, asks)
+    return {**(annotations or {}), wire_extension.ANNOTATION: context.encode()}
 
 
 def _inherit(
@@ -643,6 +780,8 @@ def _inherit(
     annotations: Mapping[str, bytes] | None,
     correlation: bytes,
     timeout_s: float | None,
+    id: CallId | None = None,
+    acked: int = 0,
 ) -> tuple[Mapping[str, bytes] | None, bytes]:
     """A call made by a servant carries its correlation id and, to our peers, its call chain and deadline."""
     if correlation is NO_CORRELATION:
@@ -654,7 +793,7 @@ def _inherit(
                 f"{what} is called at the end of a chain of {len(chain)} calls, more than "
                 f"{wire_extension.CHAIN_MAX}: a recursion from object to object that does not end?"
             )
-        annotations = _with_context(annotations, timeout_s, chain)
+        annotations = _with_context(annotations, timeout_s, chain, id, acked)
     return annotations, correlation
 
 

@@ -11,6 +11,7 @@ more is read from that peer.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import socket
 import threading
@@ -38,6 +39,7 @@ from objserver.wire import (
     encode_frame,
 )
 from objserver.wire import extension as wire_extension
+from objserver.wire.buffers import Arrived
 from objserver.wire.frames import plain_request
 from objserver.wire.shared_memory import Offer, is_local
 
@@ -304,8 +306,11 @@ class Connection(Answering):
                 self.holder = self.peer.client or self.session
                 size = server.settings.limits.frame_size_max
                 answer["meta"]["repeatable"] = skeleton.repeatable
+                if server.adapter.keeps_calls(data["object"]):
+                    answer["meta"]["exactly_once"] = True
                 offer = self._share_memory(self.peer)
-                answer[wire_extension.KEY] = Extension(frame_size_max=size, shared=offer).to_data()
+                ours = Extension(frame_size_max=size, shared=offer, store=server.store_id)
+                answer[wire_extension.KEY] = ours.to_data()
             payload, kind = codec.encode(answer), FrameType.CONNECT_OK
         except BaseException as problem:  # a locator or a handshake check may raise anything
             kind = FrameType.CONNECT_FAIL
@@ -349,7 +354,8 @@ class Connection(Answering):
                 object_id, method, args, kwargs = self._blob(frame)
             else:
                 object_id, method, args, kwargs = codec.decode_call(frame.payload)
-            size = len(frame.payload)  # only now is all of it here
+            payload = frame.payload
+            size = len(payload)  # only now is all of it here
             frame.payload = b""  # a request that waits holds its arguments once
             invocation = Invocation(self, object_id, method, args, kwargs, (codec, frame))
             if size > HEAVY:
@@ -359,7 +365,7 @@ class Connection(Answering):
                 self.send(self.encode_error(Invocation(self, DAEMON_ID, "", (), {}, (codec, frame)), problem))
             return
         if (flags or frame.annotations or self._conversation is not None) and self._prepare(
-            invocation, frame
+            invocation, frame, payload
         ):
             return
         if self._admit(invocation):
@@ -380,7 +386,7 @@ class Connection(Answering):
         if self._admit(invocation):
             start(partial(self._run, invocation))
 
-    def _prepare(self, invocation: Invocation, frame: Frame) -> bool:
+    def _prepare(self, invocation: Invocation, frame: Frame, payload: Any) -> bool:
         """Whatever a request has besides a call.  True: it has been refused, or waits for other requests."""
         flags, annotations = frame.flags, frame.annotations
         promises = None
@@ -402,6 +408,10 @@ class Connection(Answering):
                     invocation.chain = context.chain
                     if context.remaining_s is not None:
                         invocation.deadline = self.now() + context.remaining_s
+                    if context.call is not None:
+                        _, _, invocation.call, invocation.acked, invocation.asks = context
+                        content = payload.beside if isinstance(payload, Arrived) else payload
+                        invocation.digest = hashlib.blake2b(content, digest_size=16).digest()
                     conversation = self.conversation
                 if wire_extension.PROMISES in users:
                     promises = Promises.decode(users.pop(wire_extension.PROMISES))

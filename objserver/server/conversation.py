@@ -149,6 +149,10 @@ class PendingReply:
         reply = self.connection.encode_result(invocation, value)
         return self._kept(invocation, reply, failed=False) if self.keep else reply
 
+    def encode_again(self, invocation: Invocation, reply: bytes) -> bytes:
+        again = self.connection.encode_again(invocation, reply)
+        return self._kept(invocation, again, failed=bool(int.from_bytes(again[8:10], "big") & Flag.EXCEPTION))
+
     def encode_error(self, invocation: Invocation, error: BaseException) -> bytes:
         return self._kept(invocation, self.connection.encode_error(invocation, error), failed=True)
 

@@ -38,7 +38,7 @@ from objserver.adapter import (
 from objserver.clock import Clock, SystemClock
 from objserver.codecs import Codecs, Types
 from objserver.invocation import Interceptor
-from objserver.references import DAEMON_ID, Location, Reference, arrived
+from objserver.references import DAEMON_ID, Location, Reference, arrived, deliver
 from objserver.server.connection import LINGER_S, Connection
 from objserver.server.conversation import Conversation
 from objserver.server.engine import WorkerEngine
@@ -96,6 +96,7 @@ class ObjectServer:
         if not self._location.path:
             self._location = Location(self._location.host, self._listener.getsockname()[1])
         self._committer = Committer(self._store) if self._store is not None else None
+        self.store_id = self._store.id if self._store is not None else ""
         self.codecs = Codecs(
             self.settings.limits,
             substitute=self._substitute,
@@ -135,6 +136,7 @@ class ObjectServer:
             committer=self._committer,
             pyro5_daemon=Pyro5Daemon(self),
             interceptors=interceptors,
+            deliver=self._deliver,
         )
         self.adapter.register(DaemonObject(self.adapter, self._describe), DAEMON_ID, Shared(), Concurrent())
         self._state = "new"
@@ -204,6 +206,14 @@ class ObjectServer:
             if servant is not EMPTY:
                 return servant
         return arrived(reference, origin=self.codecs.types)
+
+    def _deliver(self, *message: Any) -> None:
+        """Make the call that a message is; another worker may have this one's place meanwhile."""
+        self.engine.about_to_block()
+        try:
+            deliver(*message)
+        finally:
+            self.engine.no_longer_blocked()
 
     def is_here(self, reference: Reference) -> bool:
         """Whether a reference is to an object at this server's address."""

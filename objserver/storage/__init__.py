@@ -7,10 +7,30 @@ loaded when a store is opened, so a server without persistent objects does not n
 from __future__ import annotations
 
 from objserver import errors
-from objserver.storage.base import Change, Record, Reply, Store, Unstorable
+from objserver.storage.base import (
+    Change,
+    Message,
+    Record,
+    Reply,
+    Store,
+    Superseded,
+    Timer,
+    Unstorable,
+)
 from objserver.storage.committer import Committer
 
-__all__ = ["Change", "Committer", "Record", "Reply", "Store", "Unstorable", "open_store"]
+__all__ = [
+    "Change",
+    "Committer",
+    "Message",
+    "Record",
+    "Reply",
+    "Store",
+    "Superseded",
+    "Timer",
+    "Unstorable",
+    "open_store",
+]
 
 
 def open_store(url: str) -> Store:

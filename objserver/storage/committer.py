@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable
 
 from objserver import errors
-from objserver.storage.base import Change, Store, Unstorable
+from objserver.storage.base import Change, Store, Superseded, Unstorable
 
 __all__ = ["Committer"]
 
@@ -43,6 +43,7 @@ class Committer:
         self._batch_max = batch_max
         self._queue_max = queue_max
         self._wake = threading.Condition()
+        self._reads: list[tuple[tuple[str, str, int, int], Done]] = []
         self._lines: dict[tuple[str, str], collections.deque[tuple[Change, Done]]] = {}
         self._queued = self._commits = self._changes = self._largest_batch = 0
         self._closing = False
@@ -57,10 +58,24 @@ class Committer:
                 raise errors.ServerBusy(f"{self._queued} changes wait for the store (queue_max)")
             self._lines.setdefault((change.type, change.key), collections.deque()).append((change, done))
             self._queued += 1
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="objserver-committer", daemon=True)
-                self._thread.start()
-            self._wake.notify()
+            self._start()
+
+    def _start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="objserver-committer", daemon=True)
+            self._thread.start()
+        self._wake.notify()
+
+    def confirm(self, read: tuple[str, str, int, int], done: Done) -> None:
+        """Have (type, key, epoch, version) confirmed after the commits that are under way; then `done` as
+        above."""
+        with self._wake:
+            if self._closing:
+                raise errors.StoreError("the store is closing and confirms no more reads")
+            if len(self._reads) >= self._queue_max:
+                raise errors.ServerBusy(f"{len(self._reads)} reads wait for the store (queue_max)")
+            self._reads.append((read, done))
+            self._start()
 
     def close(self) -> None:
         """Finish what is queued, then stop."""
@@ -82,13 +97,20 @@ class Committer:
             }
 
     def _run(self) -> None:
-        while batch := self._take():
-            self._commit(batch)
+        while True:
+            batch, reads = self._take()
+            if batch:
+                self._commit(batch)
+            if reads:
+                self._confirm(reads)
+            if not batch and not reads:
+                return
 
-    def _take(self) -> list[tuple[Change, Done]]:
-        """The next batch, one change per object; empty when all is done."""
+    def _take(self) -> tuple[list[tuple[Change, Done]], list[tuple[tuple[str, str, int, int], Done]]]:
+        """The next batch, one change per object, and the reads; both empty when all is done."""
         with self._wake:
-            self._wake.wait_for(lambda: self._lines or self._closing)
+            self._wake.wait_for(lambda: self._lines or self._reads or self._closing)
+            reads, self._reads = self._reads, []
             batch = []
             for name in list(itertools.islice(self._lines, self._batch_max)):
                 line = self._lines.pop(name)
@@ -96,7 +118,7 @@ class Committer:
                 if line:
                     self._lines[name] = line  # to the end: the others first
             self._queued -= len(batch)
-            return batch
+            return batch, reads
 
     def _commit(self, batch: list[tuple[Change, Done]]) -> None:
         accepted: set[tuple[str, str]] = set()
@@ -127,11 +149,33 @@ class Committer:
                 outcome.__cause__ = failure
                 outcome.in_doubt = in_doubt
             elif (change.type, change.key) not in accepted:
-                outcome = errors.StoreError(
+                outcome = Superseded(
                     f"{change.type} {change.key!r} was not stored: it is no longer at epoch {change.epoch}, "
-                    f"version {change.version}"
+                    f"version {change.version}, or a client of it has no session any more"
                 )
-            try:
-                done(outcome)
-            except BaseException:  # whatever it is, the other changes still need this thread
-                _log.exception("a callback of the committer failed for %s %r", change.type, change.key)
+            self._tell(done, outcome, change.type, change.key)
+
+    def _confirm(self, reads: list[tuple[tuple[str, str, int, int], Done]]) -> None:
+        confirmed: set[tuple[str, str]] = set()
+        failure: Exception | None = None
+        try:
+            confirmed = self._store.confirm([read for read, _ in reads])
+        except Exception as error:
+            failure = error
+        for (type, key, epoch, version), done in reads:
+            outcome: errors.StoreError | None = None
+            if failure is not None:
+                outcome = errors.StoreError(f"{type} {key!r} could not be confirmed: {failure}")
+                outcome.__cause__ = failure
+            elif (type, key) not in confirmed:
+                outcome = Superseded(
+                    f"{type} {key!r} was read at epoch {epoch}, version {version}, where it is no longer"
+                )
+            self._tell(done, outcome, type, key)
+
+    @staticmethod
+    def _tell(done: Done, outcome: BaseException | None, type: str, key: str) -> None:
+        try:
+            done(outcome)
+        except BaseException:  # whatever it is, the others still need this thread
+            _log.exception("a callback of the committer failed for %s %r", type, key)

@@ -1,14 +1,20 @@
 """The store that many servers share: one PostgreSQL database, or whatever speaks its protocol.
 
-A commit is one statement, so it costs one round trip and one fsync, whatever number of objects and replies it
-has: arrays of rows go in, the places of the accepted ones come back.  Compare-and-set needs no more
-than READ COMMITTED, because an UPDATE that had to wait for a row looks at it again.
+A commit is one statement, so it costs one round trip and one fsync, whatever number of objects, replies,
+messages and timers it has: arrays of rows go in, the places of the accepted ones come back.  Compare-and-set
+needs no more than READ COMMITTED, because an UPDATE that had to wait for a row looks at it again.  To acquire
+is one statement too, which writes only the rows that had another owner.
 
-There are two connections, one for commits and one for everything else, so that a load does not wait for the
-disk.  A lost connection is made again at the next use.  Reads are then repeated.  A commit is repeated only
-if the server says that it undid it to let another pass; after any other error its outcome is unknown, and
-the error says so (`in_doubt`), since the statement may have been committed before its answer was lost.  A
-warning counts as an error there: that is how PostgreSQL says that a synchronous standby did not confirm.
+A commit locks the sessions of the clients it answers, as a foreign key would, against being ended meanwhile;
+who ends sessions passes over those that are locked.  So none ends between the look at it and the commit, and
+whoever ended it sees all the records that there will ever be.  Leases are by the database's clock.
+
+There are two connections, one for commits and one for everything else, so that a load does not wait for a
+commit.  A lost connection is made again at the next use.  What can be repeated without harm, and that is
+everything but commits, is then repeated.  A commit is repeated only if the server says that it undid it to
+let another pass; after any other error its outcome is unknown, and the error says so (`in_doubt`), since the
+statement may have been committed before its answer was lost.  A warning counts as an error where something
+was written: that is how PostgreSQL says that a synchronous standby did not confirm.
 
 The URL is libpq's, so passwords may as well be in PGPASSWORD or ~/.pgpass, and several hosts are tried until
 one accepts writes.  What the errors repeat of it is host and database.
@@ -21,8 +27,7 @@ import re
 import select
 import struct
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -30,7 +35,7 @@ import sqlalchemy.exc
 
 from objserver import errors
 from objserver.storage import schema
-from objserver.storage.base import Change, Record, Reply, Unstorable
+from objserver.storage.base import Change, Due, Message, Record, Reply, Timer, Unstorable
 
 try:
     import psycopg
@@ -49,10 +54,12 @@ CONNECT_TIMEOUT_S = 10
 STATEMENT_TIMEOUT_S = 30
 """A statement that takes longer waits for a lock that somebody forgot, or for a disk that is gone."""
 TRANSACTION_SIZE_MAX = 256 * 2**20
-"""Bytes of state and results in one commit.  A quarter of what PostgreSQL takes in one message, beyond which
-it would not refuse the change but break the connection."""
+"""Bytes of state, results and payloads in one commit.  A quarter of what PostgreSQL takes in one message,
+beyond which it would not refuse the change but break the connection."""
 RETRIES_MAX = 20
-"""How often a commit that was undone to let another pass is tried again."""
+"""How often a transaction that was undone to let another pass is tried again."""
+SESSIONS_ENDED = 100
+"""In one transaction, so that nobody waits long for their records."""
 _PAGE = 256
 
 # Lone surrogates fail in the driver, and so do numbers over 64 bits, but not with its own error.
@@ -72,15 +79,31 @@ _SETTINGS = f"""
         current_setting('server_encoding')""".encode()
 _LOAD = f"SELECT {_COLUMNS} FROM object WHERE type = %s AND key = %s".encode()
 _REPLIES = (
-    b"SELECT client, seq, digest, status, result FROM reply WHERE type = %s AND key = %s ORDER BY client, seq"
+    b"SELECT client, number, path, acked, digest, status, result FROM reply WHERE type = %s AND key = %s"
+    b" ORDER BY client, number, path"
 )
-_COMMIT = """
-WITH d AS MATERIALIZED (
+# Rows that are mine already are only read.  The second half sees the rows as they were before the first.
+_ACQUIRE = f"""
+WITH d AS MATERIALIZED (SELECT DISTINCT * FROM unnest(%b::text[], %b::text[]) AS d(type, key)),
+u AS (
+    UPDATE object AS o SET owner = %b::text, epoch = o.epoch + 1 FROM d
+    WHERE o.type = d.type AND o.key = d.key AND o.owner IS DISTINCT FROM %b::text
+    RETURNING o.type, o.key, {", ".join("o." + name for name in _COLUMNS.split(", "))})
+SELECT type, key, {_COLUMNS} FROM u
+UNION ALL SELECT type, key, {_COLUMNS} FROM object JOIN d USING (type, key) WHERE owner = %b::text""".encode()
+_CONFIRM = b"""
+SELECT d.type, d.key
+FROM unnest(%b::text[], %b::text[], %b::int8[], %b::int8[]) AS d(type, key, epoch, version)
+    LEFT JOIN object AS o ON o.type = d.type AND o.key = d.key
+WHERE coalesce(o.epoch, 0) = d.epoch AND coalesce(o.version, 0) = d.version"""
+_CHANGES = """
+d AS MATERIALIZED (
     SELECT * FROM unnest(%b::text[], %b::text[], %b::int8[], %b::int8[], %b::int8[], %b::int8[], %b::int8[],
-        %b::bytea[]) WITH ORDINALITY AS d(type, key, epoch, version, calls, codec, state_version, state, i)),
+            %b::bytea[], %b::text[]) WITH ORDINALITY
+        AS d(type, key, epoch, version, calls, codec, state_version, state, owner, i){}),
 n AS (
-    INSERT INTO object (type, key, version, codec, state_version, state, deleted)
-    SELECT type, key, calls, codec, state_version, state, state IS NULL FROM d
+    INSERT INTO object (type, key, version, codec, state_version, state, deleted, owner)
+    SELECT type, key, calls, codec, state_version, state, state IS NULL, owner FROM d
     WHERE epoch = 0 AND version = 0 ORDER BY type, key
     ON CONFLICT DO NOTHING RETURNING type, key),
 u AS (
@@ -90,19 +113,67 @@ u AS (
         AND (d.epoch, d.version) <> (0, 0)
     RETURNING d.i),
 a AS (SELECT i FROM u UNION ALL SELECT d.i FROM n JOIN d ON n.type = d.type AND n.key = d.key)"""
+# NOT IN wants the whole answer of its subquery, so all the sessions are locked before the first row of an
+# object is: who holds a record never waits for a session.
+_SESSIONS = """
+s AS MATERIALIZED (SELECT client FROM session WHERE client = ANY(%b::bytea[]) FOR KEY SHARE),"""
+_ANSWERED = """
+    WHERE i NOT IN (
+        SELECT x.i FROM unnest(%b::int8[], %b::bytea[]) AS x(i, client)
+        WHERE x.client NOT IN (SELECT client FROM s))"""
 _WITH_REPLIES = """,
 r AS (
-    INSERT INTO reply (type, key, client, seq, digest, status, result)
-    SELECT d.type, d.key, x.client, x.seq, x.digest, x.status, x.result
-    FROM unnest(%b::int8[], %b::bytea[], %b::int8[], %b::bytea[], %b::int8[], %b::bytea[])
-        AS x(i, client, seq, digest, status, result) JOIN a USING (i) JOIN d USING (i)),
+    INSERT INTO reply (type, key, client, number, path, acked, digest, status, result)
+    SELECT d.type, d.key, x.client, x.number, x.path, x.acked, x.digest, x.status, x.result
+    FROM unnest(%b::int8[], %b::bytea[], %b::int8[], %b::bytea[], %b::int8[], %b::bytea[], %b::int8[],
+            %b::bytea[])
+        AS x(i, client, number, path, acked, digest, status, result) JOIN a USING (i) JOIN d USING (i)),
 f AS (
     DELETE FROM reply USING d, a, unnest(%b::int8[], %b::bytea[], %b::int8[]) AS x(i, client, through)
     WHERE x.i = a.i AND x.i = d.i AND reply.type = d.type AND reply.key = d.key
-        AND reply.client = x.client AND reply.seq <= x.through)"""
+        AND reply.client = x.client AND reply.number <= x.through)"""
+_WITH_WORK = """,
+m AS (
+    INSERT INTO message (id, target, payload)
+    SELECT x.id, x.target, x.payload
+    FROM unnest(%b::int8[], %b::bytea[], %b::text[], %b::bytea[]) WITH ORDINALITY
+        AS x(i, id, target, payload, nth) JOIN a USING (i) ORDER BY x.nth),
+t AS (
+    INSERT INTO timer (type, key, name, due, payload)
+    SELECT d.type, d.key, x.name, x.due, x.payload
+    FROM unnest(%b::int8[], %b::text[], %b::float8[], %b::bytea[]) AS x(i, name, due, payload)
+        JOIN a USING (i) JOIN d USING (i)
+    ON CONFLICT (type, key, name) DO UPDATE SET due = excluded.due, payload = excluded.payload),
+c AS (
+    DELETE FROM timer USING d, a, unnest(%b::int8[], %b::text[]) AS x(i, name)
+    WHERE x.i = a.i AND x.i = d.i AND timer.type = d.type AND timer.key = d.key AND timer.name = x.name)"""
 _ACCEPTED = "\nSELECT i FROM a"
-_COMMIT_STATES = (_COMMIT + _ACCEPTED).encode()
-_COMMIT_ALL = (_COMMIT + _WITH_REPLIES + _ACCEPTED).encode()
+_COMMIT_STATES = ("WITH" + _CHANGES.format("") + _ACCEPTED).encode()
+_ALL_CHANGES = "WITH" + _SESSIONS + _CHANGES.format(_ANSWERED)
+_COMMIT_REPLIES = (_ALL_CHANGES + _WITH_REPLIES + _ACCEPTED).encode()
+_COMMIT_ALL = (_ALL_CHANGES + _WITH_REPLIES + _WITH_WORK + _ACCEPTED).encode()
+_NOW = "extract(epoch FROM clock_timestamp())::float8"
+_OPEN_SESSION = (
+    f"INSERT INTO session AS s (client, expires_at) VALUES (%b::bytea, {_NOW} + %b::float8)"
+    " ON CONFLICT (client) DO UPDATE SET expires_at = greatest(s.expires_at, excluded.expires_at)"
+).encode()
+# In order, so that two servers do not wait for each other.
+_RENEW = f"""
+WITH s AS MATERIALIZED (
+    SELECT client FROM session WHERE client = ANY(%b::bytea[]) ORDER BY client FOR NO KEY UPDATE)
+UPDATE session SET expires_at = greatest(expires_at, {_NOW} + %b::float8) FROM s
+WHERE session.client = s.client RETURNING s.client""".encode()
+_END_SESSIONS = f"""
+DELETE FROM session WHERE client IN (
+    SELECT client FROM session WHERE expires_at <= {_NOW}
+    ORDER BY client LIMIT {SESSIONS_ENDED} FOR UPDATE SKIP LOCKED)
+RETURNING client""".encode()
+_FORGET = b"DELETE FROM reply WHERE client = ANY(%b::bytea[])"
+_MESSAGES = b"SELECT id, target, payload FROM message ORDER BY position LIMIT %s"
+_DELIVERED = b"DELETE FROM message WHERE id = ANY(%b::bytea[])"
+_DUE = b"SELECT type, key, name, due, payload FROM timer WHERE due <= %b::float8 ORDER BY due LIMIT %b"
+_NEXT_DUE = b"SELECT min(due) FROM timer"
+_TIMERS = b"SELECT name, due, payload FROM timer WHERE type = %s AND key = %s ORDER BY name"
 _KEYS = (
     b"SELECT key FROM object WHERE type = %s AND key >= %s AND (%s::text IS NULL OR key < %s)"
     b" AND NOT deleted ORDER BY key LIMIT %s"
@@ -111,6 +182,13 @@ _ITEMS = (
     f"SELECT key, {_COLUMNS} FROM object WHERE type = %s AND key {{}} %s AND NOT deleted"
     f" ORDER BY key LIMIT {_PAGE}"
 )
+# From one type to the next by the index, instead of over all the objects.
+_TYPES = b"""
+WITH RECURSIVE t(type) AS (
+    (SELECT type FROM object ORDER BY type LIMIT 1) UNION ALL
+    SELECT (SELECT o.type FROM object o WHERE o.type > t.type ORDER BY o.type LIMIT 1)
+    FROM t WHERE t.type IS NOT NULL)
+SELECT type FROM t WHERE type IS NOT NULL"""
 _FIRST, _NEXT = _ITEMS.format(">=").encode(), _ITEMS.format(">").encode()
 
 _ADVICE = {
@@ -168,6 +246,8 @@ class _Link:
 class PostgresStore:
     """See `objserver.storage.base.Store`.  `url` is the one it was opened at, without password."""
 
+    alone = False
+
     def __init__(self, url: str) -> None:
         self._target, self.url, self._name, self._secrets = _parsed(url)
         self._closed = False
@@ -188,7 +268,7 @@ class PostgresStore:
             with engine.connect() as outer:
                 # Servers that start together would otherwise create the tables at the same time.
                 outer.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('objserver.schema'))")
-                schema.prepare(outer, self._name)
+                self.id = schema.prepare(outer, self._name)
                 outer.commit()
             connection.autocommit = True
         except _FAILURES as error:
@@ -232,25 +312,85 @@ class PostgresStore:
         words = f"{advice} ({words})" if advice else words
         return errors.StoreError(f"cannot {what} {self._name}: {words}")
 
-    def _read(self, read: Callable[[_Connection], _T]) -> _T:
-        """What `read` makes of a connection; once more with a new one if that was lost meanwhile."""
+    def _do(self, what: str, work: Callable[[_Connection], _T]) -> _T:
+        """What `work` makes of a connection; once more with a new one if that was lost meanwhile.
+
+        `work` can be repeated: it reads, or what it writes it would write again.
+        """
         with self._reading.lock:
-            for last in (False, True):
-                connection = self._connected(self._reading, "read")
+            lost = undone = 0
+            while True:
+                connection = self._connected(self._reading, what)
+                self._reading.warning = ""
                 try:
-                    return read(connection)
+                    done = work(connection)
                 except _FAILURES as error:
-                    if last or not connection.closed:
-                        raise self._error("read", error) from None
-            raise AssertionError("unreachable")
+                    if connection.closed:
+                        lost += 1
+                    elif getattr(error, "sqlstate", None) in _PASS_STATES:
+                        undone += 1
+                    else:
+                        raise self._error(what, error) from None
+                    if lost > 1 or undone > RETRIES_MAX:
+                        raise self._error(what, error) from None
+                    continue
+                if what == "write" and self._reading.warning:
+                    raise errors.StoreError(f"cannot {what} {self._name}: {self._reading.warning}")
+                return done
+
+    def _rows(self, what: str, statement: bytes, *parameters: Any) -> list[Any]:
+        return self._do(
+            what, lambda c: c.execute(statement, parameters, prepare=True, binary=True).fetchall()
+        )
+
+    def _run(self, statement: bytes, *parameters: Any) -> None:
+        self._do("write", lambda c: c.execute(statement, parameters, prepare=True))
 
     def load(self, type: str, key: str) -> Record | None:
-        row = self._read(lambda c: c.execute(_LOAD, (type, key), prepare=True, binary=True).fetchone())
-        return None if row is None else Record(*row)
+        rows = self._rows("read", _LOAD, type, key)
+        return Record(*rows[0]) if rows else None
+
+    def acquire(self, names: Sequence[tuple[str, str]], owner: str) -> dict[tuple[str, str], Record]:
+        types, keys = [type for type, _ in names], [key for _, key in names]
+        rows = self._rows("write", _ACQUIRE, types, keys, owner, owner, owner)
+        return {(type, key): Record(*row) for type, key, *row in rows}
+
+    def confirm(self, reads: Sequence[tuple[str, str, int, int]]) -> set[tuple[str, str]]:
+        return set(self._rows("read", _CONFIRM, *([read[column] for read in reads] for column in range(4))))
 
     def replies(self, type: str, key: str) -> list[Reply]:
-        rows = self._read(lambda c: c.execute(_REPLIES, (type, key), prepare=True, binary=True).fetchall())
-        return [Reply(*row) for row in rows]
+        return [Reply(*row) for row in self._rows("read", _REPLIES, type, key)]
+
+    def open_session(self, client: bytes, lease_s: float) -> None:
+        self._run(_OPEN_SESSION, client, float(lease_s))
+
+    def renew_sessions(self, clients: Sequence[bytes], lease_s: float) -> set[bytes]:
+        return {client for (client,) in self._rows("write", _RENEW, list(clients), float(lease_s))}
+
+    def expire_sessions(self) -> list[bytes]:
+        ended: list[bytes] = []
+        while True:
+            portion = self._do("write", _end_sessions)
+            ended += portion
+            if len(portion) < SESSIONS_ENDED:
+                return ended
+
+    def messages(self, limit: int) -> list[Message]:
+        return [Message(*row) for row in self._rows("read", _MESSAGES, limit)]
+
+    def delivered(self, ids: Sequence[bytes]) -> None:
+        self._run(_DELIVERED, list(ids))
+
+    def due(self, now: float, limit: int) -> list[Due]:
+        rows = self._rows("read", _DUE, float(now), limit)
+        return [Due(type, key, Timer(*timer)) for type, key, *timer in rows]
+
+    def next_due(self) -> float | None:
+        due: float | None = self._rows("read", _NEXT_DUE)[0][0]
+        return due
+
+    def timers(self, type: str, key: str) -> list[Timer]:
+        return [Timer(*row) for row in self._rows("read", _TIMERS, type, key)]
 
     def commit(self, changes: Sequence[Change]) -> set[tuple[str, str]]:
         # All lock the rows in the same order, so that two servers do not wait for each other.
@@ -275,6 +415,8 @@ class PostgresStore:
         size = 0
         for c in changes:
             size += len(c.state or b"") + sum(len(r.result or b"") + len(r.digest or b"") for r in c.replies)
+            size += sum(len(m.payload or b"") for m in c.messages)
+            size += sum(len(t.payload or b"") for t in c.timers)
         if size > TRANSACTION_SIZE_MAX:
             raise Unstorable(
                 f"cannot write {self._name}: {size} bytes are too many for one transaction, which can have "
@@ -289,13 +431,21 @@ class PostgresStore:
             [c.codec for c in changes],
             [c.state_version for c in changes],
             [c.state for c in changes],
+            [c.owner for c in changes],
         ]
-        if not any(c.replies or c.acked for c in changes):
+        if not any(c.replies or c.acked or c.messages or c.timers for c in changes):
             return _COMMIT_STATES, parameters
-        replies = [(i, *r) for i, c in enumerate(changes, 1) for r in c.replies]
-        acked = [(i, *a) for i, c in enumerate(changes, 1) for a in c.acked]
-        parameters += [[row[column] for row in replies] for column in range(6)]
-        parameters += [[row[column] for row in acked] for column in range(3)]
+        replies = _columns(8, ((i, *r) for i, c in enumerate(changes, 1) for r in c.replies))
+        acked = _columns(3, ((i, *a) for i, c in enumerate(changes, 1) for a in c.acked))
+        places, clients = replies[:2]
+        parameters = [list(set(clients)), *parameters, places, clients, *replies, *acked]
+        if not any(c.messages or c.timers for c in changes):
+            return _COMMIT_REPLIES, parameters
+        parameters += _columns(4, ((i, *m) for i, c in enumerate(changes, 1) for m in c.messages))
+        # Of those of one name the last: a statement changes a row only once.
+        timers = {(i, t.name): t for i, c in enumerate(changes, 1) for t in c.timers}.items()
+        parameters += _columns(4, ((i, *t) for (i, _), t in timers if t.due is not None))
+        parameters += _columns(2, (name for name, t in timers if t.due is None))
         return _COMMIT_ALL, parameters
 
     def _execute(self, statement: bytes, parameters: list[Any]) -> list[int]:
@@ -324,28 +474,40 @@ class PostgresStore:
 
     def keys(self, type: str, prefix: str = "", limit: int | None = None) -> list[str]:
         end = _after(prefix)
-        rows = self._read(lambda c: c.execute(_KEYS, (type, prefix, end, end, limit)).fetchall())
-        return [key for (key,) in rows]
+        return [key for (key,) in self._rows("read", _KEYS, type, prefix, end, end, limit)]
+
+    def types(self) -> list[str]:
+        return [type for (type,) in self._rows("read", _TYPES)]
 
     def items(self, type: str) -> Iterator[tuple[str, Record]]:
         # By pages, so that no transaction stays open while the caller works.
         statement, last = _FIRST, ""
         while True:
-            rows = self._read(partial(self._page, statement, (type, last)))
+            rows = self._rows("read", statement, type, last)
             for key, *row in rows:
                 yield key, Record(*row)
             if len(rows) < _PAGE:
                 return
             statement, last = _NEXT, rows[-1][0]
 
-    def _page(self, statement: bytes, after: tuple[str, str], connection: _Connection) -> list[Any]:
-        return connection.execute(statement, after, binary=True).fetchall()
-
     def close(self) -> None:
         for link in (self._writing, self._reading):
             with link.lock:
                 self._closed = True
                 link.drop()
+
+
+def _columns(number: int, rows: Iterable[tuple[Any, ...]]) -> list[list[Any]]:
+    """The arrays that `unnest` makes the rows of again."""
+    return [list(column) for column in zip(*rows, strict=True)] or [[] for _ in range(number)]
+
+
+def _end_sessions(connection: _Connection) -> list[bytes]:
+    """A portion of them.  The second statement sees what was committed until the first had its locks."""
+    with connection.transaction():
+        ended = [client for (client,) in connection.execute(_END_SESSIONS, binary=True)]
+        connection.execute(_FORGET, (ended,))
+    return ended
 
 
 def _after(prefix: str) -> str | None:

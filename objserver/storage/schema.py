@@ -1,9 +1,12 @@
 """The tables, described once for every engine.
 
-`object` holds the state and the pair (epoch, version) that fences it. `owner` and `owner_inc` stay empty
-on one node; they are here because a file made today shall be opened by tomorrow's release without being
-rewritten. `reply` holds what calls were answered. `cluster` has one row: which cluster this is and which
-shape the tables have, so that an older release refuses what it does not understand.
+`object` holds the state, the pair (epoch, version) that fences it, and whose it is.  `reply` holds what calls
+were answered, `session` for which clients, and until when.  `message` and `timer` are what calls set going.
+`cluster` has one row: which cluster this is and which shape the tables have, so that an older release
+refuses what it does not understand, and a newer one knows what to add.
+
+Version 2 has sessions, messages and timers, and other replies.  Databases made as version 1 have an empty
+column `owner_inc` beside `owner`; it is left there, because to drop it SQLite would write every object anew.
 """
 
 from __future__ import annotations
@@ -18,10 +21,12 @@ from objserver import errors
 
 __all__ = ["SCHEMA_VERSION", "metadata", "prepare"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 # Names are compared by their code points, in every database and whatever its language.
 _NAME = sa.Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
+# What SQLite numbers by itself.
+_POSITION = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 # PostgreSQL keeps the next version of a row in the same page, if it has room, and leaves the indexes alone.
 _ROOM: dict[str, Any] = {"postgresql_with": {"fillfactor": 70}}
 
@@ -33,7 +38,6 @@ sa.Table(
     sa.Column("type", _NAME, primary_key=True),
     sa.Column("key", _NAME, primary_key=True),
     sa.Column("owner", sa.Text),
-    sa.Column("owner_inc", sa.BigInteger),
     sa.Column("epoch", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("version", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("codec", sa.SmallInteger, nullable=False),
@@ -43,17 +47,46 @@ sa.Table(
     **_ROOM,
 )
 
-sa.Table(
+_reply = sa.Table(
     "reply",
     metadata,
     sa.Column("type", _NAME, primary_key=True),
     sa.Column("key", _NAME, primary_key=True),
     sa.Column("client", sa.LargeBinary, primary_key=True),
-    sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("path", sa.LargeBinary, primary_key=True),
+    sa.Column("acked", sa.BigInteger, nullable=False),
     sa.Column("digest", sa.LargeBinary, nullable=False),
     sa.Column("status", sa.SmallInteger, nullable=False),
     sa.Column("result", sa.LargeBinary),
+    sa.Index("reply_client", "client"),  # for the end of a session
+)
+
+sa.Table(
+    "session",
+    metadata,
+    sa.Column("client", sa.LargeBinary, primary_key=True),
+    sa.Column("expires_at", sa.Double, nullable=False),  # seconds since 1970; not indexed: it changes often
     **_ROOM,
+)
+
+sa.Table(
+    "message",
+    metadata,
+    sa.Column("position", _POSITION, sa.Identity(), primary_key=True),
+    sa.Column("id", sa.LargeBinary, nullable=False, unique=True),
+    sa.Column("target", sa.Text, nullable=False),
+    sa.Column("payload", sa.LargeBinary, nullable=False),
+)
+
+sa.Table(
+    "timer",
+    metadata,
+    sa.Column("type", _NAME, primary_key=True),
+    sa.Column("key", _NAME, primary_key=True),
+    sa.Column("name", _NAME, primary_key=True),
+    sa.Column("due", sa.Double, nullable=False, index=True),  # seconds since 1970
+    sa.Column("payload", sa.LargeBinary, nullable=False),
 )
 
 _cluster = sa.Table(
@@ -65,19 +98,29 @@ _cluster = sa.Table(
 )
 
 
-def prepare(connection: sa.Connection, name: str) -> None:
-    """Create the tables if there are none, refuse what is not ours; inside the caller's transaction."""
+def prepare(connection: sa.Connection, name: str) -> str:
+    """Create the tables if there are none, bring older ones up to date, refuse what is not ours.
+
+    All of it inside the caller's transaction.  Returns the id of the cluster.
+    """
     tables = sa.inspect(connection).get_table_names()
     if not tables:
         metadata.create_all(connection)
-        row = {"one": 1, "cluster_id": uuid.uuid4(), "schema_version": SCHEMA_VERSION}
+        made = uuid.uuid4()
+        row = {"one": 1, "cluster_id": made, "schema_version": SCHEMA_VERSION}
         connection.execute(_cluster.insert().values(row))
-        return
+        return made.hex
     if _cluster.name not in tables:
         raise errors.StoreError(f"{name} belongs to another program; give objserver a database of its own")
-    found = connection.execute(sa.select(_cluster.c.schema_version)).scalar_one()
-    if found > SCHEMA_VERSION:
+    found, version = connection.execute(sa.select(_cluster.c.cluster_id, _cluster.c.schema_version)).one()
+    if version > SCHEMA_VERSION:
         raise errors.StoreError(
-            f"{name} has schema version {found}, but this release of objserver knows only versions up to "
+            f"{name} has schema version {version}, but this release of objserver knows only versions up to "
             f"{SCHEMA_VERSION}; upgrade objserver, or open a copy made by the older release"
         )
+    if version < SCHEMA_VERSION:
+        _reply.drop(connection)  # nothing was ever written there
+        metadata.create_all(connection)
+        connection.execute(_cluster.update().values(schema_version=SCHEMA_VERSION))
+    cluster: uuid.UUID = found
+    return cluster.hex

@@ -10,15 +10,21 @@ A class of tests derives from one of these and gives the place where stores are 
         def open(self, url):
             return MyStore(url)
 
-`StoreConformance` needs one store and nothing else; `DurableStoreConformance` also opens it again, and kills
-a process that writes; `SqlStoreConformance` also looks into databases that have our tables, by a statement
-that the class runs.
+`StoreConformance` needs one store and nothing else; `SharedStoreConformance` is for one that several servers
+may use at a time; `DurableStoreConformance` also opens it again, and kills a process that writes;
+`SqlStoreConformance` also looks into databases that have our tables, by a statement that the class runs.
+
+What every sentence of the interface demands has a test of its own.  One more takes random steps, and
+compares what the store answers with `Model`, which is the interface in dictionaries.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
+import itertools
 import os
+import random
+import re
 import signal
 import subprocess
 import sys
@@ -30,11 +36,23 @@ import pytest
 
 from objserver import errors
 from objserver.storage import Change, Committer, Record, Reply, Store, Unstorable, open_store
+from objserver.storage.base import Due, Message, Timer
 
-__all__ = ["DurableStoreConformance", "SqlStoreConformance", "StoreConformance", "change", "reply"]
+__all__ = [
+    "DurableStoreConformance",
+    "Model",
+    "SharedStoreConformance",
+    "SqlStoreConformance",
+    "StoreConformance",
+    "change",
+    "reply",
+]
 
 CLIENT = b"\x00\xff" * 8
 OTHER = b"\xffother client \x00\x01"
+STRANGER = b"without session "
+LEASE_S = 3600.0
+"""Longer than any test takes."""
 
 
 def change(key: str, version: int = 0, state: bytes | None = b"s", **more: Any) -> Change:
@@ -43,8 +61,12 @@ def change(key: str, version: int = 0, state: bytes | None = b"s", **more: Any) 
     return Change(key=key, version=version, state=state, **named)
 
 
-def reply(seq: int, client: bytes = CLIENT, result: bytes | None = b"r") -> Reply:
-    return Reply(client, seq, b"\x00digest", 0, result)
+def reply(number: int, client: bytes = CLIENT, result: bytes | None = b"r", path: bytes = b"") -> Reply:
+    return Reply(client, number, path, 0, b"\x00digest", 0, result)
+
+
+def message(number: int) -> Message:
+    return Message(b"\x00\xff message %7d" % number, f"PYRO:é{number}@host:1", b"\x00payload")
 
 
 class StoreConformance:
@@ -55,9 +77,15 @@ class StoreConformance:
 
     @pytest.fixture
     def store(self, url: str) -> Iterator[Store]:
+        """With sessions of CLIENT and OTHER."""
         store = self.open(url)
+        store.open_session(CLIENT, LEASE_S)
+        store.open_session(OTHER, LEASE_S)
         yield store
         store.close()
+
+    def test_the_id_is_of_hexadecimal_digits(self, store: Store) -> None:
+        assert re.fullmatch("[0-9a-f]{32}", store.id)
 
     # States
 
@@ -140,6 +168,50 @@ class StoreConformance:
         assert store.commit([change(k, 1 + int(k) % 2) for k in keys]) == {("T", k) for k in keys[::2]}
         assert {r.version for _, r in store.items("T")} == {1, 2}
 
+    def test_types_are_listed_also_of_deleted_objects(self, store: Store) -> None:
+        assert store.types() == []
+        names = ["a", "B", "", "é", "\U0001f600", "\ue000", "a b"]
+        store.commit([change(f"{n}", type=name) for name in names for n in range(3)])
+        store.commit([change("0", 1, None, type="a"), change("1", 1, None, type="a")])
+        store.commit([change("2", 1, None, type="a"), change("x", state=None, type="gone")])
+        assert store.types() == sorted([*names, "gone"])
+
+    # Owners
+
+    def test_what_is_acquired_is_as_loaded(self, store: Store) -> None:
+        assert store.acquire([], "me") == {}
+        store.commit([change("a", owner="me"), change("b", owner="me"), change("c", type="U", owner="me")])
+        store.commit([change("b", 1, None)])
+        names = [("T", "a"), ("T", "none"), ("U", "c"), ("T", "b"), ("U", "a"), ("T", "a")]
+        found = {("T", "a"): Record(0, 1, 1, 3, b"s"), ("U", "c"): Record(0, 1, 1, 3, b"s")}
+        found["T", "b"] = Record(0, 2, 1, 3, None)
+        assert store.acquire(names, "me") == found
+        assert store.acquire(names, "me") == found
+        assert {name: store.load(*name) for name in found} == found
+
+    def test_very_many_are_acquired(self, store: Store) -> None:
+        names = [("T", f"{n}") for n in range(3000)]
+        store.commit([change(key, owner="me") for _, key in names[::2]])
+        assert set(store.acquire(names, "me")) == set(names[::2])
+
+    def test_who_acquires_can_commit(self, store: Store) -> None:
+        for owner in ("me", "you", "you", "me"):
+            record = store.acquire([("T", "a")], owner).get(("T", "a"), Record(0, 0, 0, 0, None))
+            assert store.commit([change("a", record.version, epoch=record.epoch, owner=owner)])
+        assert store.keys("T") == ["a"]
+
+    def test_confirmed_is_what_is_still_so(self, store: Store) -> None:
+        assert store.confirm([]) == set()
+        store.commit([change("a"), change("gone"), change("a", type="U")])
+        store.commit([change("gone", 1, None)])
+        good = [("T", "a", 0, 1), ("T", "gone", 0, 2), ("T", "none", 0, 0), ("U", "a", 0, 1)]
+        assert store.confirm(good) == {(type, key) for type, key, _, _ in good}
+        bad = [("T", "a", 0, 0), ("T", "gone", 0, 1), ("T", "none", 0, 1), ("U", "a", 1, 1), ("U", "b", 1, 0)]
+        assert store.confirm(bad) == set()
+        assert store.confirm([good[0], *bad[1:], good[2]]) == {("T", "a"), ("T", "none")}
+        store.commit([change("a", 1)])
+        assert store.confirm(good) == {("T", "gone"), ("T", "none"), ("U", "a")}
+
     # Replies
 
     def test_replies_are_kept_with_the_state(self, store: Store) -> None:
@@ -151,6 +223,23 @@ class StoreConformance:
         assert store.replies("U", "a") == []
         store.commit([change("a", 3, replies=[reply(3)])])
         assert store.replies("T", "a") == [reply(1), reply(3), *answers[1:]]
+
+    def test_a_call_and_those_it_caused_are_told_apart_and_freed_together(self, store: Store) -> None:
+        paths = [b"", b"\x00", b"\x00\x01", b"\xff" * 16]
+        answers = [reply(n, path=path) for n in (1, 2) for path in paths]
+        store.commit([change("a", replies=answers[::-1])])
+        assert store.replies("T", "a") == answers
+        store.commit([change("a", 1, acked=[(CLIENT, 1)])])
+        assert store.replies("T", "a") == answers[4:]
+        store.commit([change("a", 2, acked=[(CLIENT, 2)])])
+        assert store.replies("T", "a") == []
+
+    def test_what_was_freed_is_forgotten(self, store: Store) -> None:
+        store.commit([change("a", replies=[reply(1)])])
+        store.commit([change("a", 1, acked=[(CLIENT, 1)])])
+        again = reply(1, result=b"again")
+        assert store.commit([change("a", 2, replies=[again])])
+        assert store.replies("T", "a") == [again]
 
     def test_what_is_acknowledged_is_freed(self, store: Store) -> None:
         mine = [reply(n) for n in range(1, 6)]
@@ -195,6 +284,173 @@ class StoreConformance:
         assert store.replies("T", "a") == [reply(2), reply(3)]
         assert store.replies("T", "b") == [reply(3)]
 
+    # Sessions
+
+    def test_nothing_is_kept_of_a_change_for_a_client_without_a_session(self, store: Store) -> None:
+        store.commit([change("a", replies=[reply(1)]), change("b")])
+        more: dict[str, Any] = {"messages": [message(1)], "timers": [Timer("t", 1.0)], "acked": [(CLIENT, 1)]}
+        for replies in ([reply(1, STRANGER)], [reply(2), reply(1, STRANGER)], [reply(1, STRANGER), reply(2)]):
+            late = change("a", 1, b"late", replies=replies, **more)
+            new = change("new", 0, replies=replies, **more)
+            version = store.load("T", "b")[1]  # type: ignore[index]
+            assert store.commit([late, change("b", version, replies=[reply(version)]), new]) == {("T", "b")}
+        assert store.load("T", "a") == Record(0, 1, 1, 3, b"s")
+        assert store.load("T", "new") is None
+        assert store.replies("T", "a") == [reply(1)]
+        assert store.replies("T", "new") == []
+        assert len(store.replies("T", "b")) == 3
+        assert store.messages(10) == []
+        assert store.next_due() is None
+        # acknowledging needs no session
+        assert store.commit([change("a", 1, acked=[(STRANGER, 7)])])
+
+    def test_sessions_begin_go_on_and_end(self, store: Store) -> None:
+        client = b"c" * 16
+        assert store.renew_sessions([client, CLIENT], LEASE_S) == {CLIENT}
+        assert store.renew_sessions([], LEASE_S) == set()
+        store.open_session(client, 0)
+        assert store.renew_sessions([client, STRANGER], 0) == {client}
+        # it is over, but nobody has ended it
+        assert store.commit([change("a", replies=[reply(1, client)])])
+        assert len(store.expire_sessions()) == 1
+        assert len(store.expire_sessions()) == 0
+        assert store.renew_sessions([client, CLIENT, OTHER], LEASE_S) == {CLIENT, OTHER}
+        assert not store.commit([change("a", 1, replies=[reply(2, client)])])
+        store.open_session(client, 0)
+        assert store.commit([change("a", 1, replies=[reply(2, client)])])
+        assert store.replies("T", "a") == [reply(2, client)]
+
+    def test_a_lease_is_made_longer_and_never_shorter(self, store: Store) -> None:
+        opened, renewed = b"o" * 16, b"r" * 16
+        store.open_session(opened, 0)
+        store.open_session(opened, LEASE_S)
+        store.open_session(opened, 0)
+        store.open_session(renewed, 0)
+        store.renew_sessions([renewed], LEASE_S)
+        store.renew_sessions([renewed], 0)
+        assert len(store.expire_sessions()) == 0
+
+    def test_with_a_session_go_its_records_and_nothing_else(self, store: Store) -> None:
+        client = b"c" * 16
+        store.open_session(client, 0)
+        both = [reply(1), reply(1, client), reply(1, client, path=b"p")]
+        more: dict[str, Any] = {"messages": [message(1)], "timers": [Timer("t", 1.0, b"p")]}
+        store.commit([change("a", replies=both, **more), change("b", type="U", replies=both)])
+        assert len(store.expire_sessions()) == 1
+        assert store.replies("T", "a") == store.replies("U", "b") == [reply(1)]
+        assert store.load("T", "a") == store.load("U", "b") == Record(0, 1, 1, 3, b"s")
+        assert store.messages(10) == [message(1)]
+        assert store.timers("T", "a") == [Timer("t", 1.0, b"p")]
+
+    def test_very_many_sessions_end(self, store: Store) -> None:
+        clients = [b"%16d" % n for n in range(350)]
+        for client in clients:
+            store.open_session(client, 0)
+        store.commit([change("a", replies=[reply(n, client) for n in (1, 2) for client in clients])])
+        store.renew_sessions(clients[:50], LEASE_S)
+        assert len(store.expire_sessions()) == 300
+        assert {r.client for r in store.replies("T", "a")} == set(clients[:50])
+        assert len(store.renew_sessions(clients, LEASE_S)) == 50
+
+    # Messages and timers
+
+    def test_messages_are_kept_in_order_until_delivered(self, store: Store) -> None:
+        sent = [message(n) for n in (5, 3, 8, 1)]
+        store.commit([change("a", messages=sent[:2])])
+        store.commit([change("a", 1, messages=sent[2:])])
+        assert store.messages(10) == sent
+        assert store.messages(3) == sent[:3]
+        store.delivered([])
+        store.delivered([sent[1].id, message(7).id])
+        assert store.messages(10) == [sent[0], *sent[2:]]
+        store.commit([change("a", 2, None, messages=[message(2)])])
+        store.delivered([m.id for m in sent])
+        assert store.messages(10) == [message(2)]
+
+    def test_a_second_message_of_one_id_is_refused_with_its_change(self, store: Store) -> None:
+        store.commit([change("a", messages=[message(1)])])
+        with pytest.raises(Unstorable):
+            store.commit([change("b", messages=[message(1)])])
+        assert store.load("T", "b") is None
+
+    def test_timers_are_set_replaced_and_removed(self, store: Store) -> None:
+        assert store.next_due() is None
+        one, two, three = Timer("one", 2.5, b"\x00"), Timer("two", 1e10 + 0.125), Timer("", 7.0)
+        store.commit([change("a", timers=[two, one]), change("a", type="U", timers=[three])])
+        assert store.timers("T", "a") == [one, two]
+        assert store.timers("U", "a") == [three]
+        assert store.timers("T", "b") == []
+        assert store.next_due() == 2.5
+        assert store.due(2.4, 10) == []
+        assert store.due(2.5, 10) == [Due("T", "a", one)]
+        assert store.due(1e11, 10) == [Due("T", "a", one), Due("U", "a", three), Due("T", "a", two)]
+        assert store.due(1e11, 2) == [Due("T", "a", one), Due("U", "a", three)]
+        later = one._replace(due=9.0, payload=b"later")
+        gone = [two._replace(due=None), Timer("unknown", None)]
+        store.commit([change("a", 1, timers=[later, *gone]), change("b", timers=[Timer("one", 8.0)])])
+        assert store.timers("T", "a") == [later]
+        assert [due.timer.due for due in store.due(1e11, 10)] == [7.0, 8.0, 9.0]
+        assert store.next_due() == 7.0
+
+    def test_of_several_timers_of_a_name_in_one_change_the_last_counts(self, store: Store) -> None:
+        off = Timer("t", None)
+        store.commit([change("a", timers=[Timer("t", 1.0), off, Timer("t", 2.0), Timer("u", 1.0)])])
+        assert store.timers("T", "a") == [Timer("t", 2.0), Timer("u", 1.0)]
+        store.commit([change("a", 1, timers=[Timer("t", 3.0), off])])
+        assert store.timers("T", "a") == [Timer("u", 1.0)]
+
+    def test_a_refused_change_sets_nothing_going(self, store: Store) -> None:
+        store.commit([change("a", timers=[Timer("t", 1.0)])])
+        late = change("a", 0, messages=[message(1)], timers=[Timer("t", None), Timer("u", 2.0)])
+        good = change("b", messages=[message(2)], timers=[Timer("t", 3.0)])
+        assert store.commit([late, good]) == {("T", "b")}
+        assert store.messages(10) == [message(2)]
+        assert store.due(9.0, 10) == [Due("T", "a", Timer("t", 1.0)), Due("T", "b", Timer("t", 3.0))]
+
+    # All of it
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_random_steps_go_as_in_the_model(self, store: Store, seed: int) -> None:
+        chance, model = random.Random(seed), Model(store.alone)
+        keys, clients = [*"abcd"], [bytes([n]) * 16 for n in range(4)]
+        lasting = {clients[0], clients[1]}  # leases that outlast the test; the others are over at once
+        number, refused = 0, 0
+        for _ in range(150):
+            step = chance.randrange(10)
+            if step < 6:
+                changes = []
+                # In order, since of the messages in one commit only those of one change have an order.
+                for key in sorted(chance.sample(keys, chance.randint(1, 4))):
+                    number += 1
+                    changes.append(random_change(chance, model, key, number, clients))
+                accepted = store.commit(changes)
+                assert accepted == model.commit(changes)
+                refused += len(changes) - len(accepted)
+            elif step == 6:
+                names, owner = [("T", key) for key in chance.sample(keys, 2)], chance.choice(("me", "you"))
+                assert store.acquire(names, owner) == model.acquire(names, owner)
+            elif step == 7:
+                client = chance.choice(clients)
+                store.open_session(client, LEASE_S if client in lasting else 0)
+                model.sessions.add(client)
+            elif step == 8:
+                assert len(store.expire_sessions()) == model.expire(lasting)
+            else:
+                ids = chance.sample([*model.messages], min(2, len(model.messages)))
+                store.delivered(ids)
+                for id in ids:
+                    del model.messages[id]
+            assert store.messages(1000) == [*model.messages.values()]
+            reads = [("T", key, 0, chance.randrange(3)) for key in keys]
+            assert store.confirm(reads) == model.confirm(reads)
+            for key in keys:
+                name = "T", key
+                assert store.load(*name) == model.objects.get(name)
+                assert store.replies(*name) == [r for _, r in sorted(model.replies.get(name, {}).items())]
+                assert store.timers(*name) == [t for _, t in sorted(model.timers.get(name, {}).items())]
+        assert refused
+        assert number > 100
+
     # What goes wrong
 
     @pytest.mark.parametrize(
@@ -203,8 +459,11 @@ class StoreConformance:
             change("\ud800"),
             change("number", 1 << 70),
             change("null", state_version=None),
-            change("reply", replies=[Reply(CLIENT, 1 << 70, b"", 0, b"")]),
-            change("digest", replies=[Reply(CLIENT, 1, None, 0, b"")]),  # type: ignore[arg-type]
+            change("reply", replies=[reply(1 << 70)]),
+            change("digest", replies=[Reply(CLIENT, 1, b"", 0, None, 0, b"")]),  # type: ignore[arg-type]
+            change("target", messages=[Message(b"i" * 16, "\ud800", b"")]),
+            change("payload", messages=[Message(b"i" * 16, "t", None)]),  # type: ignore[arg-type]
+            change("timer", timers=[Timer("\ud800", 1.0)]),
         ],
         ids=lambda bad: ascii(bad.key),
     )
@@ -244,6 +503,17 @@ class StoreConformance:
             lambda: store.keys("T"),
             lambda: list(store.items("T")),
             lambda: store.replies("T", "a"),
+            lambda: store.acquire([("T", "a")], "me"),
+            lambda: store.confirm([("T", "a", 0, 0)]),
+            lambda: store.open_session(CLIENT, 1),
+            lambda: store.renew_sessions([CLIENT], 1),
+            store.expire_sessions,
+            lambda: store.messages(1),
+            lambda: store.delivered([b"i"]),
+            lambda: store.due(0, 1),
+            store.next_due,
+            lambda: store.timers("T", "a"),
+            store.types,
         ]
         for use in uses:
             with pytest.raises(errors.StoreError, match="closed") as caught:
@@ -272,6 +542,86 @@ class StoreConformance:
         assert record.version == sum(wins) == 25
 
 
+class Model:
+    """What a store does, in dictionaries."""
+
+    def __init__(self, alone: bool) -> None:
+        self.alone = alone
+        self.objects: dict[tuple[str, str], Record] = {}
+        self.owners: dict[tuple[str, str], str] = {}
+        self.replies: dict[tuple[str, str], dict[tuple[bytes, int, bytes], Reply]] = {}
+        self.timers: dict[tuple[str, str], dict[str, Timer]] = {}
+        self.messages: dict[bytes, Message] = {}
+        self.sessions = {CLIENT, OTHER}
+
+    def commit(self, changes: list[Change]) -> set[tuple[str, str]]:
+        return {(c.type, c.key) for c in changes if self.accepts(c)}
+
+    def accepts(self, c: Change) -> bool:
+        name = c.type, c.key
+        now = self.objects.get(name)
+        if (c.epoch, c.version) != (now[:2] if now else (0, 0)):
+            return False
+        if not {reply.client for reply in c.replies} <= self.sessions:
+            return False
+        self.objects[name] = Record(c.epoch, c.version + c.calls, c.codec, c.state_version, c.state)
+        self.owners.setdefault(name, c.owner)
+        kept = self.replies.setdefault(name, {})
+        for client, through in c.acked:
+            for id in [id for id in kept if id[0] == client and id[1] <= through]:
+                del kept[id]
+        kept.update({reply[:3]: reply for reply in c.replies})
+        self.messages.update({message.id: message for message in c.messages})
+        timers = self.timers.setdefault(name, {})
+        for timer in c.timers:
+            timers.pop(timer.name, None)
+            if timer.due is not None:
+                timers[timer.name] = timer
+        return True
+
+    def acquire(self, names: list[tuple[str, str]], owner: str) -> dict[tuple[str, str], Record]:
+        for name in self.objects.keys() & names:
+            if not self.alone and self.owners[name] != owner:
+                self.owners[name] = owner
+                self.objects[name] = self.objects[name]._replace(epoch=self.objects[name].epoch + 1)
+        return {name: self.objects[name] for name in names if name in self.objects}
+
+    def confirm(self, reads: list[tuple[str, str, int, int]]) -> set[tuple[str, str]]:
+        missing = Record(0, 0, 0, 0, None)
+        return {(t, k) for t, k, *read in reads if (*read,) == self.objects.get((t, k), missing)[:2]}
+
+    def expire(self, lasting: set[bytes]) -> int:
+        ended = self.sessions - lasting - {CLIENT, OTHER}
+        self.sessions -= ended
+        for kept in self.replies.values():
+            for id in [id for id in kept if id[0] in ended]:
+                del kept[id]
+        return len(ended)
+
+
+def random_change(chance: random.Random, model: Model, key: str, number: int, clients: list[bytes]) -> Change:
+    """Mostly the next one of an object, now and then a stale one."""
+    now = model.objects.get(("T", key), Record(0, 0, 0, 0, None))
+    callers = chance.sample(clients, chance.choice((0, 0, 1, 1, 2)))
+    return change(
+        key,
+        now.version - (chance.random() < 0.1),
+        chance.choice((None, b"", b"%d" % number)),
+        epoch=max(0, now.epoch - (chance.random() < 0.1)),
+        calls=chance.randint(1, 3),
+        replies=[reply(number, client, path=chance.choice((b"", b"p"))) for client in callers],
+        acked=[
+            (client, number - chance.randrange(20)) for client in chance.sample(clients, chance.randrange(2))
+        ],
+        messages=[message(number)] * chance.randrange(2),
+        timers=[
+            Timer(chance.choice("tu"), chance.choice((None, float(number))))
+            for _ in range(chance.randrange(3))
+        ],
+        owner=chance.choice(("me", "you")),
+    )
+
+
 def wait(gate: threading.Event) -> None:
     assert gate.wait(30)
 
@@ -298,16 +648,88 @@ def race(stores: list[Store], rounds: int) -> list[int]:
         return list(pool.map(work, range(len(stores))))
 
 
+class SharedStoreConformance(StoreConformance):
+    """A store that several servers may use at a time."""
+
+    def test_it_says_so(self, store: Store) -> None:
+        assert not store.alone
+
+    def test_who_acquires_fences_the_owner_before(self, store: Store) -> None:
+        name = ("T", "a")
+        store.commit([change("a", owner="old")])
+        assert store.acquire([name], "old") == {name: Record(0, 1, 1, 3, b"s")}
+        assert store.acquire([name], "new") == {name: Record(1, 1, 1, 3, b"s")}
+        late = change("a", 1, b"late", replies=[reply(1)], messages=[message(1)], timers=[Timer("t", 1.0)])
+        assert store.commit([late]) == set()
+        assert store.confirm([("T", "a", 0, 1)]) == set()
+        assert store.confirm([("T", "a", 1, 1)]) == {name}
+        assert (store.replies(*name), store.messages(1), store.next_due()) == ([], [], None)
+        # the new owner keeps the epoch, also when it commits and when it asks again
+        assert store.commit([change("a", 1, b"t", epoch=1)]) == {name}
+        assert store.acquire([name], "new") == {name: Record(1, 2, 1, 3, b"t")}
+        assert store.acquire([name], "old") == {name: Record(2, 2, 1, 3, b"t")}
+
+    def test_some_are_taken_over_and_some_were_mine(self, store: Store) -> None:
+        store.commit([change("mine", owner="me"), change("theirs", owner="you"), change("dead", owner="you")])
+        store.commit([change("dead", 1, None)])
+        names = [("T", "theirs"), ("T", "none"), ("T", "mine"), ("T", "dead"), ("T", "theirs")]
+        assert store.acquire(names, "me") == {
+            ("T", "theirs"): Record(1, 1, 1, 3, b"s"),
+            ("T", "mine"): Record(0, 1, 1, 3, b"s"),
+            ("T", "dead"): Record(1, 2, 1, 3, None),
+        }
+        # nobody has "none" until it is stored
+        assert store.commit([change("none", owner="you")])
+        assert store.acquire([("T", "none")], "me") == {("T", "none"): Record(1, 1, 1, 3, b"s")}
+
+    def test_two_owners_that_take_it_from_each_other_lose_no_call(self, store: Store) -> None:
+        fight([store] * 2, rounds=50)
+
+    def test_loading_takes_nothing(self, store: Store) -> None:
+        store.commit([change("a", owner="old")])
+        assert store.load("T", "a") == Record(0, 1, 1, 3, b"s")
+        assert store.commit([change("a", 1)])
+
+
+def fight(stores: list[Store], rounds: int) -> None:
+    """In each round all take the same object, and add to it until they lose it."""
+    start = threading.Barrier(len(stores))
+
+    def work(n: int) -> list[int]:
+        done = []
+        for _ in range(rounds):
+            start.wait(30)
+            found = stores[n].acquire([("T", "a")], f"{n}")
+            epoch, version, _, _, state = found.get(("T", "a"), Record(0, 0, 0, 0, b"0"))
+            for _ in range(3):
+                state = b"%d" % (int(state or b"0") + 1)
+                if not stores[n].commit([change("a", version, state, epoch=epoch, owner=f"{n}")]):
+                    break
+                version += 1
+                done.append(version)
+        return done
+
+    with concurrent.futures.ThreadPoolExecutor(len(stores)) as pool:
+        done = sorted(itertools.chain(*pool.map(work, range(len(stores)))))
+    record = stores[0].load("T", "a")
+    assert record is not None
+    assert done == list(range(1, record.version + 1))
+    assert record.state == b"%d" % record.version
+    assert record.epoch >= rounds - 1
+
+
 _WRITER = """
 import itertools, sys
-from objserver.testing.stores import *
+from objserver.testing.stores import CLIENT, LEASE_S, change, message, reply
 import importlib
 module, _, name = sys.argv[2].partition(":")
 store = getattr(importlib.import_module(module), name)(sys.argv[1])
+store.open_session(CLIENT, LEASE_S)
 start = store.load("T", "n")
 for n in itertools.count(start.version if start else 0):
-    acked = [(reply(0).client, n - 4)]
-    assert store.commit([change("n", n, b"%d" % (n + 1), replies=[reply(n + 1)], acked=acked)])
+    acked = [(CLIENT, n - 4)]
+    sent = [message(n + 1)]
+    assert store.commit([change("n", n, b"%d" % (n + 1), replies=[reply(n + 1)], acked=acked, messages=sent)])
     print(n + 1, flush=True)
 """
 
@@ -320,13 +742,18 @@ class DurableStoreConformance(StoreConformance):
 
     def test_it_is_all_there_after_opening_again(self, url: str) -> None:
         store = self.open(url)
-        store.commit([change("a", calls=2, replies=[reply(1)]), change("b")])
-        store.commit([change("b", 1, None)])
+        id = store.id
+        store.open_session(CLIENT, LEASE_S)
+        timer = Timer("t", 1.5)
+        store.commit([change("a", calls=2, replies=[reply(1)], messages=[message(1)]), change("b")])
+        store.commit([change("b", 1, None, timers=[timer])])
         store.close()
         store = self.open(url)
         found = store.load("T", "a"), store.load("T", "b"), store.replies("T", "a"), store.keys("T")
+        others = store.id, store.messages(9), store.timers("T", "b"), store.renew_sessions([CLIENT], 1)
         store.close()
         assert found == (Record(0, 2, 1, 3, b"s"), Record(0, 2, 1, 3, None), [reply(1)], ["a"])
+        assert others == (id, [message(1)], [timer], {CLIENT})
 
     def test_kill_9_loses_nothing_acknowledged(self, url: str) -> None:
         acknowledged = 0
@@ -341,13 +768,31 @@ class DurableStoreConformance(StoreConformance):
                     if line.endswith("\n"):
                         acknowledged = int(line)
             store = self.open(url)
-            record, replies = store.load("T", "n"), store.replies("T", "n")
+            record, replies, sent = store.load("T", "n"), store.replies("T", "n"), store.messages(10**6)
             store.close()
             assert record is not None
             assert record.version >= acknowledged
             assert record.state == b"%d" % record.version
-            assert [r.seq for r in replies] == list(range(max(1, record.version - 4), record.version + 1))
+            assert [r.number for r in replies] == list(range(max(1, record.version - 4), record.version + 1))
+            assert sent == [message(n + 1) for n in range(record.version)]
         assert acknowledged >= 60
+
+
+_VERSION_1 = [
+    """CREATE TABLE object (type TEXT NOT NULL, key TEXT NOT NULL, owner TEXT, owner_inc BIGINT,
+        epoch BIGINT DEFAULT '0' NOT NULL, version BIGINT DEFAULT '0' NOT NULL, codec SMALLINT NOT NULL,
+        state_version INTEGER NOT NULL, state {blob}, deleted BOOLEAN DEFAULT false NOT NULL,
+        PRIMARY KEY (type, key))""",
+    """CREATE TABLE reply (type TEXT NOT NULL, key TEXT NOT NULL, client {blob} NOT NULL,
+        seq BIGINT NOT NULL, digest {blob} NOT NULL, status SMALLINT NOT NULL, result {blob},
+        PRIMARY KEY (type, key, client, seq))""",
+    """CREATE TABLE cluster (one INTEGER NOT NULL CHECK (one = 1), cluster_id {uuid} NOT NULL,
+        schema_version INTEGER NOT NULL, PRIMARY KEY (one))""",
+    "INSERT INTO cluster VALUES (1, '0123456789abcdef0123456789abcdef', 1)",
+    """INSERT INTO object (type, key, version, codec, state_version, state, deleted)
+        VALUES ('T', 'a', 5, 1, 3, {state}, false), ('T', 'b', 2, 1, 3, NULL, true)""",
+]
+"""What made and filled a database of version 1."""
 
 
 class SqlStoreConformance(DurableStoreConformance):
@@ -359,14 +804,36 @@ class SqlStoreConformance(DurableStoreConformance):
 
     def test_new_tables_and_their_version(self, url: str) -> None:
         self.open(url).close()
-        assert self.sql(url, "select one, schema_version from cluster") == [(1, 1)]
-        assert self.sql(url, "select count(*) from object") == [(0,)]
-        assert self.sql(url, "select count(*) from reply") == [(0,)]
+        assert self.sql(url, "select one, schema_version from cluster") == [(1, 2)]
+        for table in ("object", "reply", "session", "message", "timer"):
+            assert self.sql(url, f"select count(*) from {table}") == [(0,)]
+
+    def test_a_store_of_version_1_keeps_its_objects(self, url: str) -> None:
+        words = {"blob": "BLOB", "uuid": "CHAR(32)", "state": "x'0102'"}
+        if url.startswith("postgresql"):
+            words = {"blob": "BYTEA", "uuid": "UUID", "state": r"'\x0102'"}
+        for statement in _VERSION_1:
+            self.sql(url, statement.format(**words))
+        for version in (1, 2):
+            assert self.sql(url, "select schema_version from cluster") == [(version,)]
+            store = self.open(url)
+            assert store.load("T", "a") == Record(0, 5, 1, 3, b"\x01\x02")
+            assert store.load("T", "b") == Record(0, 2, 1, 3, None)
+            assert store.id == "0123456789abcdef" * 2
+            assert store.keys("T") == ["a"]
+            store.close()
+        store = self.open(url)
+        store.open_session(CLIENT, LEASE_S)
+        answered = change("a", 5, b"t", replies=[reply(1)], messages=[message(1)], timers=[Timer("t", 1.0)])
+        assert store.commit([answered, change("c")]) == {("T", "a"), ("T", "c")}
+        assert store.replies("T", "a") == [reply(1)]
+        assert set(store.acquire([("T", "a"), ("T", "b"), ("T", "c")], "")) == {("T", key) for key in "abc"}
+        store.close()
 
     def test_a_newer_schema_is_refused_with_both_versions(self, url: str) -> None:
         self.open(url).close()
         self.sql(url, "update cluster set schema_version = 7")
-        with pytest.raises(errors.StoreError, match=r"has schema version 7.* 1; upgrade"):
+        with pytest.raises(errors.StoreError, match=r"has schema version 7.* 2; upgrade"):
             self.open(url)
 
     def test_the_database_of_another_program_is_refused_and_untouched(self, url: str) -> None:

@@ -79,6 +79,11 @@ class Arrived:
         """Bytes that it made this process hold.  What is mapped is counted by who maps it."""
         return max(len(self._payload) + self._copied, self.LENGTH_MIN)
 
+    @property
+    def beside(self) -> bytes | bytearray | memoryview:
+        """The payload as it came; what is in shared memory is not in it."""
+        return self._payload
+
     def open(self) -> memoryview:
         """The MessagePack; SerializeError if the annotation and the payload do not fit together."""
         try:

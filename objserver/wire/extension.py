@@ -9,10 +9,12 @@ both also offer shared memory (`shared_memory`).
 
 `CallContext` travels in one request annotation, `OBJS`: a MessagePack array
 
-    [remaining time in s or nil, [ids of the invocations that led to this call, outermost first]]
+    [remaining time in s or nil, [ids of the invocations that led to this call, outermost first],
+     client, number, path, number through which the client has all answers, whether it only asks]
 
-Later positions are reserved for call numbers and trace context; a reader ignores what it does not know.
-It is left out when there is nothing to say.
+The last five, which may be missing, name the call so that it can be repeated (`CallId`).  One that only asks
+wants to know what became of the call of that id, and that it does not happen later if it has not.  A reader
+ignores what it does not know.  The annotation is left out when there is nothing to say.
 
 `Promises` travels in the annotation `PROM` of a request that refers to results of requests before it on the
 same connection: the array
@@ -33,6 +35,7 @@ from typing import Any, NamedTuple
 import ormsgpack
 
 from objserver import errors
+from objserver.invocation import CallId
 
 __all__ = ["ANNOTATION", "KEY", "PROMISES", "CallContext", "Extension", "Promises"]
 
@@ -42,6 +45,10 @@ PROMISES = "PROM"
 VERSION = 1
 CHAIN_MAX = 64
 """Nested calls in one chain; a deeper one is a recursion that has lost its way.  Its sender says so."""
+CLIENT_SIZE = 16
+"""Bytes of the client and the path of a call id."""
+NUMBER_MAX = 1 << 62
+"""Call numbers are below it: every store can hold them."""
 SESSION_SIZE_MAX = 200
 """Characters of a session id; ours have 32, a person's name for one is short."""
 
@@ -60,6 +67,8 @@ class Extension(NamedTuple):
     """It takes replies in any order, and calls."""
     shared: tuple[int, int, str, int] | None = None
     """Process id, descriptor, token and number of the word that proves we can open its memory."""
+    store: str = ""
+    """Id of the data that the server's objects are kept in: calls are numbered for each."""
 
     def to_data(self) -> dict[str, Any]:
         data: dict[str, Any] = {"version": VERSION}
@@ -73,6 +82,8 @@ class Extension(NamedTuple):
             data["multiplexed"] = True
         if self.shared:
             data["shared"] = list(self.shared)
+        if self.store:
+            data["store"] = self.store
         return data
 
     @classmethod
@@ -82,7 +93,7 @@ class Extension(NamedTuple):
         if not isinstance(data, Mapping):
             return None
         session, size = data.get("session", ""), data.get("frame_size_max", 0)
-        client = data.get("client", "")
+        client, store = data.get("client", ""), data.get("store", "")
         if (
             not isinstance(session, str)
             or len(session) > SESSION_SIZE_MAX
@@ -90,19 +101,21 @@ class Extension(NamedTuple):
             or size < 0
             or not isinstance(client, str)
             or len(client) > SESSION_SIZE_MAX
+            or not isinstance(store, str)
+            or len(store) > SESSION_SIZE_MAX
         ):
             raise errors.ProtocolError("the greeting between objserver peers is malformed")
         multiplexed = data.get("multiplexed") is True
         shared = data.get("shared")
         if shared is None:
-            return cls(session, size, client, multiplexed)
+            return cls(session, size, client, multiplexed, None, store)
         # A stock serializer carried it: a list may be a tuple here.
         if not isinstance(shared, (list, tuple)) or [type(part) for part in shared] != [int, int, str, int]:
             raise errors.ProtocolError("the greeting between objserver peers is malformed")
         process, descriptor, token, number = shared
         if len(token) > SESSION_SIZE_MAX or not all(0 <= n < 1 << 31 for n in (process, descriptor, number)):
             raise errors.ProtocolError("the greeting between objserver peers is malformed")
-        return cls(session, size, client, multiplexed, (process, descriptor, token, number))
+        return cls(session, size, client, multiplexed, (process, descriptor, token, number), store)
 
 
 class Promises(NamedTuple):
@@ -137,19 +150,36 @@ class CallContext(NamedTuple):
 
     remaining_s: float | None = None
     chain: tuple[str, ...] = ()
+    call: CallId | None = None
+    acked: int = 0
+    """Its client has the answers of all its calls up to this number."""
+    asks: bool = False
 
     def encode(self) -> bytes:
-        return ormsgpack.packb([self.remaining_s, list(self.chain)])
+        call = self.call
+        if call is None:
+            return ormsgpack.packb([self.remaining_s, list(self.chain)])
+        return ormsgpack.packb([self.remaining_s, list(self.chain), *call, self.acked, self.asks])
 
     @classmethod
     def decode(cls, data: bytes) -> CallContext:
         """ProtocolError if `data` is not what `encode` makes."""
         try:
-            remaining, chain, *_ = ormsgpack.unpackb(data)
+            remaining, chain, *rest = ormsgpack.unpackb(data)
             timed = type(remaining) in (int, float) and math.isfinite(remaining) and remaining >= 0
             ok = (remaining is None or timed) and isinstance(chain, list)
             if ok and len(chain) <= CHAIN_MAX and all(isinstance(link, str) for link in chain):
-                return cls(remaining, tuple(chain))
+                if not rest:
+                    return cls(remaining, tuple(chain))
+                client, number, path, acked, asks, *_ = rest
+                if (
+                    [*map(type, rest[:5])] == [bytes, int, bytes, int, bool]
+                    and len(client) == CLIENT_SIZE
+                    and len(path) in (0, CLIENT_SIZE)
+                    and 0 < number < NUMBER_MAX
+                    and 0 <= acked < NUMBER_MAX
+                ):
+                    return cls(remaining, tuple(chain), CallId(client, number, path), acked, asks)
         except (ValueError, TypeError):
             pass
         raise errors.ProtocolError("the OBJS annotation is malformed")

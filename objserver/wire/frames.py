@@ -69,6 +69,9 @@ class Flag:
     CORRELATION = 64
     KEEP = 128
     """Between our peers only: keep the result for a while, a later request may refer to it."""
+    REFUSED = 256
+    """Between our peers only: this answer to a call with an id says nothing of earlier attempts of it, for it
+    was refused before any servant was asked."""
 
 
 class _PureFrame:

@@ -306,7 +306,7 @@ def test_a_failed_save_never_lets_another_call_answer_as_if_it_were_stored(house
     def lose():
         # A call that nobody inside waits for, although it names this one: its save fails.
         (activation,) = house.adapter._active.all()
-        house.adapter._discard(activation)
+        house.adapter.discard(activation)
         return "done"
 
     house.begin("C/a", "during", lose)

@@ -44,6 +44,10 @@ class Server:
         self._frames = asyncio.Queue()
         return self
 
+    async def leave(self):
+        self._server.close()
+        self.writer.close()
+
     async def __aexit__(self, *_):
         self._server.close()
         if self.connections:
@@ -283,9 +287,10 @@ def test_who_waits_for_a_place_when_the_connection_breaks_is_told(monkeypatch):
             await multiplex(proxy._objserver_stub.pool, None)
             tasks = calls(proxy, 3)
             await server.heard()
-            server.writer.close()
+            await server.leave()
             outcomes = await asyncio.gather(*tasks, return_exceptions=True)
             assert isinstance(outcomes[0], errors.ConnectionLost)
+            # What was not sent is sent once more, for which there is no server any more.
             assert all(isinstance(outcome, errors.ConnectFailed) for outcome in outcomes[1:])
 
     run(main)

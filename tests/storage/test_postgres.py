@@ -1,4 +1,7 @@
+import collections
 import concurrent.futures
+import contextlib
+import time
 import traceback
 
 import psycopg
@@ -7,8 +10,17 @@ import pytest
 from objserver import errors
 from objserver.storage import Unstorable, open_store
 from objserver.storage import postgres as engine
+from objserver.storage.base import Record
 from objserver.testing.postgres import PostgresServer
-from objserver.testing.stores import SqlStoreConformance, change, race, reply
+from objserver.testing.stores import (
+    CLIENT,
+    SharedStoreConformance,
+    SqlStoreConformance,
+    change,
+    fight,
+    race,
+    reply,
+)
 
 SECRET = "s3cret"
 
@@ -25,7 +37,7 @@ def store(url):
     store.close()
 
 
-class TestPostgres(SqlStoreConformance):
+class TestPostgres(SqlStoreConformance, SharedStoreConformance):
     @pytest.fixture(autouse=True)
     def server(self, postgres):
         self.server = postgres
@@ -57,6 +69,98 @@ def test_two_stores_race_for_the_same_objects(url):
         store.close()
 
 
+def test_two_stores_take_an_object_from_each_other(url):
+    stores = [open_store(url) for _ in range(3)]
+    fight(stores, 30)
+    for store in stores:
+        store.close()
+
+
+def test_of_one_database_all_stores_have_the_id(postgres, url):
+    stores = [open_store(url) for url in (url, url, postgres.new_url())]
+    assert stores[0].id == stores[1].id != stores[2].id
+    for store in stores:
+        store.close()
+
+
+@contextlib.contextmanager
+def held_up(store, work):
+    """Another transaction, in which `work` in a thread is waiting for a lock that the block lets go."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool, psycopg.connect(store.url) as other:
+
+        def begin(statement, *parameters):
+            other.execute(statement, parameters)
+            future = pool.submit(work)
+            # whoever waits, waits for this transaction: nobody else is in this schema
+            blocked = "SELECT count(*) FROM pg_stat_activity WHERE %s = ANY(pg_blocking_pids(pid))"
+            with psycopg.connect(store.url, autocommit=True) as watcher:
+                end = time.monotonic() + 20
+                while watcher.execute(blocked, (other.info.backend_pid,)).fetchone() != (1,):
+                    assert time.monotonic() < end
+            other.commit()
+            return future.result(20)
+
+        yield begin
+
+
+def test_who_takes_over_waits_for_a_commit_under_way(store):
+    store.commit([change("a", owner="old")])
+    with held_up(store, lambda: store.acquire([("T", "a")], "new")) as begin:
+        found = begin("UPDATE object SET version = 2, state = 'late'")
+    assert found == {("T", "a"): Record(1, 2, 1, 3, b"late")}
+
+
+def test_a_commit_that_waited_for_who_takes_over_is_refused(store):
+    store.commit([change("a", owner="old")])
+    with held_up(store, lambda: store.commit([change("a", 1)])) as begin:
+        assert begin("UPDATE object SET epoch = 1, owner = 'new'") == set()
+
+
+def test_a_commit_that_waited_for_the_end_of_its_session_is_refused(store):
+    store.open_session(CLIENT, 0)
+    late = [change("a", replies=[reply(1)]), change("b")]
+    with held_up(store, lambda: store.commit(late)) as begin:
+        assert begin("DELETE FROM session") == {("T", "b")}
+    assert store.replies("T", "a") == []
+
+
+def test_a_session_that_a_commit_needs_is_not_ended(store):
+    store.open_session(CLIENT, 0)
+    with psycopg.connect(store.url) as other:
+        other.execute("SELECT * FROM session FOR KEY SHARE")
+        assert store.expire_sessions() == []
+        # renewing needs not wait for it
+        assert store.renew_sessions([CLIENT], 0) == {CLIENT}
+    assert store.expire_sessions() == [CLIENT]
+
+
+def test_sessions_are_renewed_and_ended_while_commits_go_on(url):
+    stores = [open_store(url) for _ in range(3)]
+    accepted = collections.Counter()
+
+    def commit(store, key):
+        for number in range(40):
+            store.open_session(CLIENT, 0)
+            accepted[key] += len(store.commit([change(key, accepted[key], replies=[reply(number)])]))
+
+    def expire(store):
+        for _ in range(100):
+            store.expire_sessions()
+            store.renew_sessions([CLIENT], 0)
+
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        work = [pool.submit(commit, store, key) for store, key in zip(stores, "ab", strict=False)]
+        for future in [*work, pool.submit(expire, stores[2])]:
+            future.result()
+    assert all(accepted[key] for key in "ab")
+    # a record without a session would never be forgotten
+    stores[0].open_session(CLIENT, 0)
+    stores[0].expire_sessions()
+    assert stores[0].replies("T", "a") == stores[0].replies("T", "b") == []
+    for store in stores:
+        store.close()
+
+
 def test_two_stores_are_made_at_the_same_time(url):
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         stores = list(pool.map(open_store, [url] * 4))
@@ -71,7 +175,8 @@ def test_lost_connections_are_made_again(postgres, store):
     disconnect(postgres)
     assert store.load("T", "a").version == 1
     assert store.commit([change("a", 1)])
-    assert store.load("T", "a").version == 2
+    disconnect(postgres)
+    assert store.acquire([("T", "a")], "me") == {("T", "a"): Record(1, 2, 1, 3, b"s")}
 
 
 def test_a_connection_that_breaks_in_a_commit_leaves_it_in_doubt(postgres, store):

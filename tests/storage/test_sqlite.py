@@ -8,7 +8,15 @@ import pytest
 
 from objserver import errors
 from objserver.storage import open_store
-from objserver.testing.stores import SqlStoreConformance, StoreConformance, change
+from objserver.storage.base import Record
+from objserver.storage.sqlite import SqliteStore
+from objserver.testing.stores import (
+    SharedStoreConformance,
+    SqlStoreConformance,
+    StoreConformance,
+    change,
+    reply,
+)
 
 
 class TestFile(SqlStoreConformance):
@@ -27,14 +35,55 @@ class TestMemory(StoreConformance):
         return "sqlite://"
 
 
+class TestShared(SharedStoreConformance):
+    """As several servers in one process have it."""
+
+    @pytest.fixture
+    def url(self):
+        return "sqlite://"
+
+    def open(self, url):
+        return SqliteStore(url, alone=False)
+
+
+def test_alone_acquiring_is_loading():
+    store = open_store("sqlite://")
+    assert store.alone
+    store.commit([change("a", owner="old")])
+    assert store.acquire([("T", "a")], "new") == {("T", "a"): Record(0, 1, 1, 3, b"s")}
+    assert store._connection.execute("SELECT owner FROM object").fetchall() == [("old",)]
+    assert store.commit([change("a", 1)])
+    store.close()
+
+
+def test_sessions_end_by_the_clock_that_was_given():
+    now = 1000.0
+    store = SqliteStore("sqlite://", clock=lambda: now)
+    early, late = b"e" * 16, b"l" * 16
+    store.open_session(early, 30)
+    store.open_session(late, 30)
+    now = 1029.0
+    assert store.expire_sessions() == []
+    assert store.renew_sessions([late], 30) == {late}
+    now = 1030.0
+    # over, and not ended before somebody says so
+    assert store.commit([change("a", replies=[reply(1, early), reply(1, late)])])
+    assert store.expire_sessions() == [early]
+    assert store.replies("T", "a") == [reply(1, late)]
+    now = 1059.0
+    assert store.expire_sessions() == [late]
+    store.close()
+
+
 def test_after_an_input_output_error_nothing_is_tried_again():
     store = open_store("sqlite://")
     failure = sqlite3.OperationalError("disk I/O error")
     failure.sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC
     with pytest.raises(errors.StoreError, match="disk failed"), store._using("write"):
         raise failure
-    with pytest.raises(errors.StoreError, match=r"disk failed.*restart"):
-        store.commit([change("a")])
+    for use in (lambda: store.commit([change("a")]), lambda: store.renew_sessions([], 1), store.next_due):
+        with pytest.raises(errors.StoreError, match=r"disk failed.*restart"):
+            use()
 
 
 def test_pragmas_in_force(tmp_path):
@@ -55,7 +104,7 @@ def test_the_file_is_created_under_synchronous_extra(tmp_path, monkeypatch):
 
     def spy(connection, name):
         seen.append(connection.exec_driver_sql("PRAGMA synchronous").scalar_one())
-        prepare(connection, name)
+        return prepare(connection, name)
 
     monkeypatch.setattr(schema, "prepare", spy)
     open_store(f"sqlite:///{tmp_path}/a.db").close()

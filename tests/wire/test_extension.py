@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from objserver import errors
+from objserver.invocation import CallId
 from objserver.wire import CallContext, Extension, Promises
 
 
@@ -33,7 +34,28 @@ def test_the_call_context_survives():
 
 
 def test_later_positions_are_ignored():
-    assert CallContext.decode(ormsgpack.packb([None, ["a"], 5, "new"])) == CallContext(None, ("a",))
+    call = [b"c" * 16, 7, b"p" * 16, 3, False]
+    context = CallContext(None, ("a",), CallId(b"c" * 16, 7, b"p" * 16), 3)
+    assert CallContext.decode(ormsgpack.packb([None, ["a"], *call, 5, "new"])) == context
+    assert CallContext.decode(context.encode()) == context
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        [5, "new"],
+        [b"c" * 15, 7, b"", 3, False],
+        [b"c" * 16, 0, b"", 3, False],
+        [b"c" * 16, 1 << 62, b"", 3, False],
+        [b"c" * 16, 7, b"p", 3, False],
+        [b"c" * 16, 7, b"", -1, False],
+        [b"c" * 16, 7, b"", 3, 1],
+        [b"c" * 16, True, b"", 3, False],
+    ],
+)
+def test_a_malformed_call_id_is_refused(call):
+    with pytest.raises(errors.ProtocolError, match="OBJS"):
+        CallContext.decode(ormsgpack.packb([None, [], *call]))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,192 @@
+"""The outbox: calls without an answer that Persistent objects make of others.
+
+They are stored with the change that made them, and sent afterwards, until the other object has taken them:
+also by the next server, if this one is killed.  Each is a numbered call of its sender, so one that is sent
+twice happens once.  The messages of one object to another arrive in the order in which they were sent.
+
+    stored -> waiting in its line -> being delivered -> forgotten
+                 ^--- after a pause ---+
+
+A message that the other object refuses, or whose servant raises, has arrived: there is nobody to tell but the
+log.  One that does not get there is tried again for as long as the store has it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import ormsgpack
+
+from objserver import errors
+from objserver.adapter.calling import Engine
+from objserver.invocation import CallId
+from objserver.storage import Message, Store
+
+__all__ = ["Deliver", "Outbox"]
+
+log = logging.getLogger("objserver.adapter")
+
+WAITING_MAX = 10_000
+"""Messages in memory; more are in the store, and read when there is room."""
+DELIVERED_MAX = 100
+"""Messages forgotten together at most: as many as are sent again if the server is killed just then."""
+PAUSE_S, PAUSE_MAX_S = 0.5, 30.0
+"""Before a message is sent again; twice as long each time."""
+_NOT_THERE = (
+    errors.CommunicationError,
+    errors.NamingError,
+    errors.ObjectNotFound,
+    errors.ServerBusy,
+    errors.DeadlineExceeded,
+    errors.StoreError,
+    errors.Unsettled,
+    OSError,
+)
+
+Deliver = Callable[[str, str, bytes, CallId, int], None]
+"""Makes the call: target, method, encoded call, id, acknowledged number.  May take its time."""
+
+
+class _Line:
+    """Messages of one object to another."""
+
+    __slots__ = ("due", "messages", "pause_s", "under_way")
+
+    def __init__(self) -> None:
+        self.messages: deque[Message] = deque()
+        self.under_way = False
+        self.due = 0.0
+        self.pause_s = PAUSE_S
+
+
+class Outbox:
+    """Of one server.  Every method may be called from any thread; `engine` runs the deliveries."""
+
+    def __init__(
+        self, store: Store, engine: Engine, deliver: Deliver, monotonic: Callable[[], float]
+    ) -> None:
+        self._store = store
+        self._engine = engine
+        self._deliver = deliver
+        self._monotonic = monotonic
+        self._lock = threading.Lock()
+        self._lines: dict[tuple[bytes, str], _Line] = {}
+        self._numbers: dict[bytes, OrderedDict[int, None]] = {}
+        """By sender, the numbers of its messages that have not arrived."""
+        self._known: set[bytes] = set()
+        self._more = True
+        """There may be messages in the store that are not here."""
+        self._stopped = False
+        self.delivered = 0
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def add(self, messages: Iterable[Message]) -> None:
+        """They are stored, and may be sent."""
+        with self._lock:
+            for message in messages:
+                if len(self._known) >= WAITING_MAX:
+                    self._more = True
+                    return
+                if message.id in self._known:
+                    continue
+                self._known.add(message.id)
+                sender, number = _sender(message)
+                self._numbers.setdefault(sender, OrderedDict())[number] = None
+                line = self._lines.setdefault((sender, message.target), _Line())
+                line.messages.append(message)
+                if not line.under_way and not line.due:
+                    self._begin(line, (sender, message.target))
+
+    def housekeeping(self, now: float) -> None:
+        """Go on with what waits for its time, and with what is only in the store."""
+        with self._lock:
+            if self._more and not self._known and not self._stopped:
+                self._more = False
+                self._engine.submit(self._load)
+            for name, line in self._lines.items():
+                if not line.under_way and line.due and now >= line.due:
+                    self._begin(line, name)
+
+    def stop(self) -> None:
+        """Begin no more deliveries; the store keeps what is left."""
+        self._stopped = True
+
+    def _load(self) -> None:
+        try:
+            self.add(self._store.messages(WAITING_MAX))
+        except errors.StoreError as problem:
+            log.warning("messages could not be read: %s", problem)
+            self._more = True
+
+    def _begin(self, line: _Line, name: tuple[bytes, str]) -> None:
+        if not self._stopped:
+            line.under_way, line.due = True, 0.0
+            self._engine.submit(partial(self._run, name, line))
+
+    def _run(self, name: tuple[bytes, str], line: _Line) -> None:
+        """Send the messages of a line, one after the other, until one does not get there."""
+        sender, target = name
+        arrived: list[Message] = []
+        problem: BaseException | None = None
+        while problem is None and not self._stopped and len(arrived) < DELIVERED_MAX:
+            with self._lock:
+                if len(arrived) == len(line.messages):
+                    break
+                message = line.messages[len(arrived)]
+                acked = next(iter(self._numbers[sender])) - 1
+            number = _sender(message)[1]
+            try:
+                method, payload = ormsgpack.unpackb(message.payload)
+                self._deliver(target, method, payload, CallId(sender, number), acked)
+            except _NOT_THERE as failure:
+                problem = failure
+                break
+            except BaseException as failure:
+                log.warning(
+                    "a message to %s came to nothing: %s: %s", target, type(failure).__name__, failure
+                )
+            arrived.append(message)
+        try:
+            if arrived:
+                self._store.delivered([message.id for message in arrived])
+        except errors.StoreError as failure:
+            problem, arrived = failure, []  # they are sent again, and known there
+        with self._lock:
+            for message in arrived:
+                line.messages.popleft()
+                self._known.discard(message.id)
+                numbers = self._numbers[sender]
+                numbers.pop(_sender(message)[1], None)
+                if not numbers:
+                    del self._numbers[sender]
+            self.delivered += len(arrived)
+            line.under_way = False
+            if arrived:
+                line.pause_s = PAUSE_S
+            if problem is not None:
+                log.info("messages to %s wait %.1f s: %s", target, line.pause_s, problem)
+                line.due = self._monotonic() + line.pause_s
+                line.pause_s = min(2 * line.pause_s, PAUSE_MAX_S)
+            elif line.messages:
+                self._begin(line, name)
+            else:
+                del self._lines[name]
+
+    def statistics(self) -> dict[str, Any]:
+        """Counts, and the bounds they run against."""
+        return {
+            "messages_waiting": len(self._known),
+            "messages_waiting_max": WAITING_MAX,
+            "messages_delivered": self.delivered,
+        }
+
+
+def _sender(message: Message) -> tuple[bytes, int]:
+    return message.id[:16], int.from_bytes(message.id[16:], "big")

@@ -1,0 +1,176 @@
+"""The retry rule: what of a failed call may be made again, and when.
+
+Made again is what cannot happen twice where once was meant:
+
+    not begun      it was not sent, or the server refused it, or stopped in good order before its turn
+    repeatable     members marked @readonly or @idempotent
+    numbered       calls of objects that remember them: the server knows a repetition by its id
+
+Everything else has an outcome that nobody knows, and its caller is told so.  A server that is restarted is
+waited for, with pauses that grow and are at random within it, so that its clients do not all come at once.
+
+The rule decides, and does nothing: who makes the calls, and waits, asks it after each failure.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+
+from objserver import errors
+from objserver.client.books import Book, close
+from objserver.invocation import CallId
+
+__all__ = ["Attempts"]
+
+log = logging.getLogger("objserver.client")
+
+PAUSE_S, PAUSE_MAX_S = 0.01, 1.0
+"""Before a call is made again; twice as long each time."""
+LEFT_MIN_S = 0.001
+"""With less time than that no answer comes."""
+WARN_AFTER_S = 10.0
+"""A call without a deadline that has waited so long says so in the log, and again after twice the time."""
+
+
+_TIME_IS_UP = (errors.CallTimeout, errors.DeadlineExceeded, errors.Cancelled)
+
+
+class Attempts:
+    """The state of one call that is being made, perhaps more than once.
+
+    `timeout_s` counts from `now`, seconds of a clock that only grows.  `uniform(a, b)` is the randomness.
+    """
+
+    __slots__ = (
+        "_deadline",
+        "_failures",
+        "_in_doubt",
+        "_uniform",
+        "_warn_at",
+        "_warn_s",
+        "acked_of_others",
+        "answered",
+        "asks",
+        "book",
+        "id",
+        "patient",
+        "payload",
+        "refused",
+        "repeatable",
+        "session_opened",
+        "what",
+    )
+
+    def __init__(
+        self, what: str, timeout_s: float | None, now: float, uniform: Callable[[float, float], float]
+    ) -> None:
+        self.what = what
+        self._deadline = math.inf if timeout_s is None else now + timeout_s
+        self._uniform = uniform
+        self._failures = 0
+        self._in_doubt = False
+        """It may have been executed."""
+        self._warn_s = WARN_AFTER_S
+        self._warn_at = now + WARN_AFTER_S
+        self.repeatable = False
+        self.patient = timeout_s is not None
+        """It is worth waiting.  Without a deadline only a numbered call waits: another is made once more."""
+        self.id: CallId | None = None
+        self.book: Book | None = None
+        """To which the number belongs; a call within a numbered one has an id of that one's."""
+        self.asks = False
+        """It only wants to know what became of the call with this id."""
+        self.answered = self.refused = False
+        """The last attempt was answered; and that was a refusal, from before any servant."""
+        self.session_opened = False
+        """... for a call within a numbered one, whose client this store did not know."""
+        self.payload: bytes | None = None
+        """The call, if it is encoded already."""
+        self.acked_of_others = 0
+        """... and what its sender has the answers of."""
+
+    def numbered(self, call: CallId, book: Book | None) -> None:
+        """From now on it has this id."""
+        self.id, self.book, self.patient = call, book, True
+
+    def left(self, now: float) -> float | None:
+        """Seconds until its deadline, None if it has none."""
+        return None if self._deadline == math.inf else max(0.0, self._deadline - now)
+
+    @property
+    def acked(self) -> int:
+        """All answers of its client up to this number have come."""
+        return self.book.acked if self.book is not None else self.acked_of_others
+
+    def may_open_session(self) -> bool:
+        """Whether the server can be told, once, of the client of a call within a numbered one."""
+        first, self.session_opened = not self.session_opened, True
+        return first and self.id is not None and self.book is None and not self._in_doubt
+
+    def lost(self, why: str) -> errors.OutcomeUnknown:
+        """The error for a call of which nobody knows any more."""
+        unknown = errors.OutcomeUnknown(f"{self.what}: {why}")
+        unknown.call = self.id
+        return unknown
+
+    def over(self) -> None:
+        """It will not be made again."""
+        if self.book is not None and self.id is not None:
+            self.book.end(self.id)
+
+    def pause(self, problem: BaseException, now: float) -> float:
+        """After an attempt has failed: the seconds to wait before the next; or raises what to tell."""
+        if self.answered and not self.refused and not isinstance(problem, errors.Unsettled):
+            raise problem  # of the servant's own
+        deliberate = isinstance(problem, errors.CommunicationError) and problem.deliberate
+        if deliberate or isinstance(problem, _TIME_IS_UP) or not self._may_repeat(problem):
+            raise self._told(problem)
+        if isinstance(problem, errors.SessionExpired):
+            return 0.0
+        pause_s = self._uniform(0, min(PAUSE_MAX_S, PAUSE_S * 2.0 ** min(self._failures, 16)))
+        pause_s = pause_s if self._failures else 0.0
+        self._failures += 1
+        left = self._deadline - now
+        if left < LEFT_MIN_S or (not self.patient and self._failures > 1):
+            raise self._told(problem)
+        if now >= self._warn_at:
+            log.warning("%s has waited %.0f s for its server: %s", self.what, self._warn_s, problem)
+            self._warn_at, self._warn_s = now + self._warn_s, 2 * self._warn_s
+        return min(pause_s, left / 2)
+
+    def _may_repeat(self, problem: BaseException) -> bool:
+        if isinstance(problem, errors.SessionExpired):
+            return self._renumbered()
+        if isinstance(problem, (errors.OutcomeUnknown, errors.Unsettled)):
+            self._in_doubt = True
+            return self.repeatable or self.id is not None
+        if isinstance(problem, errors.ConnectFailed) and not self.answered:
+            return True
+        # A refusal says nothing of the attempt before.
+        return self._in_doubt and self.id is not None
+
+    def _renumbered(self) -> bool:
+        """The server has forgotten the client.  What certainly did not happen is made under a new id."""
+        if self._in_doubt or self.book is None or self.id is None:
+            return False
+        close(self.book)
+        self.over()
+        self.id = self.book = None
+        return True
+
+    def _told(self, problem: BaseException) -> BaseException:
+        """What the caller gets to know."""
+        if isinstance(problem, errors.Unsettled):
+            self._in_doubt = True
+        elif self.id is None:
+            return problem
+        if isinstance(problem, errors.OutcomeUnknown):
+            problem.call = self.id
+            return problem
+        if not self._in_doubt:
+            return problem
+        unknown = self.lost(f"its outcome was not to be had in time: {problem}")
+        unknown.__cause__ = problem
+        return unknown
