@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from objserver.adapter.invocation import EMPTY
 from objserver.adapter.mailbox import Mailbox
@@ -21,6 +21,9 @@ from objserver.adapter.policies import (
     ThreadingPolicy,
 )
 from objserver.adapter.skeleton import Skeleton
+
+if TYPE_CHECKING:
+    from objserver.adapter.hold import Hold
 
 __all__ = ["EMPTY", "Activation", "Registration"]
 
@@ -57,6 +60,10 @@ class Registration:
         """An idle activation has nothing to stay for."""
         self.removed = False
         self.active = 0
+        self.hold: Hold | None = None
+        """While its policies are being changed; for good, once another registration has taken its place."""
+        self.taken_over: tuple[int, int] | None = None
+        """Epoch and version of the stored state that went on in memory, when it was Persistent before."""
 
     def __repr__(self) -> str:
         return f"<Registration {self.name!r} {self.activation} {self.threading} active={self.active}>"

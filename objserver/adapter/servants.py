@@ -50,7 +50,7 @@ class ServantManager:
                 hook()
         except BaseException as problem:
             if servant is not EMPTY and registration.instance is EMPTY:
-                self._call_close(activation, servant)
+                self.call_close(activation, servant)
             if isinstance(problem, errors.ObjServerError):
                 raise
             raise errors.ActivationError(
@@ -110,7 +110,7 @@ class ServantManager:
             return EMPTY
         if registration.skeleton is None and isinstance(registration.activation, Shared):
             return servant  # the locator keeps its servants
-        self._call_close(activation, servant)
+        self.call_close(activation, servant)
         return servant
 
     def offers(self, registration: Registration, key: str, object_id: str) -> Skeleton:
@@ -122,11 +122,12 @@ class ServantManager:
             servant = self.make(registration, key, object_id)
             registration.skeleton_seen = Skeleton.of(type(servant))
             if not isinstance(registration.activation, Shared):
-                self._call_close(None, servant)
+                self.call_close(None, servant)
         return registration.skeleton_seen
 
     @staticmethod
-    def _call_close(activation: Activation | None, servant: Any) -> None:
+    def call_close(activation: Activation | None, servant: Any) -> None:
+        """Call the servant's `close`, if it has one and that is not a remote method."""
         if "close" in Skeleton.of(type(servant)).methods:
             return  # a remote method of that name, for its callers
         close = getattr(servant, "close", None)
