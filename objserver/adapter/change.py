@@ -337,15 +337,17 @@ class PolicyChange:
                 activation.servant = EMPTY
             else:
                 self._end(activation)
-        for call in reversed(calls):
+        waiting: dict[Activation, list[Invocation]] = {}
+        for call in calls:
             try:
-                activation = cast(Activation, house.activation_for(call))
+                waiting.setdefault(cast(Activation, house.activation_for(call)), []).append(call)
             except BaseException as problem:
                 house.refuse(call, problem)
-                continue
+        for activation, group in waiting.items():
             with activation.lock:
-                call.activation = activation
-                activation.mailbox.waiting.appendleft(call)  # before those that came since
+                for call in reversed(group):  # before those that came since
+                    call.activation = activation
+                    activation.mailbox.waiting.appendleft(call)
         self._resume(new, new.hold)
         if new.removed:
             house.end_all_of(new)

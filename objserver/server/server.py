@@ -202,6 +202,8 @@ class ObjectServer:
         """
         if name == DAEMON_ID:
             raise errors.RegistrationError(f"{DAEMON_ID} is the server itself and stays as it is")
+        if self._state in ("stopping", "stopped"):
+            raise errors.RegistrationError(f"the server at {self.address} has stopped")
         if self.engine.nobody_else_works:
             raise errors.Deadlock(
                 f"changing the policies of {name!r} needs a worker, and this servant has the only one; "
