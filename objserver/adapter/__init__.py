@@ -2,6 +2,7 @@
 
 from objserver.adapter.adapter import ObjectAdapter
 from objserver.adapter.calling import Engine, not_begun
+from objserver.adapter.change import Merge
 from objserver.adapter.daemon import DaemonObject
 from objserver.adapter.describe import describe
 from objserver.adapter.exposure import expose, idempotent, oneway, readonly
@@ -29,6 +30,7 @@ __all__ = [
     "DaemonObject",
     "Engine",
     "Invocation",
+    "Merge",
     "ObjectAdapter",
     "PerClient",
     "PerRequest",

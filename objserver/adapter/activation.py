@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from objserver.adapter.gate import Gate
 from objserver.adapter.invocation import EMPTY
@@ -22,6 +22,9 @@ from objserver.adapter.policies import (
     ThreadingPolicy,
 )
 from objserver.adapter.skeleton import Skeleton
+
+if TYPE_CHECKING:
+    from objserver.adapter.hold import Hold
 
 __all__ = ["EMPTY", "Activation", "Registration"]
 
@@ -58,6 +61,12 @@ class Registration:
         """An idle activation has nothing to stay for."""
         self.removed = False
         self.active = 0
+        self.hold: Hold | None = None
+        """While its policies are being changed; for good, once another registration has taken its place."""
+        self.taken_over: tuple[int, int] | None = None
+        """Epoch and version of the stored state that went on in memory, when it was Persistent before."""
+        self.remembers = False
+        """It was Persistent: a call that has an id may have been made then."""
 
     def __repr__(self) -> str:
         return f"<Registration {self.name!r} {self.activation} {self.threading} active={self.active}>"

@@ -31,19 +31,25 @@ class ActiveObjects:
     def __len__(self) -> int:
         return len(self._by_slot)
 
-    def add(self, made: Activation) -> Activation:
-        """`made`, or who was in its slot before; ServerBusy beyond the sessions that PerClient allows."""
+    def add(self, made: Activation, *, bounded: bool = True) -> Activation | None:
+        """`made`, or who was in its slot before; ServerBusy beyond the sessions that PerClient allows.
+
+        None if its registration has been replaced: the name's activations are made of another one now.
+        """
         registration = made.registration
         policy = registration.activation
         with self._lock:
             found = self._by_slot.get(made.slot)
             if found is not None:
                 return found
+            # The map's lock makes it sure: who holds a name sees this one here, or this one sees the hold.
+            if registration.hold is not None and not registration.hold.take(made):
+                return None
             if isinstance(policy, PerClient) and registration.active >= policy.capacity:
                 raise errors.ServerBusy(
                     f"{registration.name} already serves {registration.active} client sessions (its capacity)"
                 )
-            if len(self._by_slot) >= self._size_max:
+            if bounded and len(self._by_slot) >= self._size_max:
                 raise errors.ServerBusy(
                     f"{len(self._by_slot)} objects are active (setting active_objects_max)"
                 )

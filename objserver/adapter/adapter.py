@@ -22,7 +22,7 @@ import contextlib
 import logging
 import threading
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import CoroutineType
 from typing import Any
@@ -31,8 +31,10 @@ from objserver import errors, pyro5
 from objserver.adapter.activation import EMPTY, Activation, Registration
 from objserver.adapter.active import ActiveObjects
 from objserver.adapter.calling import NOBODY, Engine, call, check_in_time, not_begun
+from objserver.adapter.change import Merge, PolicyChange, Surroundings
 from objserver.adapter.durability import Durability, Repeated
 from objserver.adapter.exports import ExportTable
+from objserver.adapter.hold import leads_through
 from objserver.adapter.invocation import Caller, Invocation
 from objserver.adapter.mailbox import Mailbox
 from objserver.adapter.outbox import Deliver
@@ -107,6 +109,26 @@ class ObjectAdapter:
             self._durability = Durability(
                 self, codecs, store, committer, engine, settings, clock.monotonic, deliver
             )
+        self._change = partial(
+            PolicyChange,
+            Surroundings(
+                registry=self._registry,
+                active=self._active,
+                servants=self._servants,
+                codecs=codecs,
+                store=store,
+                committer=committer,
+                submit=engine.submit,
+                run_later=self.run_later,
+                refuse=self.refuse,
+                activation_for=self._activation_for,
+                add=self._add,
+                activate=self._activate,
+                take_up=self._take_up,
+                close=self._close,
+                end_all_of=self._end_all_of,
+            ),
+        )
         self._exports = ExportTable(settings.lease_s)
         self._exports_lock = threading.Lock()
         self._sessions_due = clock.monotonic() + settings.session_lease_s / 4
@@ -143,9 +165,39 @@ class ObjectAdapter:
             for other in self._registry.all():
                 if other.instance is registration.instance:
                     self._active.name(other.instance, other.name)
+        self._end_all_of(registration)
+
+    def _end_all_of(self, registration: Registration) -> None:
         for activation in self._active.of(registration):
             self._active.retire(activation)
             self.end(activation)
+
+    def change_policy(
+        self,
+        name: str,
+        activation: ActivationPolicy | None,
+        ordering: ThreadingPolicy | None,
+        merge: Merge | None,
+        done: Callable[[BaseException | None], None],
+    ) -> PolicyChange:
+        """Begin to change the policies of a live object; `done` is told when they are, or why they are not.
+
+        None leaves a policy as it is.  What is illegal is refused here, with RegistrationError, or Deadlock
+        inside of a call of this very object.
+        """
+        registration = self._registry.named(name)
+        activation = activation or registration.activation
+        ordering = ordering or registration.threading
+        self._registry.check(registration, activation, ordering)
+        change = self._change(registration, activation, ordering, merge, done)
+        facts = in_progress.get()
+        if facts is not None and leads_through((*facts.chain, facts.id), name):
+            raise errors.Deadlock(
+                f"changing the policies of {name!r} waits for its calls to end, and is asked for in one "
+                f"of them: {facts.object_id}.{facts.method}; let a thread of its own do it"
+            )
+        change.begin()
+        return change
 
     def registered(self) -> list[str]:
         """Names of everything registered, Pyro.Daemon included."""
@@ -399,6 +451,9 @@ class ObjectAdapter:
                 self._resolve(invocation, skeleton)
             self._durability.before(invocation)
             invocation.defers = not invocation.readonly
+        elif invocation.call is not None and activation.registration.remembers:
+            assert self._durability is not None
+            self._durability.recall(invocation)
         invocation.begun = True
         if invocation.work is not None:
             return invocation.work(servant)
@@ -442,8 +497,8 @@ class ObjectAdapter:
                     reply = self._encode(invocation, None, _unsendable(invocation, problem))
                 if activation.plain:
                     invocation.caller.send(reply)
-                    mailbox = activation.mailbox
                     with activation.lock:
+                        mailbox = activation.mailbox
                         if not mailbox.waiting:
                             mailbox.running.remove(invocation)  # as leave would
                             return None
@@ -518,8 +573,8 @@ class ObjectAdapter:
         activation = invocation.activation
         if invocation.ends:
             self._close(activation)
-        mailbox = activation.mailbox
         with activation.lock:
+            mailbox = activation.mailbox
             if invocation.ends:
                 activation.ending = activation.end_after_streams = False
             starting = mailbox.leave(invocation)
@@ -557,23 +612,36 @@ class ObjectAdapter:
         found = self._activation_at(slot)
         if found is not None:
             return found
-        mailbox = Mailbox(registration.threading, self.settings.mailbox_size_max)
-        made = Activation(slot, object_id, key, registration, mailbox, self._clock.monotonic())
+        made = self._new(slot, object_id, key, registration)
         if servant is not EMPTY:
             self._incarnated(made, servant, skeleton_of(servant, object_id))
             if registration.instance is EMPTY:  # else it has its name for as long as it is registered
                 self._active.name(servant, object_id)
-        made = self._active.add(made)
+        added = self._active.add(made)
+        if added is None:
+            return self._activation_for(invocation)
         if registration.removed:
-            self._active.remove(made)
+            self._active.remove(added)
             raise errors.ObjectNotFound(f"{registration.name!r} has been unregistered")
         for activation in self._active.surplus(registration):
             self.end(activation)
-        return made
+        return added
+
+    def _new(self, slot: Any, object_id: str, key: str, registration: Registration) -> Activation:
+        mailbox = Mailbox(registration.threading, self.settings.mailbox_size_max)
+        return Activation(slot, object_id, key, registration, mailbox, self._clock.monotonic())
+
+    def _add(self, registration: Registration) -> Activation:
+        name = registration.name
+        added = self._active.add(self._new(name, name, "", registration), bounded=False)
+        assert added is not None
+        return added
 
     def _activate(self, activation: Activation) -> None:
         """Make the servant.  Runs inside the mailbox, which lets nobody else in before."""
-        servant, skeleton = self._servants.incarnate(activation)
+        self._take_up(activation, *self._servants.incarnate(activation))
+
+    def _take_up(self, activation: Activation, servant: Any, skeleton: Skeleton) -> None:
         self._active.name(servant, activation.object_id)
         if skeleton.written_for_pyro5:
             pyro5.introduce(servant, activation.object_id, self._pyro5_daemon)
@@ -696,6 +764,9 @@ class ObjectAdapter:
             "active_objects": len(self._active),
             "active_objects_max": self.settings.active_objects_max,
             "active_by_name": {r.name: r.active for r in self._registry.all()},
+            "policies_by_name": {
+                r.name: [repr(r.activation), repr(r.threading)] for r in self._registry.all()
+            },
             "invocations_waiting": self._active.waiting,
             "busy_objects": self.busy,
             "exports": len(self._exports),

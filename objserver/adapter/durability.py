@@ -18,7 +18,7 @@ from objserver import errors
 from objserver.adapter import state
 from objserver.adapter.activation import Activation
 from objserver.adapter.calling import Engine
-from objserver.adapter.gate import RAISED, RETURNED, STREAMED, Gate, Held, Read, Release
+from objserver.adapter.gate import DONE, RAISED, RETURNED, STREAMED, Gate, Held, Read, Release
 from objserver.adapter.invocation import Invocation
 from objserver.adapter.outbox import Deliver, Outbox
 from objserver.adapter.sessions import Sessions
@@ -35,7 +35,7 @@ log = logging.getLogger("objserver.adapter")
 class Repeated(BaseException):
     """Not an error: the invocation has been made before.  `held` is what waits for its reply, or DONE."""
 
-    def __init__(self, gate: Gate, held: Held | object) -> None:
+    def __init__(self, gate: Gate | None, held: Held | object) -> None:
         self.gate = gate
         self.held = held
 
@@ -93,6 +93,14 @@ class Durability:
             if invocation.asks:
                 invocation.begun = True  # from here on, for ever
                 raise errors.NotExecuted(f"call {call} has not happened, and will not")
+
+    def recall(self, invocation: Invocation) -> None:
+        """It is about to be called, of an object that was Persistent.  Raises Repeated if it was made
+        then."""
+        registration, key = invocation.activation.registration, invocation.activation.key
+        for reply in self._store.replies(registration.name, key):
+            if CallId(reply.client, reply.number, reply.path) == invocation.call:
+                raise Repeated(None, DONE)
 
     # -- after ---------------------------------------------------------------------------------------
 
@@ -158,7 +166,7 @@ class Durability:
         """It has been made before: it gets the reply that the first got, or will get."""
         gate, held = repeated.gate, repeated.held
         self.repeated += 1
-        if isinstance(held, Held):
+        if isinstance(held, Held) and gate is not None:
             with invocation.activation.lock:
                 waits = held in gate
                 if waits:
@@ -233,6 +241,7 @@ class Durability:
                 self._release(held)
             if messages:
                 self.outbox.add(messages)
+            activation.mailbox.rested()
             return
         with activation.lock:
             in_flight, ahead = gate.failed()
@@ -268,6 +277,7 @@ class Durability:
         for held in (*in_flight, *ahead):
             if held.invocation.ends or held.failure is not None:
                 self._adapter.leave_and_run(held.invocation)
+        activation.mailbox.rested()
 
     def _give_up(self, held: Held, problem: BaseException | None) -> None:
         """Tell whoever waits for it; `problem` if it was part of what failed, and not only built on it."""

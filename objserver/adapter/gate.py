@@ -241,6 +241,11 @@ class Gate:
                     calls[call] = (record.digest, DONE)
         return held
 
+    @property
+    def rests(self) -> bool:
+        """What is in memory is what the store has."""
+        return not (self._ahead or self._in_flight or self.inside or self.poisoned)
+
     def failed(self) -> tuple[list[Held], list[Held]]:
         """What was under way is not, or nobody knows: that, and what came after it."""
         self.poisoned = True

@@ -78,6 +78,9 @@ class Mailbox:
             error.cycle = tuple(cycle)
             raise error
 
+    def rested(self) -> None:
+        """Nothing of those that have left is on its way to the store any more."""
+
     def withdraw(self, invocation: Invocation) -> bool:
         """Take out one that waits; False if it does not.  Afterwards others may be `startable`."""
         try:

@@ -14,6 +14,7 @@ from urllib.parse import unquote
 
 from objserver import errors
 from objserver.adapter.activation import Registration
+from objserver.adapter.hold import Hold
 from objserver.adapter.invocation import EMPTY
 from objserver.adapter.policies import (
     ActivationPolicy,
@@ -92,11 +93,41 @@ class Registry:
     def remove(self, name: str) -> Registration:
         """Give the name free; ObjectNotFound if nothing has it."""
         with self._lock:
-            registration = self._registrations.pop(name, None)
+            registration = self.named(name)
+            del self._registrations[name]
+            registration.removed = True
+        return registration
+
+    def named(self, name: str) -> Registration:
+        """What is registered under exactly this name; ObjectNotFound if nothing is."""
+        registration = self._registrations.get(name)
         if registration is None:
             raise errors.ObjectNotFound(f"nothing is registered as {name!r}")
-        registration.removed = True
         return registration
+
+    def check(
+        self, registration: Registration, activation: ActivationPolicy, threading: ThreadingPolicy
+    ) -> None:
+        """RegistrationError with the reason if what is registered cannot be served so."""
+        check_combination(
+            activation, threading, instance=registration.instance is not EMPTY, store=self._has_store
+        )
+
+    def hold(self, registration: Registration, hold: Hold) -> None:
+        """From now on new activations are held; RegistrationError if they are already."""
+        with self._lock:
+            if registration.hold is not None or registration.removed:
+                raise errors.RegistrationError(
+                    f"the policies of {registration.name!r} are being changed already, or it is unregistered"
+                )
+            registration.hold = hold
+
+    def replace(self, old: Registration, new: Registration) -> None:
+        """`new` has the name of `old` from now on; RegistrationError if that has been unregistered."""
+        with self._lock:
+            if old.removed:
+                raise errors.RegistrationError(f"{old.name!r} has been unregistered meanwhile")
+            self._registrations[old.name] = new
 
     def find(self, object_id: str) -> tuple[Registration, str]:
         """The registration an object id belongs to, and the key inside it, decoded."""

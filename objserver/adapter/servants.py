@@ -17,7 +17,7 @@ from objserver.adapter.gate import Gate
 from objserver.adapter.policies import Persistent, Shared
 from objserver.adapter.skeleton import Skeleton
 from objserver.codecs import Codecs
-from objserver.storage import Store
+from objserver.storage import Record, Store
 
 __all__ = ["ServantManager", "skeleton_of"]
 
@@ -53,7 +53,7 @@ class ServantManager:
                 hook()
         except BaseException as problem:
             if servant is not EMPTY and registration.instance is EMPTY:
-                self._call_close(activation, servant)
+                self.call_close(activation, servant)
             if isinstance(problem, errors.ObjServerError):
                 raise
             raise errors.ActivationError(
@@ -78,22 +78,33 @@ class ServantManager:
             ) from problem
 
     def _restore(self, activation: Activation, servant: Any) -> None:
-        store, registration = self._store, activation.registration
-        assert store is not None
-        assert isinstance(registration.activation, Persistent)
-        name = registration.name, activation.key
-        record = store.acquire([name], self._owner).get(name)
+        policy = activation.registration.activation
+        assert isinstance(policy, Persistent)
+        record, gate = self.acquire(activation.registration.name, activation.key, policy)
         if record is not None and record.state is not None:
             if record.codec != state.CODEC:
                 raise errors.StoreError(
                     f"the state of {activation.object_id!r} is in encoding {record.codec}, unknown here"
                 )
             state.restore(servant, record.state, record.state_version, self._codecs)
+        activation.gate = gate
+
+    def acquire(self, type: str, key: str, policy: Persistent) -> tuple[Record | None, Gate]:
+        """From now on the object is this server's: what the store has of it, and the gate of its replies."""
+        store = self._store
+        assert store is not None
+        name = type, key
+        record = store.acquire([name], self._owner).get(name)
         replies = store.replies(*name) if record is not None else []
-        confirms = not (store.alone or registration.activation.fast_reads)
         # As a client of other objects it is the same in all its lives.
         source = hashlib.blake2b(repr((store.id, *name)).encode(), digest_size=16).digest()
-        activation.gate = Gate(name, record, replies, owner=self._owner, source=source, confirms=confirms)
+        return record, Gate(
+            name, record, replies, owner=self._owner, source=source, confirms=self.confirms(policy)
+        )
+
+    def confirms(self, policy: Persistent) -> bool:
+        """Whether reads under this policy need the store's word."""
+        return not (policy.fast_reads or (self._store is not None and self._store.alone))
 
     def passivate(self, activation: Activation) -> None:
         """Call the servant's `on_passivate`; what it changes is still saved."""
@@ -116,7 +127,7 @@ class ServantManager:
             return EMPTY
         if registration.skeleton is None and isinstance(registration.activation, Shared):
             return servant  # the locator keeps its servants
-        self._call_close(activation, servant)
+        self.call_close(activation, servant)
         return servant
 
     def offers(self, registration: Registration, key: str, object_id: str) -> Skeleton:
@@ -128,11 +139,12 @@ class ServantManager:
             servant = self.make(registration, key, object_id)
             registration.skeleton_seen = Skeleton.of(type(servant))
             if not isinstance(registration.activation, Shared):
-                self._call_close(None, servant)
+                self.call_close(None, servant)
         return registration.skeleton_seen
 
     @staticmethod
-    def _call_close(activation: Activation | None, servant: Any) -> None:
+    def call_close(activation: Activation | None, servant: Any) -> None:
+        """Call the servant's `close`, if it has one and that is not a remote method."""
         if "close" in Skeleton.of(type(servant)).methods:
             return  # a remote method of that name, for its callers
         close = getattr(servant, "close", None)

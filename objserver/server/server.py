@@ -22,6 +22,7 @@ import time
 import uuid
 from collections.abc import Iterable, Sequence
 from functools import partial
+from threading import Event
 from types import TracebackType
 from typing import Any, Self
 
@@ -31,6 +32,7 @@ from objserver.adapter import (
     ActivationPolicy,
     Concurrent,
     DaemonObject,
+    Merge,
     ObjectAdapter,
     Shared,
     ThreadingPolicy,
@@ -179,6 +181,57 @@ class ObjectServer:
         if name == DAEMON_ID:
             raise errors.RegistrationError(f"{DAEMON_ID} is the server itself and stays")
         self.adapter.unregister(name)
+
+    def change_policy(
+        self,
+        name: str,
+        *,
+        activation: ActivationPolicy | None = None,
+        threading: ThreadingPolicy | None = None,
+        merge: Merge | None = None,
+        timeout_s: float | None = None,
+    ) -> None:
+        """Give what is registered as `name` other policies while it is called; done when this returns.
+
+        What is not given stays.  Calls that have begun end, those that come wait, then they go on in their
+        order: none is lost or refused, and references stay as they are.  `merge` makes one servant of the
+        list of all clients', when PerClient becomes Shared or Persistent.
+
+        If it cannot be, nothing has changed: RegistrationError with the reason, also when what has begun
+        does not end in `timeout_s` seconds (by default the setting drain_timeout_s); StoreError, StateError
+        or ActivationError when the state could not be saved or loaded; Deadlock in a call of the object
+        itself.
+        """
+        if name == DAEMON_ID:
+            raise errors.RegistrationError(f"{DAEMON_ID} is the server itself and stays as it is")
+        if self._state in ("stopping", "stopped"):
+            raise errors.RegistrationError(f"the server at {self.address} has stopped")
+        if self.engine.nobody_else_works:
+            raise errors.Deadlock(
+                f"changing the policies of {name!r} needs a worker, and this servant has the only one; "
+                "let a thread of its own do it"
+            )
+        finished = Event()
+        outcome: list[BaseException | None] = []
+
+        def done(problem: BaseException | None) -> None:
+            outcome.append(problem)
+            finished.set()
+
+        self.engine.about_to_block()
+        try:
+            change = self.adapter.change_policy(name, activation, threading, merge, done)
+            try:
+                finished.wait(self.settings.drain_timeout_s if timeout_s is None else timeout_s)
+            finally:
+                change.give_up()
+            while not finished.wait(1.0):  # it is being converted, and that ends
+                if self._stopped.is_set():
+                    raise errors.RegistrationError(f"the server at {self.address} has stopped meanwhile")
+        finally:
+            self.engine.no_longer_blocked()
+        if outcome[0] is not None:
+            raise outcome[0]
 
     def reference(self, object_id: str) -> Reference:
         """The reference of a served object; ObjectNotFound if nothing here serves it."""

@@ -22,8 +22,8 @@ from objserver import (
     readonly,
 )
 from objserver.client import books
-from objserver.storage.sqlite import SqliteStore
 from objserver.settings import Limits
+from objserver.storage.sqlite import SqliteStore
 from objserver.wire import CallContext, Flag, FrameParser, FrameType, encode_frame
 
 BOUND_S = 20
@@ -153,9 +153,7 @@ class Raw:
     def open_session(self, client):
         payload = self.codec.encode_call("Pyro.Daemon", "open_session", (client,), {})
         self.sequence += 1
-        self.sock.sendall(
-            encode_frame(FrameType.INVOKE, self.codec.serializer_id, 0, self.sequence, payload)
-        )
+        self.sock.sendall(encode_frame(FrameType.INVOKE, self.codec.serializer_id, 0, self.sequence, payload))
         return self.hear()
 
 
@@ -570,3 +568,14 @@ def test_an_id_passes_through_objects_that_remember_nothing():
         assert customer.shop(till, account) == 2
         assert Proxy(account).read() == 2
     assert Account.executed == 2
+
+
+def test_a_repetition_is_known_when_the_object_is_persistent_no_more(server, raw):
+    assert raw.call("deposit", 5, call=numbered(1)) == 5
+    server.register(Account, "Other", activation=Persistent())
+    other = Raw(server, "Other")
+    assert other.call("deposit", 5, call=numbered(1)) == 5
+    server.change_policy("Other", activation=Shared())
+    assert other.call("deposit", 5, call=numbered(1)) == 5
+    assert other.call("deposit", 5, call=numbered(2)) == 10
+    assert Account.executed == 3
