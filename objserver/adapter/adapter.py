@@ -131,7 +131,8 @@ class ObjectAdapter:
         )
         self._exports = ExportTable(settings.lease_s)
         self._exports_lock = threading.Lock()
-        self._sessions_due = clock.monotonic() + settings.session_lease_s / 4
+        # Not before every client had the time to come back, however long the server was away.
+        self._sessions_due = clock.monotonic() + settings.session_lease_s
         self.invocations = 0
 
     # -- what is served ------------------------------------------------------------------------------

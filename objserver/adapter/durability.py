@@ -146,9 +146,9 @@ class Durability:
         if lost:
             self._give_up(held, None)
             return True
-        stays = invocation.ends or held.failure is not None
-        self._advance(activation, gate)
-        return not stays
+        if not gate.is_busy:
+            self._advance(activation, gate)
+        return not (invocation.ends or held.failure is not None)
 
     def _record(self, invocation: Invocation, held: Held, error: BaseException | None) -> None:
         call = invocation.call
@@ -236,7 +236,8 @@ class Durability:
         if problem is None:
             with activation.lock:
                 released = gate.accepted()
-            self._advance(activation, gate)
+            if gate.waits:
+                self._advance(activation, gate)
             for held in released:
                 self._release(held)
             if messages:

@@ -160,8 +160,9 @@ class Gate:
             return
         self._through[client] = self._acks[client] = through
         calls = self._known.get(client, {})
-        for call in [call for call in calls if call.number <= through and calls[call][1] is DONE]:
-            del calls[call]
+        for call in list(calls):
+            if call.number <= through and calls[call][1] is DONE:
+                del calls[call]
 
     # -- holding -------------------------------------------------------------------------------------
 
@@ -182,8 +183,9 @@ class Gate:
     def _remember(self, held: Held) -> None:
         record = held.record
         if record is not None:
-            call = CallId(record.client, record.number, record.path)
             self._acknowledge(record.client, record.acked)
+            call = held.invocation.call
+            assert call is not None
             self._known.setdefault(record.client, {})[call] = (record.digest, held)
 
     def step(self) -> Change | Read | Release | None:
@@ -234,12 +236,23 @@ class Gate:
             if each.record is not None:
                 record = each.record
                 calls = self._known.get(record.client, {})
-                call = CallId(record.client, record.number, record.path)
+                call = each.invocation.call
+                assert call is not None
                 if record.number <= self._through.get(record.client, 0) and calls:
                     calls.pop(call, None)
                 else:
                     calls[call] = (record.digest, DONE)
         return held
+
+    @property
+    def is_busy(self) -> bool:
+        """Something is under way; what comes now goes with the next."""
+        return bool(self._in_flight)
+
+    @property
+    def waits(self) -> bool:
+        """Something waits for what is under way."""
+        return bool(self._ahead)
 
     @property
     def rests(self) -> bool:

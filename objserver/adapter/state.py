@@ -12,6 +12,7 @@ A class may number the layout of its state with `state_version` (default 1) and 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -49,7 +50,8 @@ def _state_of(servant: object) -> Any:
     cls = type(servant)
     if cls.__getstate__ is not object.__getstate__:
         return servant.__getstate__()
-    state = {name: getattr(servant, name) for name in _slots(cls) if hasattr(servant, name)}
+    names = _slots(cls)  # type: ignore[arg-type]  # mypy takes a class for its instances here
+    state = {name: getattr(servant, name) for name in names if hasattr(servant, name)}
     state.update(getattr(servant, "__dict__", {}))
     state.pop("_pyroId", None)
     state.pop("_pyroDaemon", None)  # set by pyro5.introduce
@@ -111,6 +113,7 @@ def _set(servant: object, state: dict[str, Any]) -> None:
         object.__setattr__(servant, name, value)
 
 
+@functools.lru_cache(256)
 def _slots(cls: type) -> list[str]:
     found: list[str] = []
     for base in cls.__mro__:

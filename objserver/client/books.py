@@ -35,12 +35,13 @@ class Book:
         self._last = 0
         self._outstanding: dict[int, None] = {}
 
-    def begin(self) -> CallId:
-        """The id of a new call, which `end` must be told when it has its answer."""
+    def begin(self) -> tuple[CallId, int]:
+        """The id of a new call, which `end` must be told when it has its answer; and `acked`."""
         with self._lock:
-            self._last += 1
-            self._outstanding[self._last] = None
-            return CallId(self.client, self._last)
+            self._last = number = self._last + 1
+            outstanding = self._outstanding
+            outstanding[number] = None
+            return CallId(self.client, number), next(iter(outstanding)) - 1
 
     def end(self, call: CallId) -> None:
         """Nobody will make the call again."""

@@ -344,11 +344,13 @@ class Stub:
             if (pool.exactly_once or (facts is not None and facts.call is not None)) and self.counts(
                 method, flags
             ):
-                pool.put(connection)
-                attempts = self.attempts(method, connection.last_used)
-                return self._again(method, args, kwargs, flags, call, attempts)
+                return self._once(connection, method, args, kwargs, flags, annotations, call)
         else:
-            id, acked = self.number(attempts, method, flags, facts)
+            try:
+                id, acked = self.number(attempts, method, flags, facts)
+            except BaseException:
+                pool.put(connection)
+                raise
             if attempts.book is not None and not attempts.book.opened:
                 pool.put(connection)
                 self.open_session(attempts.book.client)
@@ -410,6 +412,53 @@ class Stub:
         """Whether a call has to have an id, where calls can."""
         metadata = self.pool.metadata
         return not flags & _ONEWAY and metadata is not None and method not in metadata.repeatable
+
+    def _once(
+        self,
+        connection: ClientConnection,
+        method: str,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        flags: int,
+        annotations: Mapping[str, bytes] | None,
+        call: Call | None,
+    ) -> Any:
+        """A call that has an id.  What nearly always comes is made here: it is answered at once."""
+        pool, codec, begun = self.pool, connection.codec, connection.last_used
+        book = book_of(pool.store)
+        payload: Any = None
+        if book.opened and in_progress.get() is None:
+            with contextlib.suppress(errors.ProtocolError):  # the long way says whose argument it is
+                payload = codec.encode_call(pool.object_id, method, args, kwargs)
+        if payload is None:
+            pool.put(connection)
+            return self._again(method, args, kwargs, flags, call, self.attempts(method, begun))
+        id, acked = book.begin()
+        reply: Frame | bytes | None = None
+        attempts: Attempts | None = None
+        try:
+            annotations = _with_context(annotations, self.timeout_s, (), id, acked)
+            reply = connection.call(codec, payload, flags, annotations, self.correlation, self.timeout_s)
+            if isinstance(reply, bytes):
+                pool.put(connection)
+                return codec.decode(reply)
+            assert reply is not None
+            return self._unusual(connection, codec, reply)
+        except errors.ObjServerError as problem:
+            if reply is None:
+                pool.put_if_open(connection)
+            attempts = self.attempts(method, begun)
+            attempts.numbered(id, book)
+            if isinstance(reply, Frame):
+                attempts.answered, attempts.refused = True, bool(reply.flags & Flag.REFUSED)
+            return self._again(method, args, kwargs, flags, call, attempts, problem)
+        except BaseException:
+            if reply is None:
+                pool.put_if_open(connection)
+            raise
+        finally:
+            if attempts is None:
+                book.end(id)
 
     def _after(
         self,
@@ -489,7 +538,7 @@ class Stub:
                 attempts.numbered(facts.next_call(), None)
             else:
                 book = book_of(pool.store)
-                attempts.numbered(book.begin(), book)
+                attempts.numbered(book.begin()[0], book)
         elif attempts.book is not None and attempts.book.store != pool.store:
             raise attempts.lost(
                 f"it was sent to a server with another store; the one at {pool.location} knows nothing of it"

@@ -152,7 +152,11 @@ class Connection(Answering):
                 data = b""
             frame = plain_request(data, parser.frame_size_max)
             if frame is not None:
-                if self._conversation is None and self._codec.serializer_id == frame.serializer_id:
+                if (
+                    self._conversation is None
+                    and self._codec.serializer_id == frame.serializer_id
+                    and not frame.annotations
+                ):
                     self._invoke_plainly(frame, start)
                 else:
                     self._invoke(frame, None, start)
@@ -412,7 +416,8 @@ class Connection(Answering):
                         _, _, invocation.call, invocation.acked, invocation.asks = context
                         content = payload.beside if isinstance(payload, Arrived) else payload
                         invocation.digest = hashlib.blake2b(content, digest_size=16).digest()
-                    conversation = self.conversation
+                    if context.chain:  # its caller may cancel it
+                        conversation = self.conversation
                 if wire_extension.PROMISES in users:
                     promises = Promises.decode(users.pop(wire_extension.PROMISES))
                     conversation = self.conversation

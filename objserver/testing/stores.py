@@ -102,8 +102,9 @@ class StoreConformance:
 
     def test_only_the_current_epoch_and_version_is_accepted(self, store: Store) -> None:
         store.commit([change("a")])
-        for stale in (change("a"), change("a", 2), change("a", 1, epoch=1), change("new", 1)):
-            assert store.commit([stale, change("b" + str(stale))]) == {("T", "b" + str(stale))}
+        stale = [change("a"), change("a", 2), change("a", 1, epoch=1)]
+        for late in [*stale, change("new", 1), change("new", 0, epoch=1)]:
+            assert store.commit([late, change("b" + str(late))]) == {("T", "b" + str(late))}
         assert store.load("T", "a") == Record(0, 1, 1, 3, b"s")
         assert store.load("T", "new") is None
         assert store.commit([change("a", 1, b"t", codec=2, state_version=4)]) == {("T", "a")}

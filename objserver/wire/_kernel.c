@@ -13,6 +13,7 @@
 #define HEADER 40
 #define COMPRESSED 2
 #define INVOKE 4
+#define BESIDE_MAX 4096
 
 static const unsigned char START[6] = {'P', 'Y', 'R', 'O', 502 >> 8, 502 & 0xff};
 static const unsigned char TAIL[24] = {[22] = 0x4d, [23] = 0xc5};
@@ -25,6 +26,7 @@ typedef struct {
 /* What frames.py says with configure(): the class to make, and what a plain frame has instead of an answer. */
 static PyTypeObject *frame_class = NULL;
 static PyObject *no_annotations = NULL, *no_correlation = NULL;
+static PyObject *ours = NULL; /* the name of our annotation */
 
 static PyMemberDef frame_members[] = {
     {"type", T_OBJECT_EX, offsetof(Frame, type), 0, NULL},
@@ -91,8 +93,8 @@ static PyObject *configure(PyObject *module, PyObject *args) {
     Py_RETURN_NONE;
 }
 
-/* A frame that is whole and plain; `size` is the length of its payload. */
-static PyObject *make_frame(const unsigned char *at, size_t size) {
+/* A frame that is whole and plain but for `beside` bytes of annotations; `size` is the length of its payload. */
+static PyObject *make_frame(const unsigned char *at, size_t beside, size_t size) {
     Frame *frame = (Frame *)frame_class->tp_alloc(frame_class, 0);
     if (frame == NULL)
         return NULL;
@@ -100,7 +102,7 @@ static PyObject *make_frame(const unsigned char *at, size_t size) {
     frame->serializer_id = PyLong_FromLong(at[7]);
     frame->flags = PyLong_FromLong(at[8] << 8 | at[9]);
     frame->sequence = PyLong_FromLong(at[10] << 8 | at[11]);
-    frame->payload = PyBytes_FromStringAndSize((const char *)at + HEADER, (Py_ssize_t)size);
+    frame->payload = PyBytes_FromStringAndSize((const char *)at + HEADER + beside, (Py_ssize_t)size);
     frame->annotations = Py_NewRef(no_annotations);
     frame->correlation = Py_NewRef(no_correlation);
     if (!frame->type || !frame->serializer_id || !frame->flags || !frame->sequence || !frame->payload) {
@@ -133,7 +135,7 @@ static PyObject *plain_frames(PyObject *module, PyObject *const *args, Py_ssize_
         size_t size = (size_t)at[12] << 24 | (size_t)at[13] << 16 | (size_t)at[14] << 8 | at[15];
         if (size > length - end - HEADER || HEADER + size > size_max)
             break;
-        PyObject *frame = make_frame(at, size);
+        PyObject *frame = make_frame(at, 0, size);
         if (frame == NULL || PyList_Append(frames, frame) < 0)
             Py_CLEAR(frames);
         Py_XDECREF(frame);
@@ -145,7 +147,8 @@ static PyObject *plain_frames(PyObject *module, PyObject *const *args, Py_ssize_
     return Py_BuildValue("Nn", frames, (Py_ssize_t)end);
 }
 
-/* plain_request(data, size_max) -> the frame, if `data` is exactly one plain request without flags, or None. */
+/* plain_request(data, size_max) -> the frame, if `data` is exactly one plain request without flags, or None.
+   It may have our own annotation, small, and no other. */
 static PyObject *plain_request(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
     if (nargs != 2 || frame_class == NULL || !PyBytes_Check(args[0])) {
         PyErr_SetString(PyExc_TypeError, "plain_request takes bytes and size_max, after configure");
@@ -157,12 +160,30 @@ static PyObject *plain_request(PyObject *module, PyObject *const *args, Py_ssize
     const unsigned char *at = (const unsigned char *)PyBytes_AS_STRING(args[0]);
     size_t length = (size_t)PyBytes_GET_SIZE(args[0]);
     if (length < HEADER || length > size_max || memcmp(at, START, sizeof START) || at[6] != INVOKE || at[8] ||
-        at[9] || memcmp(at + 16, TAIL, sizeof TAIL))
+        at[9] || memcmp(at + 20, TAIL + 4, sizeof TAIL - 4))
         Py_RETURN_NONE;
     size_t size = (size_t)at[12] << 24 | (size_t)at[13] << 16 | (size_t)at[14] << 8 | at[15];
-    if (size != length - HEADER)
+    size_t beside = (size_t)at[16] << 24 | (size_t)at[17] << 16 | (size_t)at[18] << 8 | at[19];
+    if (size > length - HEADER || beside != length - HEADER - size)
         Py_RETURN_NONE;
-    return make_frame(at, size);
+    if (beside == 0)
+        return make_frame(at, 0, size);
+    const unsigned char *chunk = at + HEADER;
+    if (beside < 8 || beside > BESIDE_MAX || memcmp(chunk, "OBJS", 4) ||
+        ((size_t)chunk[4] << 24 | (size_t)chunk[5] << 16 | (size_t)chunk[6] << 8 | chunk[7]) != beside - 8)
+        Py_RETURN_NONE;
+    PyObject *frame = make_frame(at, beside, size);
+    PyObject *value = PyBytes_FromStringAndSize((const char *)chunk + 8, (Py_ssize_t)(beside - 8));
+    PyObject *annotations = PyDict_New();
+    if (!frame || !value || !annotations || PyDict_SetItem(annotations, ours, value) < 0) {
+        Py_XDECREF(frame);
+        Py_XDECREF(value);
+        Py_XDECREF(annotations);
+        return NULL;
+    }
+    Py_DECREF(value);
+    Py_SETREF(((Frame *)frame)->annotations, annotations);
+    return frame;
 }
 
 /* plain_reply(data, start, sequence) -> the payload, if `data` is exactly the plain frame that begins with
@@ -242,7 +263,7 @@ static struct PyModuleDef module = {
     PyModuleDef_HEAD_INIT, "objserver.wire._kernel", NULL, -1, functions};
 
 PyMODINIT_FUNC PyInit__kernel(void) {
-    if (PyType_Ready(&FrameType) < 0)
+    if (PyType_Ready(&FrameType) < 0 || (ours == NULL && (ours = PyUnicode_InternFromString("OBJS")) == NULL))
         return NULL;
     PyObject *made = PyModule_Create(&module);
     if (made != NULL && PyModule_AddObjectRef(made, "Frame", (PyObject *)&FrameType) < 0)

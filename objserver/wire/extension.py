@@ -166,14 +166,18 @@ class CallContext(NamedTuple):
         """ProtocolError if `data` is not what `encode` makes."""
         try:
             remaining, chain, *rest = ormsgpack.unpackb(data)
-            timed = type(remaining) in (int, float) and math.isfinite(remaining) and remaining >= 0
-            ok = (remaining is None or timed) and isinstance(chain, list)
-            if ok and len(chain) <= CHAIN_MAX and all(isinstance(link, str) for link in chain):
+            timed = remaining is None or (
+                type(remaining) in (int, float) and math.isfinite(remaining) and remaining >= 0
+            )
+            ok = timed and type(chain) is list and len(chain) <= CHAIN_MAX
+            if ok and (not chain or all(type(link) is str for link in chain)):
                 if not rest:
                     return cls(remaining, tuple(chain))
                 client, number, path, acked, asks, *_ = rest
                 if (
-                    [*map(type, rest[:5])] == [bytes, int, bytes, int, bool]
+                    type(client) is type(path) is bytes
+                    and type(number) is type(acked) is int
+                    and type(asks) is bool
                     and len(client) == CLIENT_SIZE
                     and len(path) in (0, CLIENT_SIZE)
                     and 0 < number < NUMBER_MAX

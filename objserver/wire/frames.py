@@ -112,6 +112,8 @@ class Frame(_Base):  # type: ignore[valid-type, misc]
 # is compared, and written, in one piece; and in C, where that has been compiled.
 _PLAIN_IN = struct.Struct("!6sBBHHI24s").unpack_from
 _PLAIN_OUT = struct.Struct("!10sHI24s").pack
+BESIDE_MAX = 4096
+"""Bytes of our own annotation in a request that is still plain: the context of a call in a deep chain."""
 PLAIN_TAIL = bytes(22) + CHECK.to_bytes(2, "big")
 
 
@@ -143,19 +145,30 @@ def _pure_plain_frames(data: bytes, size_max: int) -> tuple[list[Frame], int]:
 
 
 def _pure_plain_request(data: bytes, size_max: int) -> Frame | None:
-    """The frame, if `data` is exactly one plain request without flags."""
+    """The frame, if `data` is exactly one plain request without flags.
+
+    It may have our own annotation, small, and no other.
+    """
     if not HEADER_SIZE <= len(data) <= size_max:
         return None
     start, type_, serializer, flags, sequence, payload_size, tail = _PLAIN_IN(data)
+    beside = int.from_bytes(tail[:4], "big")
     if (
-        tail != PLAIN_TAIL
+        tail[4:] != PLAIN_TAIL[4:]
         or start != START
         or type_ != FrameType.INVOKE
         or flags
-        or len(data) != HEADER_SIZE + payload_size
+        or len(data) != HEADER_SIZE + beside + payload_size
     ):
         return None
-    return Frame(type_, serializer, flags, sequence, data[HEADER_SIZE:])
+    at = HEADER_SIZE + beside
+    frame = Frame(type_, serializer, flags, sequence, data[at:])
+    if beside:
+        name, size = data[HEADER_SIZE : HEADER_SIZE + 4], data[HEADER_SIZE + 4 : HEADER_SIZE + 8]
+        if beside < 8 or beside > BESIDE_MAX or name != b"OBJS" or int.from_bytes(size, "big") != beside - 8:
+            return None
+        frame.annotations = {"OBJS": data[HEADER_SIZE + 8 : at]}
+    return frame
 
 
 def _pure_plain_reply(data: bytes, start: bytes, sequence: int) -> bytes | None:

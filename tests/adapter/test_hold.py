@@ -26,9 +26,15 @@ def activation(policy, *begun, waiting=()):
     mailbox.open = True
     mailbox.running += begun
     mailbox.waiting += waiting
-    registration = types.SimpleNamespace(transient=False)
+    registration = types.SimpleNamespace(gate=None, transient=False)
     return types.SimpleNamespace(
-        mailbox=mailbox, lock=Lock(), ended=False, streams=0, servant=object(), registration=registration
+        gate=None,
+        mailbox=mailbox,
+        lock=Lock(),
+        ended=False,
+        streams=0,
+        servant=object(),
+        registration=registration,
     )
 
 

@@ -207,10 +207,13 @@ def test_a_commit_that_is_not_certain_is_in_doubt(postgres, store, level):
     with pytest.raises(errors.StoreError, match="no standby") as caught:
         store.commit([change("a", 1)])
     assert caught.value.in_doubt
+    with pytest.raises(errors.StoreError, match="no standby"):
+        store.acquire([("T", "a")], "me")
     postgres.execute("DROP TRIGGER complain ON object", store.url)
-    version = store.load("T", "a").version
-    assert version == {"WARNING": 2, "EXCEPTION": 1}[level]
-    assert store.commit([change("a", version)])
+    # a warning comes when it is done
+    epoch, version = store.load("T", "a")[:2]
+    assert (epoch, version) == {"WARNING": (1, 2), "EXCEPTION": (0, 1)}[level]
+    assert store.commit([change("a", version, epoch=epoch)])
 
 
 def test_a_statement_that_waits_too_long_is_given_up(postgres, store):

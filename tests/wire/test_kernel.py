@@ -20,6 +20,15 @@ PLAIN = st.builds(
     st.integers(0, 0xFFFF),
     st.binary(max_size=60),
 )
+ANNOTATED = st.builds(
+    encode_frame,
+    st.just(FrameType.INVOKE),
+    st.just(1),
+    st.sampled_from([0, 0, Flag.ONEWAY]),
+    st.just(7),
+    st.binary(max_size=20),
+    st.dictionaries(st.sampled_from(["OBJS", "OBJB"]), st.binary(max_size=5000), max_size=2),
+)
 OTHER = st.one_of(
     st.binary(max_size=90),
     st.builds(
@@ -31,6 +40,9 @@ OTHER = st.one_of(
         st.binary(max_size=20),
         st.sampled_from([None, {"ABCD": b"x"}]),
     ),
+    ANNOTATED,
+    ANNOTATED.map(lambda frame: frame[:47] + b"\x01" + frame[48:]),
+    ANNOTATED.map(lambda frame: frame[:-1]),
     PLAIN.map(lambda frame: frame[:-1]),
     PLAIN.map(lambda frame: frame[:20] + b"\x01" + frame[21:]),
     PLAIN.map(lambda frame: frame[:12] + b"\xff\xff\xff\xff" + frame[16:]),
@@ -168,6 +180,12 @@ def test_a_plain_request_and_a_plain_reply_are_told():
     request = _pure_plain_frame(plain_start(4, 79), 3, b"ab")
     assert frames.plain_request(request, 1 << 20).payload == b"ab"
     assert frames.plain_request(request + b"x", 1 << 20) is None
+    ours = encode_frame(FrameType.INVOKE, 1, 0, 7, b"ab", {"OBJS": b"context"})
+    for plain_request in (frames.plain_request, frames._pure_plain_request):
+        frame = plain_request(ours, 1 << 20)
+        assert (frame.payload, frame.annotations) == (b"ab", {"OBJS": b"context"})
+        assert plain_request(ours[:-1], 1 << 20) is None
+        assert plain_request(ours.replace(b"OBJS", b"PROM"), 1 << 20) is None
     assert frames.plain_request(request, 41) is None
     reply = _pure_plain_frame(plain_start(5, 79), 3, b"ab")
     assert frames.plain_reply(reply, plain_start(5, 79), 3) == b"ab"
