@@ -262,7 +262,8 @@ class Facts:
     def id(self) -> str:
         """Names this invocation in the call chains of the calls it makes; made when first asked for."""
         if not self._id:
-            self._id = f"{self.object_id}.{self.method} {uuid.uuid4().hex}"
+            # In one step: another thread may want it for the first time too, and there must be one.
+            self.__dict__.setdefault("_id", f"{self.object_id}.{self.method} {uuid.uuid4().hex}")
         return self._id
 
     @property

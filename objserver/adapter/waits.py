@@ -24,6 +24,7 @@ This module decides; it sends nothing but through the calls that the invocations
 from __future__ import annotations
 
 import heapq
+import math
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Collection
@@ -49,29 +50,35 @@ LOOK_S = 0.001
 
 def agree(paths: Collection[Path]) -> bool:
     """Whether the question came back on every way that it must, given the paths on which it did."""
-    return _back(1, list(paths))
+    return _back(1, list(paths), frozenset())
 
 
-def _back(branches: int, rests: list[Path]) -> bool:
+def _back(branches: int, rests: list[Path], passed: frozenset[str]) -> bool:
+    """Whether it came back on so many ways from here, if it has `passed` these and these are the `rests`.
+
+    Where it comes to one that it has passed it need not go on: it is stuck if that is.
+    """
     ways: dict[tuple[str, int], list[Path]] = defaultdict(list)
     for rest in rests:
         if rest:
             ways[rest[0]].append(rest[1:])
-    returned = {step[0] for step, below in ways.items() if _back(step[1], below)}
+    returned = {
+        name for (name, on), below in ways.items() if name in passed or _back(on, below, passed | {name})
+    }
     return len(returned) + (not all(rests)) >= branches
 
 
 class _Wait:
     """One call of a servant that waits in a mailbox here."""
 
-    __slots__ = ("asked", "before", "due", "invocation", "paths", "pause_s", "round", "since")
+    __slots__ = ("asked", "before", "invocation", "paths", "pause_s", "round", "since")
 
     def __init__(self, invocation: Invocation, now: float, first_s: float) -> None:
         self.invocation = invocation
         self.since = now
-        self.due = now + first_s
         self.pause_s = first_s
         self.asked = now
+        """When it last began a round."""
         self.round = 0
         self.paths: set[Path] = set()
         """On which the question of this round came back."""
@@ -86,9 +93,13 @@ class Waits:
     """
 
     def __init__(
-        self, first_s: float, clock: Clock, engine: Engine, refuse: Callable[[Invocation, BaseException], bool]
+        self,
+        first_s: float,
+        clock: Clock,
+        engine: Engine,
+        refuse: Callable[[Invocation, BaseException], bool],
     ) -> None:
-        self._first_s = first_s
+        self._first_s = max(first_s, LOOK_S)
         self._now = clock.monotonic
         self._engine = engine
         self._refuse = refuse
@@ -96,8 +107,7 @@ class Waits:
         self._lock = threading.Lock()
         self._due: list[tuple[float, int, _Wait]] = []
         self._count = count()
-        self._looks = False
-        """Somebody will look."""
+        self._next_look = math.inf
         self.sent = 0
         self.deadlocks = 0
 
@@ -106,13 +116,12 @@ class Waits:
 
     def began(self, invocation: Invocation) -> None:
         """It waits in a mailbox from now on; the activation's lock is held."""
-        wait = _Wait(invocation, self._now(), self._first_s)
+        now = self._now()
+        wait = _Wait(invocation, now, self._first_s)
         self._waits[invocation] = wait
         with self._lock:
-            heapq.heappush(self._due, (wait.due, next(self._count), wait))
-            looks, self._looks = self._looks, True
-        if not looks:
-            self._engine.after(self._first_s, self._look)
+            heapq.heappush(self._due, (now + self._first_s, next(self._count), wait))
+            self._look_at(now + self._first_s, now)
 
     def ended(self, invocation: Invocation) -> None:
         """It waits no longer; the activation's lock is held."""
@@ -124,16 +133,22 @@ class Waits:
 
     # -- asking --------------------------------------------------------------------------------------
 
-    def _look(self) -> None:
+    def _look_at(self, at: float, now: float) -> None:
+        """See that somebody looks then, or before; the lock is held."""
+        if at < self._next_look:
+            self._next_look = at
+            self._engine.after(at - now, partial(self._look, at))
+
+    def _look(self, at: float) -> None:
         """Have those ask who have waited long enough."""
         now = self._now()
         for wait in self._that_are_due(now):
             self._ask(wait, None)
         with self._lock:
-            self._looks = bool(self._due)
-            delay = max(LOOK_S, self._due[0][0] - now) if self._due else 0.0
-        if delay:
-            self._engine.after(delay, self._look)
+            if self._next_look == at:
+                self._next_look = math.inf
+            if self._due:
+                self._look_at(max(self._due[0][0], now + LOOK_S), now)
 
     def _that_are_due(self, now: float) -> list[_Wait]:
         due: list[_Wait] = []
@@ -169,7 +184,7 @@ class Waits:
         if wait is None:
             with invocation.activation.lock:
                 runs = invocation in invocation.activation.mailbox.running
-            if runs and all(invocation.id != name for name, _ in probe.path):
+            if runs and probe.may_pass(invocation.id):
                 self._along_its_calls(invocation, probe)
             return
         asker = probe.path[0][0]
@@ -186,17 +201,16 @@ class Waits:
             if invocation not in self._waits:
                 return
             inside, every = invocation.activation.mailbox.holders()
-        # Who was passed on the way here leads nowhere else; who has no id yet has called nobody.
-        passed = {name for name, _ in probe.path}
-        inside = [other for other in inside if other.id_if_used not in passed]
+        asked = [other for other in inside if other.id_if_used]  # or it has called nobody, and is at work
         if every:
-            inside = [other for other in inside if other.id_if_used][: probe.spread]
-        elif not all(other.id_if_used for other in inside):
+            asked = [other for other in asked if probe.may_pass(other.id)][: probe.spread]
+        elif len(asked) < len(inside):
             return
-        onward = probe.through(invocation.id, 1 if every else len(inside), len(inside))
+        onward = probe.through(invocation.id, 1 if every else len(asked), len(asked))
         if onward is not None:
-            for other in inside:
-                self._along_its_calls(other, onward)
+            for other in asked:
+                if onward.may_pass(other.id):
+                    self._along_its_calls(other, onward)
 
     def _along_its_calls(self, invocation: Invocation, probe: Probe) -> None:
         """What runs goes on when the calls that it waits for are answered: ask those."""

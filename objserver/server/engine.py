@@ -175,9 +175,8 @@ class WorkerEngine:
         if self.workers_max == 1:
             if location is not None and location == self.location:
                 raise Deadlock(
-                    f"an iterative server (workers=1) cannot wait for an object of its own, at {location}: its "
-                    "one worker is who would answer; call the object itself, make the call oneway, or have "
-                    "more workers"
+                    f"an iterative server (workers=1) cannot wait for an object of its own, at {location}: "
+                    "its one worker is who would answer; call the object itself, or have more workers"
                 )
             return
         if not mine.waits:

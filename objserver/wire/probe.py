@@ -1,7 +1,7 @@
 """The question "what does the call that I made wait for?", as it travels along calls that wait.
 
-A PROBE frame has the sequence number of a request of the same connection that has no reply yet: so only who
-made a call can ask about it, and nothing has to be believed of who asks.  Its payload is the MessagePack array
+A PROBE frame has the sequence number of a request of the same connection that has no reply yet, so that only
+who made a call can ask about it.  Its payload is the MessagePack array
 
     [round, since, spread, [[id, branches], ...]]
 
@@ -47,6 +47,12 @@ class Probe(NamedTuple):
         step = invocation_id, branches
         return Probe(self.round, self.since, self.spread // parts, (*self.path, step))
 
+    def may_pass(self, invocation_id: str) -> bool:
+        """Whether it may go through there (again): a circle leads nowhere, except to show, where all ways
+        have to be gone, that this one ends in itself."""
+        times = 1 + any(branches > 1 for _, branches in self.path)
+        return sum(name == invocation_id for name, _ in self.path) < times
+
     def encode(self) -> bytes:
         """The payload; empty if the path has become too long to travel."""
         data = ormsgpack.packb([self.round, self.since, self.spread, self.path])
@@ -56,9 +62,10 @@ class Probe(NamedTuple):
     def decode(cls, data: bytes) -> Probe:
         """ProtocolError if `data` is not what `encode` makes."""
         try:
-            number, since, spread, path = ormsgpack.unpackb(data) if len(data) <= SIZE_MAX else ()
+            number, since, spread, path = ormsgpack.unpackb(data)
             if (
-                type(number) is int
+                len(data) <= SIZE_MAX
+                and type(number) is int
                 and type(since) is float
                 and math.isfinite(since)
                 and type(spread) is int

@@ -338,7 +338,7 @@ class Caller:
         self.told = []
         self.refusal = None
 
-    def about_to_block(self):
+    def about_to_block(self, location=None):
         if self.refusal is not None:
             raise self.refusal
         self.told.append("waits")

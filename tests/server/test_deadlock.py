@@ -1,4 +1,4 @@
-"""Calls that wait for each other, over real servers: the cycle is named, and whoever is not its victim goes on."""
+"""Calls that wait for each other, over real servers: one is refused with the cycle, the others go on."""
 
 import asyncio
 import contextlib
@@ -21,9 +21,13 @@ from objserver import (
     expose,
     readonly,
 )
+from objserver.wire import CallContext, FrameType, Probe, encode_frame
+from objserver.wire.extension import ANNOTATION
+from objserver.wire.probe import SPREAD_MAX
+from tests.server.test_conversation import CODEC, Raw
 
 WAIT_S = 20.0
-"""Longer than anything here may take; a deadlock that is not noticed ends as a timeout, which is no Deadlock."""
+"""Longer than anything here may take: a deadlock that is not noticed ends as a CallTimeout."""
 BOUND_S = 1.0
 """What a busy machine may need instead of the 50 ms."""
 
@@ -47,7 +51,7 @@ class Meeting:
 
 @expose
 class Node:
-    """`pass_on` calls the first of `uris` with the rest, and `meet` does so when all others are inside too."""
+    """`pass_on` calls the first of `uris` with the rest; `meet` does so when all others are inside too."""
 
     def __init__(self, meeting=None):
         self.meeting = meeting
@@ -127,7 +131,8 @@ def test_a_chain_that_comes_back_is_refused_at_once(serve, servers):
 def test_a_reentrant_object_lets_its_own_chain_in(serve):
     hosts = [serve() for _ in range(3)]
     a, b, c = (
-        str(host.register(Node(), name, threading=Reentrant())) for host, name in zip(hosts, "ABC", strict=True)
+        str(host.register(Node(), name, threading=Reentrant()))
+        for host, name in zip(hosts, "ABC", strict=True)
     )
     assert Proxy(a, timeout_s=WAIT_S).pass_on(b, c, a, b) == "touched"
 
@@ -261,7 +266,72 @@ def test_an_iterative_server_does_not_wait_for_itself(serve):
     b = str(server.register(Node(), "B"))
     with pytest.raises(errors.Deadlock, match="workers=1") as caught:
         Proxy(a, timeout_s=WAIT_S).pass_on(b)
-    assert caught.value.cycle == ("A.pass_on", "B.pass_on")
+    assert caught.value.cycle == ()  # it waits for no object, but for the server
+
+
+def test_a_call_that_a_coroutine_does_not_wait_for_is_no_deadlock(serve):
+    """X is in A and has a task call B; Y is in B and waits for A.  X can end without its task, and does."""
+    server = serve()
+    meeting, asked = Meeting(2), threading.Event()
+
+    @expose
+    class Busy(Node):
+        async def beside(self, uri):
+            await asyncio.to_thread(self.meeting.barrier.wait, WAIT_S)
+            call = asyncio.ensure_future(AsyncProxy(uri, timeout_s=WAIT_S).invoke("touch"))
+            await asyncio.to_thread(asked.wait, WAIT_S)
+            self.call = call  # it goes on after this
+            return "left"
+
+    def release():
+        while server.statistics()["nested_waiting"] < 2 or not _asked_twice(server):
+            time.sleep(0.005)
+        asked.set()
+        return "released"
+
+    busy = Busy(meeting)
+    a, b = str(server.register(busy, "A")), str(server.register(Node(meeting), "B"))
+    found = outcomes(method(a, "beside", b), method(b, "meet", a), release)
+    assert found == ["left", "touched", "released"]
+    assert server.statistics()["deadlocks"] == 0
+
+
+def test_a_forged_question_does_nothing(serve):
+    """A client asks about its own calls, those of others, and none, as if it had come back to them."""
+    server = serve()
+    entered, go = threading.Event(), threading.Event()
+
+    @expose
+    class Held(Node):
+        def hold(self):
+            entered.set()
+            return go.wait(WAIT_S)
+
+    server.register(Held(), "A")
+    raw, other = Raw(server), Raw(server, client="other")
+    raw.send(1, "A", "hold")
+    assert entered.wait(WAIT_S)
+    context = {ANNOTATION: CallContext(None, ("X.m 1",)).encode()}
+    raw.send(2, "A", "touch", annotations=context)
+    other.send(2, "A", "touch", annotations=context)
+    while server.statistics()["nested_waiting"] < 2:
+        time.sleep(0.001)
+    for name in ("A.touch 1", "X.m 1"):
+        for number in range(10):
+            for sequence in (1, 2, 3):
+                question = Probe(number, 0.0, SPREAD_MAX, ((name, 1), ("X.m 1", 1))).encode()
+                raw.sock.sendall(encode_frame(FrameType.PROBE, CODEC.serializer_id, 0, sequence, question))
+    assert raw.call("Pyro.Daemon", "ping") is None  # all of them have been read
+    assert server.statistics()["nested_waiting"] == 2
+    go.set()
+    assert raw.replies(2) == {1: True, 2: "touched"}
+    assert other.reply() == (2, "touched")
+    assert (server.statistics()["deadlocks"], server.statistics()["probes_sent"]) == (0, 0)
+    raw.sock.sendall(encode_frame(FrameType.PROBE, CODEC.serializer_id, 0, 1, b"nonsense"))
+    (said,) = raw.ends()
+    assert b"PROBE is malformed" in said.payload
+    raw.close()
+    other.close()
 
 
 @pytest.mark.parametrize("servers", [1, 3])
