@@ -32,6 +32,7 @@ class Connection:
     made: list = []
 
     def __init__(self, greeting, **options):
+        self.location = greeting.location
         self.session = greeting.session
         self.codec = CODEC
         self.native = True
