@@ -13,6 +13,7 @@ from objserver import (
     AsyncProxy,
     Concurrent,
     ObjectServer,
+    Persistent,
     Proxy,
     ReadersWriter,
     Reentrant,
@@ -150,6 +151,29 @@ def test_of_two_chains_that_block_each_other_one_is_refused_and_one_goes_on(serv
     assert waited < BOUND_S
     assert sum(host.statistics()["deadlocks"] for host in hosts) == 1
     assert [Proxy(uri, timeout_s=WAIT_S).touch() for uri in (a, b)] == ["touched"] * 2
+
+
+def test_persistent_objects_that_block_each_other(serve, tmp_path):
+    """What the victim was asked has not happened; what the other did is stored."""
+
+    @expose
+    class Kept:
+        def __init__(self):
+            self.passed = 0
+
+        def meet(self, *uris):
+            return meeting.call(lambda: self.pass_on(*uris))
+
+        def pass_on(self, *uris):
+            self.passed += 1
+            return Proxy(uris[0], timeout_s=WAIT_S).pass_on(*uris[1:]) if uris else self.passed
+
+    meeting = Meeting(2)
+    hosts = [serve(store=f"sqlite:///{tmp_path}/{name}.db") for name in "AB"]
+    a, b = (str(host.register(Kept, n, activation=Persistent())) for host, n in zip(hosts, "AB", strict=True))
+    _, others = parted(outcomes(method(a, "meet", b), method(b, "meet", a)))
+    assert others == [2]
+    assert sorted(Proxy(uri, timeout_s=WAIT_S).pass_on() for uri in (a, b)) == [2, 3]
 
 
 @pytest.mark.parametrize("servers", [1, 3])
