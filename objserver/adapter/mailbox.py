@@ -68,10 +68,20 @@ class Mailbox:
                     f"{len(self.waiting)} invocations already wait for {invocation.object_id} "
                     "(setting mailbox_size_max)"
                 )
+        self._keep_waiting(invocation)
+        return False
+
+    def _keep_waiting(self, invocation: Invocation) -> None:
         self.waiting.append(invocation)
         if self.waits is not None and invocation.chain and not invocation.oneway:
             self.waits.began(invocation)
-        return False
+
+    def clear(self) -> list[Invocation]:
+        """Nobody waits here any more; those who did."""
+        waiting = list(self.waiting)
+        for invocation in waiting:
+            self.withdraw(invocation)
+        return waiting
 
     def holders(self) -> tuple[list[Invocation], bool]:
         """Those inside, and whether all of them must leave before one that waits can start."""

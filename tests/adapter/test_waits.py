@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from objserver import Concurrent, ReadersWriter, Reentrant, Serial, errors
 from objserver.adapter.calling import NOBODY
+from objserver.adapter.hold import Hold
 from objserver.adapter.invocation import Invocation
 from objserver.adapter.mailbox import Mailbox
 from objserver.adapter.skeleton import Member
@@ -258,6 +259,21 @@ def test_a_new_wait_does_not_stand_back_for_an_old_one():
     for _ in range(3000):
         world.pass_time(0.001)
     assert len(world.timers) <= 2
+
+
+def test_a_call_that_is_held_and_moved_elsewhere_waits_here_no_longer():
+    world = World().add("A").add("B")
+    x, _working = world.call("A"), world.call("B")
+    before = world.call("B", x)
+    thing = world.objects["B"]
+    thing.ended = False
+    hold = Hold("B", lambda: None)
+    assert hold.take(thing)
+    meanwhile = world.call("B", world.call("A"))
+    assert len(thing.waits) == 2
+    _, moved = hold.move(lambda activation: None)
+    assert moved == [before, meanwhile]
+    assert len(thing.waits) == 0
 
 
 def test_a_ring_has_one_victim():
