@@ -124,9 +124,10 @@ class DeadlineExceeded(ObjectError, pyro5.TimeoutError, builtins.TimeoutError):
 
 
 class Deadlock(ObjectError):
-    """The call would have waited for an invocation of its own call chain.
+    """The call would have waited for itself: for its own call chain, or for one that waits for its.
 
-    `cycle` are the calls in question, outermost first, as `object.method`.
+    `cycle` are the calls in question as `object.method`: each waits for the next, and the last, which is this
+    one, for the first.  Empty if it was a call to an iterative server by its own servant.
     """
 
     cycle: tuple[str, ...] = ()

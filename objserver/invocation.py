@@ -16,9 +16,13 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from objserver.references import Location
 
 __all__ = [
+    "Awaited",
     "Call",
     "CallId",
     "Client",
@@ -34,7 +38,7 @@ log = logging.getLogger("objserver.adapter")
 
 _NOTHING: Mapping[str, bytes] = {}
 _cancelling = threading.Lock()
-"""Guards who is told of a cancellation, in all invocations: it is held for a moment, and rarely."""
+"""Guards who is told of a cancellation, or asked, in all invocations: it is held for a moment, and rarely."""
 
 
 class CallId(NamedTuple):
@@ -86,6 +90,19 @@ def intercepted(interceptors: Sequence[Interceptor], call: Call) -> Iterator[Non
         yield
 
 
+class Awaited:
+    """A call that an invocation waits for, as it is left with `when_cancelled`: calling this cancels it."""
+
+    __slots__ = ()
+
+    def __call__(self) -> None:
+        """Cancel the call."""
+
+    def ask(self, question: bytes) -> None:
+        """Send a PROBE after the request, if that can be done at once; from any thread, and never waits."""
+        raise NotImplementedError
+
+
 class Client(Protocol):
     """Who called: the server's side of a connection."""
 
@@ -116,10 +133,11 @@ class Client(Protocol):
     def now(self) -> float:
         """Seconds on the clock that deadlines are told by."""
 
-    def about_to_block(self) -> None:
+    def about_to_block(self, location: Location | None = None) -> None:
         """The calling thread is going to wait for the network: another may take its place meanwhile.
 
-        ServerBusy if too many wait already.
+        ServerBusy if too many wait already, Deadlock if it is for this server itself, at `location`, and
+        nobody is left to answer.
         """
 
     def no_longer_blocked(self) -> None:
@@ -141,6 +159,8 @@ class Facts:
     oneway = False
     is_cancelled = False
     """Set by `cancel` only; see `cancelled`."""
+    task: object = None
+    """Of a coroutine: the one it runs in."""
     _when_cancelled: tuple[Callable[[], object], ...] = ()
 
     def __init__(self, caller: Client, object_id: str, method: str) -> None:
@@ -216,6 +236,17 @@ class Facts:
             return len(before) > len(self._when_cancelled)
 
     @property
+    def awaited(self) -> list[Awaited]:
+        """The calls that it waits for now."""
+        return [call for call in self._when_cancelled if isinstance(call, Awaited)]
+
+    def ask(self, call: Awaited, question: bytes) -> None:
+        """Send `question` after `call`, if that is still waited for."""
+        with _cancelling:  # so that it is not over, and its connection in other hands
+            if any(call is other for other in self._when_cancelled):
+                call.ask(question)
+
+    @property
     def key(self) -> str:
         """What follows the registered name in the object id."""
         return ""
@@ -231,7 +262,13 @@ class Facts:
     def id(self) -> str:
         """Names this invocation in the call chains of the calls it makes; made when first asked for."""
         if not self._id:
-            self._id = f"{self.object_id}.{self.method} {uuid.uuid4().hex}"
+            # In one step: another thread may want it for the first time too, and there must be one.
+            self.__dict__.setdefault("_id", f"{self.object_id}.{self.method} {uuid.uuid4().hex}")
+        return self._id
+
+    @property
+    def id_if_used(self) -> str:
+        """The `id`, if it was ever asked for: as of every invocation that has called another object."""
         return self._id
 
     @property

@@ -67,6 +67,9 @@ class ServerSettings:
     shared memory off.  Beyond the first, values go through the socket; beyond the second they are refused."""
     mailbox_size_max: int = 1_000
     """Invocations that wait for one servant; beyond it callers get ServerBusy."""
+    deadlock_check_s: float = 0.01
+    """How long a call made by a servant waits for a busy object before it asks whether that waits for it too.
+    Most waits are over by then, and a deadlock is still reported within 50 ms."""
     stream_linger_s: float = 30.0
     """How long an item stream outlives the connection it was opened on (Pyro5's ITER_STREAM_LINGER)."""
     stream_lifetime_s: float = 0.0

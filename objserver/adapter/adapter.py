@@ -49,6 +49,7 @@ from objserver.adapter.registry import Registry
 from objserver.adapter.servants import ServantManager, skeleton_of
 from objserver.adapter.skeleton import Skeleton
 from objserver.adapter.streams import Streams
+from objserver.adapter.waits import Waits
 from objserver.clock import Clock
 from objserver.codecs import Codecs
 from objserver.invocation import Interceptor, in_progress
@@ -103,6 +104,7 @@ class ObjectAdapter:
         self._registry = Registry(has_store=store is not None)
         self._active = ActiveObjects(settings.active_objects_max)
         self._activation_at = self._active.get
+        self.waits = Waits(settings.deadlock_check_s, clock, engine, self._withdraw)
         self._servants = ServantManager(codecs, store, owner=uuid.uuid4().hex)
         self._durability: Durability | None = None
         if store is not None and committer is not None:
@@ -402,19 +404,24 @@ class ObjectAdapter:
         activation = invocation.activation
         if activation is None:
             return
+        invocation.plain = False  # if it has not begun yet, it will be looked at more closely
+        self._withdraw(invocation, not_begun(invocation))
+
+    def _withdraw(self, invocation: Invocation, problem: BaseException) -> bool:
+        """Answer one that waits with `problem`; False if it does not wait."""
+        activation = invocation.activation
         starting: list[Invocation] = []
         with activation.lock:
             waiting = activation.mailbox.withdraw(invocation)
             if waiting:
                 starting = activation.mailbox.startable()
-            else:
-                invocation.plain = False  # if it has not begun yet, it will be looked at more closely
         if waiting:
-            self.refuse(invocation, not_begun(invocation))
+            self.refuse(invocation, problem)
             if invocation.when_over is not None:
                 invocation.when_over()
         for other in starting:
             self.run_later(other)
+        return waiting
 
     def run_later(self, invocation: Invocation) -> None:
         """Have an admitted invocation run by the engine."""
@@ -629,7 +636,7 @@ class ObjectAdapter:
         return added
 
     def _new(self, slot: Any, object_id: str, key: str, registration: Registration) -> Activation:
-        mailbox = Mailbox(registration.threading, self.settings.mailbox_size_max)
+        mailbox = Mailbox(registration.threading, self.settings.mailbox_size_max, self.waits)
         return Activation(slot, object_id, key, registration, mailbox, self._clock.monotonic())
 
     def _add(self, registration: Registration) -> Activation:
@@ -776,6 +783,7 @@ class ObjectAdapter:
             "streams_max": self.settings.streams_max,
             "mailbox_size_max": self.settings.mailbox_size_max,
             **(self._durability.statistics() if self._durability is not None else {}),
+            **self.waits.statistics(),
         }
 
 

@@ -17,6 +17,7 @@ from objserver import errors, pyro5
 from objserver.adapter.invocation import Invocation
 from objserver.adapter.skeleton import Member
 from objserver.invocation import Call, Interceptor, intercepted
+from objserver.references import Location
 
 __all__ = ["NOBODY", "Engine", "call", "check_in_time", "not_begun"]
 
@@ -27,6 +28,9 @@ class Engine(Protocol):
     """What runs the adapter's work."""
 
     def submit(self, work: Callable[[], None]) -> None: ...
+    def after(self, delay_s: float, work: Callable[[], None]) -> None:
+        """Submit `work` when about so much time has passed."""
+
     def run_coroutine(
         self,
         coroutine: Coroutine[Any, Any, Any],
@@ -146,7 +150,7 @@ class Nobody:
     def now(self) -> float:
         return 0.0
 
-    def about_to_block(self) -> None:
+    def about_to_block(self, location: Location | None = None) -> None:
         pass
 
     def no_longer_blocked(self) -> None:

@@ -12,6 +12,8 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from objserver.invocation import in_progress
+
 __all__ = ["run_on"]
 
 log = logging.getLogger("objserver.engine")
@@ -36,6 +38,9 @@ def run_on(
 
     async def run() -> None:
         nonlocal value, error
+        facts = in_progress.get()
+        if facts is not None:
+            facts.task = asyncio.current_task()
         try:
             if timeout_s is None:
                 value = await coroutine

@@ -151,8 +151,7 @@ class Hold:
             forget(activation)  # first, or who comes now would find it again and again
             with activation.lock:
                 activation.ended = True
-                calls += [waiting for waiting in activation.mailbox.waiting if not waiting.ends]
-                activation.mailbox.waiting.clear()
+                calls += [waiting for waiting in activation.mailbox.clear() if not waiting.ends]
         return taken, calls
 
 
@@ -172,6 +171,7 @@ class HeldMailbox(Mailbox):
         self.begun = begun
         self._hold = hold
         self.policy, self.size_max, self.running = begun.policy, begun.size_max, begun.running
+        self.waits = begun.waits
         before, begun.waiting = begun.waiting, deque()
         self.waiting = _Waiting()
         for invocation in before:
@@ -197,7 +197,7 @@ class HeldMailbox(Mailbox):
                 f"{len(self.waiting)} invocations already wait for {invocation.object_id}, whose policies "
                 "are being changed (setting mailbox_size_max)"
             )
-        self.waiting.append(invocation)
+        self._keep_waiting(invocation)
         return False
 
     def withdraw(self, invocation: Invocation) -> bool:

@@ -8,22 +8,30 @@ it is told to run, so a thread never waits for an object: the invocation does.
 from __future__ import annotations
 
 from collections import deque
+from typing import TYPE_CHECKING
 
 from objserver import errors
 from objserver.adapter.invocation import Invocation
 from objserver.adapter.policies import ThreadingPolicy
 
+if TYPE_CHECKING:
+    from objserver.adapter.waits import Waits
+
 __all__ = ["Mailbox"]
 
 
 class Mailbox:
-    """Runs as `policy` says once `open`; until then, one invocation at a time (it activates the servant)."""
+    """Runs as `policy` says once `open`; until then, one invocation at a time (it activates the servant).
 
-    __slots__ = ("open", "policy", "running", "size_max", "waiting")
+    `waits` is told of calls made by servants that wait here.
+    """
 
-    def __init__(self, policy: ThreadingPolicy, size_max: int) -> None:
+    __slots__ = ("open", "policy", "running", "size_max", "waiting", "waits")
+
+    def __init__(self, policy: ThreadingPolicy, size_max: int, waits: Waits | None = None) -> None:
         self.policy = policy
         self.size_max = size_max
+        self.waits = waits
         self.open = False
         self.running: list[Invocation] = []
         self.waiting: deque[Invocation] = deque()
@@ -60,8 +68,24 @@ class Mailbox:
                     f"{len(self.waiting)} invocations already wait for {invocation.object_id} "
                     "(setting mailbox_size_max)"
                 )
-        self.waiting.append(invocation)
+        self._keep_waiting(invocation)
         return False
+
+    def _keep_waiting(self, invocation: Invocation) -> None:
+        self.waiting.append(invocation)
+        if self.waits is not None and invocation.chain and not invocation.oneway:
+            self.waits.began(invocation)
+
+    def clear(self) -> list[Invocation]:
+        """Nobody waits here any more; those who did."""
+        waiting = list(self.waiting)
+        for invocation in waiting:
+            self.withdraw(invocation)
+        return waiting
+
+    def holders(self) -> tuple[list[Invocation], bool]:
+        """Those inside, and whether all of them must leave before one that waits can start."""
+        return list(self.running), self.policy.exclusive or not self.open
 
     def _check_chain(self, invocation: Invocation) -> None:
         """Deadlock if `invocation` would wait for a call that waits for it."""
@@ -87,6 +111,8 @@ class Mailbox:
             self.waiting.remove(invocation)
         except ValueError:
             return False
+        if self.waits is not None and invocation.chain:
+            self.waits.ended(invocation)
         return True
 
     def leave(self, invocation: Invocation) -> list[Invocation]:
@@ -102,6 +128,8 @@ class Mailbox:
             if not (not self.running if alone else self.policy.admits(self.running, self.waiting[0])):
                 break
             invocation = self.waiting.popleft()
+            if self.waits is not None and invocation.chain:
+                self.waits.ended(invocation)
             self._start(invocation)
             started.append(invocation)
         return started

@@ -104,6 +104,7 @@ class Serial(_Plain):
     __slots__ = ()
 
     exclusive: ClassVar[bool] = True
+    """One that waits starts when all have left; else one that leaves is enough."""
 
     def admits(self, running: Collection[Invocation], invocation: Invocation) -> bool:
         """Whether `invocation` may start beside those that are `running`."""
@@ -118,8 +119,6 @@ class Reentrant(Serial):
     """As Serial, but a call that belongs to the call chain now inside the object may enter."""
 
     __slots__ = ()
-
-    exclusive: ClassVar[bool] = False
 
     def admits(self, running: Collection[Invocation], invocation: Invocation) -> bool:
         return not running or self.overtakes(running, invocation)

@@ -30,7 +30,7 @@ from objserver.client.promises import FutureFace
 from objserver.client.proxy import Batch, Proxy, ProxyOptions
 from objserver.client.stub import ConnectionPool, Stub, ends_connection, raised
 from objserver.codecs import Codec
-from objserver.invocation import Call, CallId, in_progress, intercepted
+from objserver.invocation import Awaited, Call, CallId, in_progress, intercepted
 from objserver.references import DAEMON_ID, Reference
 from objserver.wire import Flag, Frame
 from objserver.wire.frames import NO_CORRELATION
@@ -412,10 +412,24 @@ async def _attempt(
     if facts is not None and flags & Flag.ONEWAY and facts.defers and type(payload) is bytes:
         facts.send_later(str(stub.pool.reference), method, payload)
         return None
+    awaited: Awaited | None = None
+
+    def awaits(call: Awaited) -> None:
+        nonlocal awaited
+        awaited = call
+        if facts is not None:
+            facts.when_cancelled(call)
+
+    # A servant that has a task of its own make the call may go on without it: it does not wait for it.
+    waits = facts is not None and facts.task is asyncio.current_task()
+    request = codec, payload, flags, annotations, correlation, stub.time_left()
     try:
-        reply = await connection.call(codec, payload, flags, annotations, correlation, stub.time_left())
+        reply = await connection.call(*request, awaits if waits else None)
     except (errors.OutcomeUnknown, errors.ConnectFailed) as problem:
         raise _about(stub, method, problem) from None
+    finally:
+        if facts is not None and awaited is not None:
+            facts.forget(awaited)
     if reply is None:
         return None
     if attempts is not None:

@@ -13,13 +13,13 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 from objserver import errors
 from objserver.client.greeting import HANDSHAKE_TIMEOUT_S, Greeting, too_large
 from objserver.client.sharing import ended, offered, settled
 from objserver.codecs import Codec, Codecs
+from objserver.invocation import Awaited
 from objserver.references import Location
 from objserver.settings import Limits
 from objserver.wire import Flag, Frame, FrameParser, FrameType, encode_frame
@@ -29,7 +29,7 @@ from objserver.wire.shared_memory import Link
 
 __all__ = ["Cancellable", "ClientConnection"]
 
-Cancellable = Callable[[Callable[[], None]], None]
+Cancellable = Callable[[Awaited], None]
 
 READ_SIZE = 8 * 1024
 """Bytes asked for at a time.  A larger buffer is mapped and unmapped by the allocator at every call, which
@@ -40,6 +40,22 @@ _ONEWAY, _EXCEPTION = Flag.ONEWAY, Flag.EXCEPTION  # as globals: reading an attr
 _GOODBYE = FrameType.GOODBYE
 _RESULT = FrameType.RESULT  # as a global: reading an attribute of a class takes longer
 _TIMEVAL = struct.Struct("ll")
+
+
+class _Request(Awaited):
+    """A call that a thread waits for."""
+
+    __slots__ = ("_connection", "_sequence")
+
+    def __init__(self, connection: ClientConnection, sequence: int) -> None:
+        self._connection = connection
+        self._sequence = sequence
+
+    def __call__(self) -> None:
+        self._connection._send_cancel(self._sequence)
+
+    def ask(self, question: bytes) -> None:
+        self._connection._send_probe(self._sequence, question)
 
 
 class ClientConnection:
@@ -100,7 +116,7 @@ class ClientConnection:
 
         Of a plain reply, which is a value and nothing else, it is the payload alone.
 
-        `cancellable` is given what cancels the call, from any thread, as long as it is waited for.
+        `cancellable` is given what cancels the call, or asks after it, as long as it is waited for.
         MessageTooLarge, or ProtocolError for the name of an annotation: nothing was sent.  ConnectFailed:
         not sent whole, so certainly not executed.  ConnectionLost, CallTimeout: the outcome is unknown.
         """
@@ -132,7 +148,7 @@ class ClientConnection:
             if flags & _ONEWAY:
                 return None
             if cancellable is not None and self.native:
-                cancellable(partial(self._send_cancel, sequence))
+                cancellable(_Request(self, sequence))
             data = self._recv(READ_SIZE)
             value = plain_reply(data, self._reply_start, sequence)
             if value is not None:
@@ -207,6 +223,13 @@ class ClientConnection:
         """From another thread, while `call` waits for the reply, so nothing else is being sent."""
         with contextlib.suppress(OSError):
             self._sendall(encode_frame(FrameType.CANCEL, self.codec.serializer_id, 0, sequence, b""))
+
+    def _send_probe(self, sequence: int, question: bytes) -> None:
+        """As `_send_cancel`, but without waiting for room: it will be asked again."""
+        frame = encode_frame(FrameType.PROBE, self.codec.serializer_id, 0, sequence, question)
+        with contextlib.suppress(OSError):
+            if self._sock.send(frame, socket.MSG_DONTWAIT) < len(frame):
+                self._sock.shutdown(socket.SHUT_RDWR)  # half a frame cannot be taken back
 
     def _no_reply(self, frames: list[Frame], sequence: int) -> BaseException:
         """What to raise for `frames` that are not the reply to request `sequence`."""

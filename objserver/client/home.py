@@ -64,6 +64,10 @@ class _Engine:
             self._free += 1
         threading.Thread(target=self._run, name="objserver-callback", daemon=True).start()
 
+    def after(self, delay_s: float, work: Callable[[], None]) -> None:
+        loop = home.loop
+        loop.call_soon_threadsafe(loop.call_later, delay_s, self.submit, work)
+
     def _run(self) -> None:
         while True:
             work = self._work.get()

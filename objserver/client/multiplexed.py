@@ -11,6 +11,7 @@ cancel.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -27,6 +28,7 @@ from objserver.client.greeting import HANDSHAKE_TIMEOUT_S, Greeted, Greeting, st
 from objserver.client.sharing import ended, offered, settled
 from objserver.codecs import Codec, Codecs
 from objserver.codecs.base import call_of
+from objserver.invocation import Awaited
 from objserver.references import DAEMON_ID, Location
 from objserver.settings import Limits
 from objserver.wire import (
@@ -36,6 +38,7 @@ from objserver.wire import (
     Frame,
     FrameParser,
     FrameType,
+    Probe,
     encode_frame,
 )
 from objserver.wire import extension as wire_extension
@@ -56,6 +59,19 @@ CALLED_MAX = 1_000
 """Calls of the server under way on one connection; more are refused."""
 
 _RESULT = FrameType.RESULT
+
+
+class _Request(Awaited):
+    """A call that a coroutine awaits; it is cancelled with that, and not by calling this."""
+
+    __slots__ = ("_connection", "_sequence")
+
+    def __init__(self, connection: MultiplexedConnection, sequence: int) -> None:
+        self._connection = connection
+        self._sequence = sequence
+
+    def ask(self, question: bytes) -> None:
+        self._connection.ask(self._sequence, question)
 
 
 class MultiplexedConnection(asyncio.Protocol, Answering):
@@ -202,6 +218,17 @@ class MultiplexedConnection(asyncio.Protocol, Answering):
         if self.calls.abandon(sequence) and self.native and not self.closed:
             self.write(encode_frame(FrameType.CANCEL, self.codec.serializer_id, 0, sequence, b""))
 
+    def ask(self, sequence: int, question: bytes) -> None:
+        """Ask the server what this call waits for; from any thread."""
+
+        def send() -> None:
+            if not self.closed:
+                self.write(encode_frame(FrameType.PROBE, self.codec.serializer_id, 0, sequence, question))
+
+        if self.native:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                self.loop.call_soon_threadsafe(send)
+
     async def call(
         self,
         codec: Codec,
@@ -210,16 +237,17 @@ class MultiplexedConnection(asyncio.Protocol, Answering):
         annotations: Mapping[str, bytes] | None,
         correlation: bytes,
         timeout_s: float | None,
+        awaits: Callable[[Awaited], None] | None = None,
     ) -> Frame | None:
         """One request and its reply, or None for a oneway.  CallTimeout and ConnectionLost: outcome
-        unknown."""
+        unknown.  `awaits` is told when it has been sent."""
         request = codec, payload, flags, annotations, correlation
         sent: asyncio.Future[tuple[int, asyncio.Future[Frame] | None]] = self.loop.create_future()
         try:
             if timeout_s is None:
-                return await self._call(request, sent)
+                return await self._call(request, sent, awaits)
             async with asyncio.timeout(timeout_s):
-                return await self._call(request, sent)
+                return await self._call(request, sent, awaits)
         except BaseException as problem:
             if sent.done() and not sent.cancelled() and sent.exception() is None:
                 self.give_up(sent.result()[0])
@@ -237,6 +265,7 @@ class MultiplexedConnection(asyncio.Protocol, Answering):
         self,
         request: tuple[Codec, bytes, int, Mapping[str, bytes] | None, bytes],
         sent: asyncio.Future[tuple[int, asyncio.Future[Frame] | None]],
+        awaits: Callable[[Awaited], None] | None,
     ) -> Frame | None:
         """`sent` gets the number of the request, and what its reply will be in, when there is room for it."""
 
@@ -248,8 +277,12 @@ class MultiplexedConnection(asyncio.Protocol, Answering):
                     sent.set_exception(problem)
 
         self._when_room(go)
-        _, reply = await sent
-        return None if reply is None else await reply
+        sequence, reply = await sent
+        if reply is None:
+            return None
+        if awaits is not None:
+            awaits(_Request(self, sequence))
+        return await reply
 
     def close_stream(self, stream_id: str) -> None:
         """Tell the server that no more items of a stream are wanted."""
@@ -326,6 +359,10 @@ class MultiplexedConnection(asyncio.Protocol, Answering):
             invocation = self._called.get(frame.sequence)
             if invocation is not None:
                 self._home.adapter.cancel(invocation)
+        elif frame.type == FrameType.PROBE:
+            invocation = self._called.get(frame.sequence)
+            if invocation is not None:
+                self._home.adapter.waits.asked(invocation, Probe.decode(frame.payload))
         elif frame.type == FrameType.GOODBYE:
             self._fail(
                 errors.ConnectFailed(
@@ -404,7 +441,7 @@ class MultiplexedConnection(asyncio.Protocol, Answering):
     def now(self) -> float:
         return time.monotonic()
 
-    def about_to_block(self) -> None:
+    def about_to_block(self, location: Location | None = None) -> None:
         """Nobody waits for a place here."""
 
     def no_longer_blocked(self) -> None:

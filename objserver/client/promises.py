@@ -24,7 +24,7 @@ from objserver.client.home import home
 from objserver.client.multiplexed import MultiplexedConnection, running_loop
 from objserver.client.stub import ConnectionPool, LinkPool, Stub
 from objserver.codecs import Codec
-from objserver.invocation import Call, in_progress, intercepted
+from objserver.invocation import Awaited, Call, in_progress, intercepted
 from objserver.wire import Flag, Frame, Promises
 from objserver.wire import extension as wire_extension
 
@@ -75,10 +75,13 @@ class Promise(concurrent.futures.Future[Any]):
         facts = in_progress.get()
         if facts is None:
             return super().result(timeout)
+        waiting = _Waiting(self)
         facts.caller.about_to_block()
+        facts.when_cancelled(waiting)
         try:
             return super().result(timeout)
         finally:
+            facts.forget(waiting)
             facts.caller.no_longer_blocked()
 
     def cancel(self) -> bool:
@@ -122,6 +125,20 @@ class Promise(concurrent.futures.Future[Any]):
             self.set_result(value)
         except concurrent.futures.InvalidStateError:
             pass  # cancelled in the meantime
+
+
+class _Waiting(Awaited):
+    """A servant waits for a promise, which is cancelled with it anyway."""
+
+    __slots__ = ("_promise",)
+
+    def __init__(self, promise: Promise) -> None:
+        self._promise = promise
+
+    def ask(self, question: bytes) -> None:
+        connection, sequence = self._promise._connection, self._promise._sequence
+        if connection is not None and sequence:
+            connection.ask(sequence, question)
 
 
 class FutureFace:

@@ -33,7 +33,7 @@ from objserver.client.greeting import HANDSHAKE_TIMEOUT_S, Greeting, Metadata, s
 from objserver.client.identity import process_id
 from objserver.client.leases import Lease
 from objserver.codecs import Codec, Codecs, Types
-from objserver.invocation import Call, CallId, Facts, Interceptor, in_progress, intercepted
+from objserver.invocation import Awaited, Call, CallId, Facts, Interceptor, in_progress, intercepted
 from objserver.references import DAEMON_ID, Find, Location, Reference
 from objserver.settings import CLIENT_LIMITS
 from objserver.wire import CallContext, Flag, Frame
@@ -182,7 +182,7 @@ class ConnectionPool:
         facts = in_progress.get()
         if facts is None:
             return self._connect(timeout_s)
-        facts.caller.about_to_block()
+        facts.caller.about_to_block(self.location or self.reference.location)
         try:
             return self._connect(timeout_s)
         finally:
@@ -776,16 +776,16 @@ def _call_inside(
     annotations, correlation = _inherit(
         facts, what, connection, annotations, correlation, timeout_s, id, acked
     )
-    cancel: Callable[[], None] | None = None
+    cancel: Awaited | None = None
 
-    def cancellable(tell: Callable[[], None]) -> None:
+    def cancellable(tell: Awaited) -> None:
         nonlocal cancel
         cancel = tell
         facts.when_cancelled(tell)
 
     if not waits:
         return connection.call(codec, payload, flags, annotations, correlation, timeout_s)
-    facts.caller.about_to_block()
+    facts.caller.about_to_block(None if shared or flags & _ONEWAY else connection.location)
     try:
         return connection.call(codec, payload, flags, annotations, correlation, timeout_s, cancellable)
     finally:

@@ -35,6 +35,7 @@ from objserver.wire import (
     Frame,
     FrameParser,
     FrameType,
+    Probe,
     Promises,
     encode_frame,
 )
@@ -222,6 +223,9 @@ class Connection(Answering):
         elif frame.type == FrameType.CANCEL and self.peer is not None:
             if self._conversation is not None:
                 self._conversation.cancel(frame.sequence)
+        elif frame.type == FrameType.PROBE and self.peer is not None:
+            if self._conversation is not None:
+                self._conversation.asked(frame.sequence, Probe.decode(frame.payload))
         elif frame.type == FrameType.RESULT and self._conversation is not None:
             self._conversation.answered(frame)
         elif frame.type == FrameType.PING:

@@ -27,7 +27,9 @@ from objserver import errors
 from objserver.adapter import Invocation, not_begun
 from objserver.codecs import Codec
 from objserver.codecs.base import proxy_reference
-from objserver.wire import CallTable, Flag, Frame, FrameParser, FrameType, Promises, encode_frame
+from objserver.invocation import Awaited
+from objserver.references import Location
+from objserver.wire import CallTable, Flag, Frame, FrameParser, FrameType, Probe, Promises, encode_frame
 from objserver.wire import extension as wire_extension
 
 if TYPE_CHECKING:
@@ -139,8 +141,8 @@ class PendingReply:
     def now(self) -> float:
         return self.connection.now()
 
-    def about_to_block(self) -> None:
-        self.connection.about_to_block()
+    def about_to_block(self, location: Location | None = None) -> None:
+        self.connection.about_to_block(location)
 
     def no_longer_blocked(self) -> None:
         self.connection.no_longer_blocked()
@@ -183,6 +185,22 @@ class _Postponed:
         self.promises = promises
         self.missing = promises.sequences
         self.values: dict[int, PendingReply] = {}
+
+
+class _Callback(Awaited):
+    """A call to an object of the peer, which a servant here waits for."""
+
+    __slots__ = ("_conversation", "_sequence")
+
+    def __init__(self, conversation: Conversation, sequence: int) -> None:
+        self._conversation = conversation
+        self._sequence = sequence
+
+    def __call__(self) -> None:
+        self._conversation._send_cancel(self._sequence)
+
+    def ask(self, question: bytes) -> None:
+        self._conversation.ask(self._sequence, question)
 
 
 class Conversation:
@@ -330,6 +348,12 @@ class Conversation:
         else:
             self.connection.server.adapter.cancel(invocation)
 
+    def asked(self, sequence: int, probe: Probe) -> None:
+        """The peer asks what this request of its own waits for."""
+        invocation = self._calls.get(sequence)
+        if invocation is not None:
+            self.connection.server.adapter.waits.asked(invocation, probe)
+
     def _fill_in(self, postponed: _Postponed) -> None:
         """Put the results where the request wants them; raises what made one of them fail."""
         invocation, promises = postponed.invocation, postponed.promises
@@ -460,7 +484,7 @@ class Conversation:
         if flags & Flag.ONEWAY:
             return None
         if cancellable is not None:
-            cancellable(lambda: self._send_cancel(sequence))
+            cancellable(_Callback(self, sequence))
         try:
             return reply.result(timeout_s)
         except TimeoutError:
@@ -492,6 +516,10 @@ class Conversation:
 
     def _send_cancel(self, sequence: int) -> None:
         self.connection.send(encode_frame(FrameType.CANCEL, self.codec.serializer_id, 0, sequence, b""))
+
+    def ask(self, sequence: int, question: bytes) -> None:
+        """Ask the peer what this call to it waits for."""
+        self.connection.send(encode_frame(FrameType.PROBE, self.codec.serializer_id, 0, sequence, question))
 
     def disconnected(self) -> None:
         """The connection is gone: nobody waits for what it had under way."""

@@ -26,14 +26,17 @@ does it look faster, so that thirty blocking servants are under way in a few hun
 
 from __future__ import annotations
 
+import heapq
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
+from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol
 
-from objserver.errors import ServerBusy
+from objserver.errors import Deadlock, ServerBusy
+from objserver.references import Location
 from objserver.settings import ServerSettings
 
 if TYPE_CHECKING:  # asyncio is loaded when the first coroutine comes: it takes long
@@ -107,12 +110,16 @@ class WorkerEngine:
         self._is_parked = False
         self._unpark = threading.Event()
         self._stopping = False
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._timer = count()
         self._threads: set[threading.Thread] = set()
         self._own = _Own()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_end: asyncio.Future[None]
         self._coroutines: set[asyncio.Task[None]] = set()  # an event loop does not keep its tasks alive
         self.promotions = 0
+        self.location: Location | None = None
+        """Where the server of these workers listens."""
 
     # -- what others call ----------------------------------------------------------------------------
 
@@ -150,14 +157,27 @@ class WorkerEngine:
         if self._polling:
             self._poller.wake()
 
-    def about_to_block(self) -> None:
+    def after(self, delay_s: float, work: Callable[[], None]) -> None:
+        """Submit `work` when `delay_s` seconds have passed, or a few milliseconds more; from any thread."""
+        with self._lock:
+            heapq.heappush(self._timers, (time.monotonic() + delay_s, next(self._timer), work))
+        self._unpark.set()
+
+    def about_to_block(self, location: Location | None = None) -> None:
         """The calling worker is going to wait for the network: let another lead at once.
 
-        ServerBusy if `blocked_max` wait already.  Nothing happens in a thread that is no worker, nor with one
-        worker, where nobody can take over.
+        ServerBusy if `blocked_max` wait already.  Nothing happens in a thread that is no worker.  With one
+        worker nobody can take over: Deadlock if it waits for `location` and that is its own server's.
         """
         mine = self._own
-        if mine.baton is None or self.workers_max == 1:
+        if mine.baton is None:
+            return
+        if self.workers_max == 1:
+            if location is not None and location == self.location:
+                raise Deadlock(
+                    f"an iterative server (workers=1) cannot wait for an object of its own, at {location}: "
+                    "its one worker is who would answer; call the object itself, or have more workers"
+                )
             return
         if not mine.waits:
             with self._lock:
@@ -307,11 +327,13 @@ class WorkerEngine:
                 time.sleep(pause)
             else:
                 self._is_parked = True
-                if self._baton or self._unpark.wait(max(0.0, house - time.monotonic())):
+                if self._baton or self._unpark.wait(self._until(house)):
                     self._unpark.clear()
                     quiet = 0
                 self._is_parked = False
             now = time.monotonic()
+            if self._timers:
+                self._submit_timers(now)
             if now >= house:
                 house = now + HOUSEKEEPING_S
                 self.submit(self._housekeeping)
@@ -339,10 +361,30 @@ class WorkerEngine:
             seen = serial
             pause = LOOK_S if pause == LOOK_S or not self._baton else LOOK_AGAIN_S
 
+    def _until(self, house: float) -> float:
+        """Seconds until there is housekeeping or a timer."""
+        with self._lock:
+            due = min(house, self._timers[0][0]) if self._timers else house
+        return max(0.0, due - time.monotonic())
+
+    def _submit_timers(self, now: float) -> None:
+        while True:
+            with self._lock:
+                if not self._timers or self._timers[0][0] > now:
+                    return
+                work = heapq.heappop(self._timers)[2]
+            self.submit(work)
+
     def _keep_house_only(self) -> None:
+        house = time.monotonic() + HOUSEKEEPING_S
         while not self._stopping:
-            self._unpark.wait(HOUSEKEEPING_S)
-            self.submit(self._housekeeping)
+            self._unpark.wait(self._until(house))
+            self._unpark.clear()
+            now = time.monotonic()
+            self._submit_timers(now)
+            if now >= house:
+                house = now + HOUSEKEEPING_S
+                self.submit(self._housekeeping)
 
     # -- coroutines ----------------------------------------------------------------------------------
 

@@ -129,6 +129,7 @@ class ObjectServer:
             self.settings.workers_blocked_max,
             looked=self._send_gathered,
         )
+        self.engine.location = self._location
         self.adapter = ObjectAdapter(
             codecs=self.codecs,
             engine=self.engine,

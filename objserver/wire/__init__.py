@@ -3,6 +3,7 @@
 from objserver.wire.extension import CallContext, Extension, Promises
 from objserver.wire.frames import Flag, Frame, FrameType, encode_frame
 from objserver.wire.parser import FrameParser
+from objserver.wire.probe import Probe
 from objserver.wire.session import CallTable
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Frame",
     "FrameParser",
     "FrameType",
+    "Probe",
     "Promises",
     "encode_frame",
 ]

@@ -55,6 +55,8 @@ class FrameType:
     be."""
     CANCEL = 16
     """Between our peers only: the sender of request `sequence` wants no result any more."""
+    PROBE = 18
+    """Between our peers only: the sender of request `sequence` asks what that waits for."""
 
 
 class Flag:

@@ -108,7 +108,7 @@ class Caller:
         self.replies = []
         self.broken = False
 
-    def about_to_block(self):
+    def about_to_block(self, location=None):
         pass
 
     def no_longer_blocked(self):

@@ -32,6 +32,7 @@ class Connection:
     made: list = []
 
     def __init__(self, greeting, **options):
+        self.location = greeting.location
         self.session = greeting.session
         self.codec = CODEC
         self.native = True
@@ -338,7 +339,7 @@ class Caller:
         self.told = []
         self.refusal = None
 
-    def about_to_block(self):
+    def about_to_block(self, location=None):
         if self.refusal is not None:
             raise self.refusal
         self.told.append("waits")

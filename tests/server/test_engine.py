@@ -311,6 +311,27 @@ def test_housekeeping_is_done_by_a_worker(make, monkeypatch, workers_max):
     assert threads == {"objserver-worker"}
 
 
+@pytest.mark.parametrize("workers_max", [1, 3])
+def test_timed_work_is_done_by_a_worker_in_the_order_of_its_times(make, workers_max):
+    """Also while the monitor is parked, or nobody looks."""
+    engine = make(workers_max)
+    done, ended, threads = [], threading.Event(), set()
+
+    def work(name):
+        threads.add(threading.current_thread().name)
+        done.append((name, time.monotonic() - begun))
+        if len(done) == 3:
+            ended.set()
+
+    begun = time.monotonic()
+    for name, delay_s in ("late", 0.06), ("soon", 0.02), ("at once", 0.0):
+        engine.after(delay_s, partial(work, name))
+    assert ended.wait(BOUND_S)
+    assert [name for name, _ in done] == ["at once", "soon", "late"]
+    assert all(at >= least for (_, at), least in zip(done, (0.0, 0.02, 0.06), strict=True))
+    assert threads == {"objserver-worker"}
+
+
 # -- what fails --------------------------------------------------------------------------------------
 
 
