@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import shlex
 import sys
 import time
@@ -27,24 +26,14 @@ MEASUREMENTS: dict[str, Callable[[bool], Any]] = {
     "sleeping": measures.sleeping,
     "imports": measures.imports,
 }
-LARGE = "benchmarks.large"
-"""Large values; it has `tables(quick) -> report.Tables`."""
-
-
-def large(quick: bool) -> report.Tables:
-    if importlib.util.find_spec(LARGE):
-        tables: report.Tables = importlib.import_module(LARGE).tables(quick)
-        return tables
-    tables = report.Tables()
-    for goal in ("1 MB of bytes: at most 2x the raw socket", f"64 MB array: at least 10x {report.STOCK}"):
-        tables.no_goal(goal, f"there is no {LARGE} yet")
-    return tables
+MODULES = ("large", "durable")
+"""Large values, and objects that are stored: modules that have `tables(quick) -> report.Tables`."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="objserver beside its peers")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
-    parser.add_argument("--only", choices=[*MEASUREMENTS, "large"], nargs="+", help="these measurements")
+    parser.add_argument("--only", choices=[*MEASUREMENTS, *MODULES], nargs="+", help="these measurements")
     parser.add_argument("--plot", type=Path, help="write the plot to this file (.svg, .png)")
     parser.add_argument("--write-docs", action="store_true", help=f"write {report.PAGE.name} and its plot")
     options = parser.parse_args()
@@ -56,13 +45,13 @@ def main() -> None:
     console = Console(width=None if sys.stdout.isatty() else 130)
     results: dict[str, Any] = {}
     made: list[report.Tables] = []
-    for name in [*MEASUREMENTS, "large"]:
+    for name in [*MEASUREMENTS, *MODULES]:
         if options.only and name not in options.only:
             continue
         begin = time.monotonic()
         with console.status(name):
-            if name == "large":
-                tables = large(options.quick)
+            if name in MODULES:
+                tables = importlib.import_module(f"benchmarks.{name}").tables(options.quick)
             else:
                 results[name] = MEASUREMENTS[name](options.quick)
                 tables = report.TABLES[name](results[name])

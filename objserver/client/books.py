@@ -34,6 +34,8 @@ class Book:
         self._lock = threading.Lock()
         self._last = 0
         self._outstanding: dict[int, None] = {}
+        self.is_full = False
+        """The oldest call without an answer is too far behind."""
 
     def begin(self) -> tuple[CallId, int]:
         """The id of a new call, which `end` must be told when it has its answer; and `acked`."""
@@ -41,23 +43,22 @@ class Book:
             self._last = number = self._last + 1
             outstanding = self._outstanding
             outstanding[number] = None
-            return CallId(self.client, number), next(iter(outstanding)) - 1
+            acked = self.acked
+        self.is_full = number - acked > OUTSTANDING_MAX
+        return CallId(self.client, number), acked
 
     def end(self, call: CallId) -> None:
         """Nobody will make the call again."""
-        with self._lock:
-            self._outstanding.pop(call.number, None)
+        self._outstanding.pop(call.number, None)
 
     @property
     def acked(self) -> int:
         """All answers up to this number have come."""
-        with self._lock:
-            return next(iter(self._outstanding), self._last + 1) - 1
-
-    @property
-    def is_full(self) -> bool:
-        """The oldest call without an answer is too far behind."""
-        return self._last - self.acked >= OUTSTANDING_MAX
+        while True:
+            try:
+                return next(iter(self._outstanding), self._last + 1) - 1
+            except RuntimeError:  # a call has ended meanwhile
+                pass
 
 
 _books: dict[str, Book] = {}
