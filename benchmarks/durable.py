@@ -247,7 +247,7 @@ def _call(address: str) -> Callable[[str, str], Any]:
 
 
 def _activations(quick: bool) -> tuple[Spread, Spread, float, float]:
-    """Single activations in us, batched ones per second, MB of 10,000 active, MB that passivated ones leave."""
+    """One activation in us, batched ones per second, MB of 10,000 active, MB that passivated ones leave."""
     stored = STORED // 10 if quick else STORED
     directory = tempfile.mkdtemp(prefix=".bench-", dir=Path(__file__).parent.parent)
     try:
@@ -342,7 +342,7 @@ def tables(quick: bool = False) -> Tables:
                 [f"memory of {ACTIVE:,} active objects", f"{active:.1f} MB"],
                 [f"memory left when {STORED:,} have been active and passivated", f"{left:.1f} MB"],
             ],
-            "State of about 250 bytes; the single activation includes everything from the store to the servant.",
+            "State of about 250 bytes; one activation is everything from the store to the servant.",
         )
     )
     made.goal("activation: at most 300 us, median", single.text(0, " us"), single.median <= 300)

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import __main__ as command
 from benchmarks import report
 from benchmarks.measures import Add, Crowd, Spread, Ways
 
@@ -63,11 +62,6 @@ def test_a_way_of_calling_that_does_not_exist_is_not_measured() -> None:
         ["7.00x", "**no**"],
         ["there is no AsyncProxy yet", report.NOT_MEASURED],
     ]
-
-
-def test_large_values_are_measured_where_they_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "LARGE", "benchmarks.no_such_module")
-    assert {row[2] for row in command.large(True).goals} == {report.NOT_MEASURED}
 
 
 def test_the_page_begins_with_the_goals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
