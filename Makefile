@@ -28,7 +28,10 @@ test: $(VENV)/test
 	OBJSERVER_PURE=1 $(PY) -m pytest -n 2 --dist loadfile $(PURE)
 
 # What takes hours: the searches of the tests with large numbers.
+HOURS ?= 1000
 soak: $(VENV)/test
+	SIMULATED_HOURS=$(HOURS) SIMULATED_FROM=1000000 $(PY) -m pytest -n 2 --dist load -k nothing_is_lost \
+	  -o faulthandler_timeout=0 tests/testing/test_simulator.py
 	POWER_LOSS_POINTS=2000000 $(PY) -m pytest -n 2 --dist load -k acknowledged_commit_is \
 	  -o faulthandler_timeout=0 tests/testing/test_power_loss.py
 

@@ -10,11 +10,11 @@ were never sent are made under a new book; others have an outcome that nobody kn
 
 from __future__ import annotations
 
-import os
 import threading
 from uuid import uuid4
 
 from objserver.invocation import CallId
+from objserver.machine import machine
 
 __all__ = ["Book", "book_of", "close"]
 
@@ -61,32 +61,33 @@ class Book:
                 pass
 
 
-_books: dict[str, Book] = {}
-_lock = threading.Lock()
+class _Books:
+    """Of one process, by store."""
+
+    def __init__(self) -> None:
+        self._books: dict[str, Book] = {}
+        self._lock = threading.Lock()
+
+    def of(self, store: str) -> Book:
+        book = self._books.get(store)
+        if book is None or book.is_full:
+            with self._lock:
+                book = self._books.get(store)
+                if book is None or book.is_full:
+                    book = self._books[store] = Book(store)
+        return book
+
+    def close(self, book: Book) -> None:
+        with self._lock:
+            if self._books.get(book.store) is book:
+                del self._books[book.store]
 
 
 def book_of(store: str) -> Book:
     """The book for new calls to objects in this store."""
-    book = _books.get(store)
-    if book is None or book.is_full:
-        with _lock:
-            book = _books.get(store)
-            if book is None or book.is_full:
-                book = _books[store] = Book(store)
-    return book
+    return machine.get().own(_Books).of(store)
 
 
 def close(book: Book) -> None:
     """Its session has expired: new calls are made under another."""
-    with _lock:
-        if _books.get(book.store) is book:
-            del _books[book.store]
-
-
-def _begin_anew() -> None:
-    global _lock
-    _lock = threading.Lock()
-    _books.clear()
-
-
-os.register_at_fork(after_in_child=_begin_anew)
+    machine.get().own(_Books).close(book)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,6 +19,7 @@ from objserver.client.greeting import HANDSHAKE_TIMEOUT_S, Greeting, too_large
 from objserver.client.sharing import ended, offered, settled
 from objserver.codecs import Codec, Codecs
 from objserver.invocation import Awaited
+from objserver.machine import machine
 from objserver.references import Location
 from objserver.settings import Limits
 from objserver.wire import Flag, Frame, FrameParser, FrameType, encode_frame
@@ -67,13 +67,14 @@ class ClientConnection:
     ) -> None:
         self.location = greeting.location
         self.session = greeting.session
-        self.last_used = time.monotonic()
+        self._monotonic = machine.get().monotonic
+        self.last_used = self._monotonic()
         self._codecs = codecs
         self._parser = FrameParser(limits)
         self._sequence = 0
         self._timeout_s: float | None = None
         self._memory: Link | None = None
-        self._sock = _connect(greeting.location, timeout_s)
+        self._sock: socket.socket = _connect(greeting.location, timeout_s)
         self._sendall = self._sock.sendall
         self._recv = self._sock.recv
         try:
@@ -203,7 +204,7 @@ class ClientConnection:
         """Read on until the reply is whole."""
         parser = self._parser
         # The kernel bounds each wait; a reply that comes in drops is bounded here.
-        deadline = None if self._timeout_s is None else time.monotonic() + self._timeout_s
+        deadline = None if self._timeout_s is None else self._monotonic() + self._timeout_s
         while True:
             space = parser.space()
             data: Any
@@ -216,7 +217,7 @@ class ClientConnection:
             frames = parser.receive_data(data) if space is None else parser.received(data)
             if frames:
                 return frames
-            if deadline is not None and time.monotonic() >= deadline:
+            if deadline is not None and self._monotonic() >= deadline:
                 raise errors.CallTimeout(f"the reply of {self.location} did not end in {self._timeout_s} s")
 
     def _send_cancel(self, sequence: int) -> None:
@@ -272,18 +273,7 @@ def _connect(location: Location, timeout_s: float | None) -> socket.socket:
             f"{location} is a client: only a server that it is connected to can call its objects"
         )
     try:
-        if location.path:
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            try:
-                sock.settimeout(timeout_s)
-                sock.connect(location.path)
-            except BaseException:
-                sock.close()
-                raise
-        else:
-            sock = socket.create_connection((location.host, location.port), timeout_s)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock: socket.socket = machine.get().connect(location, timeout_s)
     except OSError as problem:
         raise errors.ConnectFailed(f"cannot connect to {location}: {problem.strerror or problem}") from None
-    sock.settimeout(None)
     return sock

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from objserver import references
 from objserver.client.proxy import Proxy
 from objserver.invocation import CallId
+from objserver.machine import machine
 
 __all__: list[str] = []
 
@@ -19,18 +20,26 @@ TIMEOUT_S = 10.0
 """For one attempt: the outbox makes others."""
 TARGETS_MAX = 256
 """Objects that connections are kept to."""
-_lock = threading.Lock()
-_proxies: OrderedDict[str, tuple[Proxy, set[bytes]]] = OrderedDict()
-"""By URI, with the senders that its server knows."""
+
+
+class _Targets:
+    """Of one process, the proxies by URI, with the senders that their servers know."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._proxies: OrderedDict[str, tuple[Proxy, set[bytes]]] = OrderedDict()
+
+    def of(self, target: str) -> tuple[Proxy, set[bytes]]:
+        with self._lock:
+            found = self._proxies.pop(target, None) or (Proxy(target, timeout_s=TIMEOUT_S), set())
+            self._proxies[target] = found
+            if len(self._proxies) > TARGETS_MAX:
+                self._proxies.popitem(last=False)
+        return found
 
 
 def _deliver(target: str, method: str, payload: bytes, call: CallId, acked: int) -> None:
-    with _lock:
-        found = _proxies.pop(target, None) or (Proxy(target, timeout_s=TIMEOUT_S), set())
-        _proxies[target] = found
-        if len(_proxies) > TARGETS_MAX:
-            _proxies.popitem(last=False)
-    proxy, senders = found
+    proxy, senders = machine.get().own(_Targets).of(target)
     stub = proxy._objserver_stub
     stub.metadata()
     if stub.pool.exactly_once and call.client not in senders:

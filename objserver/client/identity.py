@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import uuid
+
+from objserver.machine import machine
 
 __all__ = ["process_id"]
 
-_id = uuid.uuid4().hex
+
+class _Identity:
+    def __init__(self) -> None:
+        self.id = uuid.uuid4().hex
 
 
 def process_id() -> str:
     """The id; a forked child has one of its own."""
-    return _id
-
-
-def _begin_anew() -> None:
-    global _id
-    _id = uuid.uuid4().hex
-
-
-os.register_at_fork(after_in_child=_begin_anew)
+    return machine.get().own(_Identity).id

@@ -20,8 +20,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from random import Random
-from time import monotonic, sleep
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 
@@ -34,6 +32,7 @@ from objserver.client.identity import process_id
 from objserver.client.leases import Lease
 from objserver.codecs import Codec, Codecs, Types
 from objserver.invocation import Awaited, Call, CallId, Facts, Interceptor, in_progress, intercepted
+from objserver.machine import machine
 from objserver.references import DAEMON_ID, Find, Location, Reference
 from objserver.settings import CLIENT_LIMITS
 from objserver.wire import CallContext, Flag, Frame
@@ -45,8 +44,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ConnectionPool", "ItemStream", "LinkPool", "Stub", "checked", "on_event_loop", "raised"]
 
-uniform = Random().uniform
-"""Of our own: the application may have seeded the common one, and count on it."""
 IDLE_CONNECTIONS_MAX = 8
 """Connections a proxy keeps for its next calls; more are closed after use."""
 SURELY_OPEN_S = 0.05
@@ -98,6 +95,7 @@ class ConnectionPool:
         self.idle: deque[ClientConnection] = deque()
         self.location: Location | None = None
         self._resolve = resolve
+        self._monotonic = machine.get().monotonic
         self.handshake = handshake
         self.asynchronous = False
         """It belongs to an AsyncProxy."""
@@ -156,7 +154,7 @@ class ConnectionPool:
                 connection = self.idle.pop()
             except IndexError:
                 return self.connect(timeout_s)
-            now = monotonic()
+            now = self._monotonic()
             if connection.session == self.session and (
                 now - connection.last_used < SURELY_OPEN_S or not connection.is_stale()
             ):
@@ -338,7 +336,7 @@ class Stub:
         except errors.ConnectFailed as problem:
             if attempts is not None or timeout_s is None or pool.metadata is None:
                 raise  # of who was never reached, it may be the address that is wrong
-            return self._after(problem, method, args, kwargs, flags, call, monotonic())
+            return self._after(problem, method, args, kwargs, flags, call, machine.get().monotonic())
         id, acked = None, 0
         if attempts is None:
             if (pool.exactly_once or (facts is not None and facts.call is not None)) and self.counts(
@@ -406,12 +404,12 @@ class Stub:
             return None
         if attempts is not None:
             attempts.answered, attempts.refused = True, bool(reply.flags & Flag.REFUSED)
-        return self._unusual(connection, codec, reply)
-
-    def _counts(self, method: str, flags: int) -> bool:
-        """Whether a call has to have an id, where calls can."""
-        metadata = self.pool.metadata
-        return not flags & _ONEWAY and metadata is not None and method not in metadata.repeatable
+        try:
+            return self._unusual(connection, codec, reply)
+        except errors.Unsettled as problem:
+            if attempts is not None:
+                raise
+            return self._after(problem, method, args, kwargs, flags, call, begun)
 
     def _once(
         self,
@@ -490,17 +488,18 @@ class Stub:
         problem: BaseException | None = None,
     ) -> Any:
         """Make the call, after `problem` if there is one, until it has an outcome or no attempt is left."""
+        here = machine.get()
         try:
             while True:
                 if isinstance(problem, errors.SessionExpired) and attempts.may_open_session():
                     assert attempts.id is not None
                     self.open_session(attempts.id.client)
                 elif problem is not None:
-                    pause_s = attempts.pause(problem, monotonic())
+                    pause_s = attempts.pause(problem, here.monotonic())
                     if pause_s:
                         _rest(pause_s)
                 attempts.answered = attempts.refused = False
-                stub = self.calling(attempts.left(monotonic()), None, None)
+                stub = self.calling(attempts.left(here.monotonic()), None, None)
                 try:
                     value = stub.invoke(method, args, kwargs, flags, call=call, attempts=attempts)
                 except errors.ObjServerError as again:
@@ -517,7 +516,7 @@ class Stub:
         what, metadata = f"{self.pool.object_id}.{method}", self.pool.metadata
         facts = in_progress.get()
         timeout_s = self.timeout_s if facts is None else _time_left(facts, what, self.timeout_s)
-        attempts = Attempts(what, timeout_s, begun, uniform)
+        attempts = Attempts(what, timeout_s, begun, machine.get().uniform)
         attempts.repeatable = metadata is not None and method in metadata.repeatable
         return attempts
 
@@ -572,14 +571,14 @@ class Stub:
     def outcome(self, call: CallId) -> Any:
         """See `Proxy.outcome`."""
         self.metadata()
-        attempts = self.attempts("<outcome>", monotonic())
+        attempts = self.attempts("<outcome>", machine.get().monotonic())
         attempts.numbered(call, None)
         attempts.asks = True
         return self._again("<outcome>", (), {}, 0, None, attempts)
 
     def deliver(self, method: str, payload: bytes, call: CallId, acked: int) -> Any:
         """Make the call that `payload` encodes, under this id."""
-        attempts = self.attempts(method, monotonic())
+        attempts = self.attempts(method, machine.get().monotonic())
         attempts.numbered(call, None)
         attempts.payload, attempts.acked_of_others = payload, acked
         return self._again(method, (), {}, 0, None, attempts)
@@ -741,7 +740,7 @@ def _rest(seconds: float) -> float:
     if facts is not None:
         facts.caller.about_to_block()
     try:
-        sleep(seconds)
+        machine.get().sleep(seconds)
     finally:
         if facts is not None:
             facts.caller.no_longer_blocked()

@@ -198,7 +198,7 @@ class Connection(Answering):
                 # Their replies leave together.  What runs too long for that is noticed by the engine.
                 if self._gathered is None:
                     self._gathered = []
-                    self.server.gathering.add(self)
+                    self.server.gathering[self] = None
                 gathers = True
             rest = iter(frames)
             for frame in rest:
@@ -262,10 +262,10 @@ class Connection(Answering):
         server = self.server
         if self.greeted and (progressed or not buffered):
             self.deadline = None
-            server.hurried.discard(self)
+            server.hurried.pop(self, None)
         if self.greeted and buffered and self.deadline is None:
             self.deadline = server.clock.monotonic() + server.settings.frame_timeout_s
-            server.hurried.add(self)
+            server.hurried[self] = None
         server.hold(buffered - self._held)
         self._held = buffered
 
@@ -334,7 +334,7 @@ class Connection(Answering):
                 self._conversation = Conversation(self)
                 server.can_be_called(self)
             self.deadline = None
-            server.hurried.discard(self)
+            server.hurried.pop(self, None)
             self.parser.frame_size_max = server.settings.limits.frame_size_max
         else:
             self._linger()
@@ -522,7 +522,7 @@ class Connection(Answering):
     def send_gathered(self) -> None:
         """Send what was gathered, and gather no more."""
         # In one step: nothing that is sent meanwhile may overtake it, a CANCEL its request for one.
-        self.server.gathering.discard(self)
+        self.server.gathering.pop(self, None)
         self.send(b"", gathers=False)
 
     def _write(self, data: bytes) -> None:
@@ -604,7 +604,7 @@ class Connection(Answering):
         self.parser = FrameParser(self.server.settings.limits)
         self.lingering, self._quick = True, False
         self.deadline = self.server.clock.monotonic() + LINGER_S
-        self.server.hurried.add(self)
+        self.server.hurried[self] = None
         try:
             self.sock.shutdown(socket.SHUT_WR)
         except OSError:

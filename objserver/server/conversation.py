@@ -283,7 +283,7 @@ class Conversation:
             self._forget_result(sequence)
             self._kept[sequence] = pending, size, now + KEEP_S
             self._kept_size += size
-            self.connection.server.keeping.add(self)
+            self.connection.server.keeping[self] = None
             self._forget_surplus(now)
             for postponed in self._postponed.pop(sequence, ()):
                 postponed.missing.discard(sequence)
@@ -405,7 +405,7 @@ class Conversation:
         with self._lock:
             self._forget_surplus(now)
             if not self._kept:
-                self.connection.server.keeping.discard(self)
+                self.connection.server.keeping.pop(self, None)
 
     def statistics(self) -> dict[str, int]:
         """What is under way."""
@@ -529,7 +529,7 @@ class Conversation:
             self._postponed.clear()
             self._kept.clear()
             self._kept_size = 0
-            self.connection.server.keeping.discard(self)
+            self.connection.server.keeping.pop(self, None)
             outgoing = self._outgoing.clear()
         for reply in outgoing:
             reply.set_exception(

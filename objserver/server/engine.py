@@ -29,13 +29,13 @@ from __future__ import annotations
 import heapq
 import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol
 
 from objserver.errors import Deadlock, ServerBusy
+from objserver.machine import machine
 from objserver.references import Location
 from objserver.settings import ServerSettings
 
@@ -62,15 +62,6 @@ class Poller(Protocol):
         """Make a blocked `poll` return."""
 
 
-class _Own(threading.local):
-    """What a thread knows of itself."""
-
-    baton: list[int] | None = None
-    """None in threads that are no workers."""
-    waits = 0
-    """How many `about_to_block` its `no_longer_blocked` has yet to answer."""
-
-
 class WorkerEngine:
     """Up to `workers_max` threads that run, and `blocked_max` more that wait for other objects.
 
@@ -90,6 +81,7 @@ class WorkerEngine:
             raise ValueError(f"workers_max={workers_max}: a server needs at least one worker")
         if blocked_max < 0:
             raise ValueError(f"blocked_max={blocked_max}: the number of workers that wait cannot be negative")
+        self._machine = machine.get()
         self.workers_max = workers_max
         self.blocked_max = blocked_max
         self._poller = poller
@@ -105,15 +97,17 @@ class WorkerEngine:
         self._idle = 0
         self._blocked = 0
         self._vacant = True
-        self._promotion = threading.Semaphore(0)
+        self._promotion = self._machine.Semaphore(0)
         self._polling = False
         self._is_parked = False
-        self._unpark = threading.Event()
+        self._unpark = self._machine.Event()
         self._stopping = False
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._timer = count()
-        self._threads: set[threading.Thread] = set()
-        self._own = _Own()
+        self._threads: dict[Any, None] = {}
+        self._own = self._machine.Local(baton=None, waits=0)
+        """What a thread knows of itself: its baton, None if it is no worker; and how many `about_to_block`
+        its `no_longer_blocked` has yet to answer."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_end: asyncio.Future[None]
         self._coroutines: set[asyncio.Task[None]] = set()  # an event loop does not keep its tasks alive
@@ -138,7 +132,7 @@ class WorkerEngine:
         """
         with self._lock:
             first, self._stopping = not self._stopping, True
-            threads = self._threads - {threading.current_thread()}
+            threads = [t for t in self._threads if t is not self._machine.current_thread()]
             self._idle = 0
         if first:
             self._unpark.set()
@@ -147,9 +141,9 @@ class WorkerEngine:
                 self._promotion.release()
             if self._loop is not None:
                 self._loop.call_soon_threadsafe(self._loop_end.set_result, None)
-        deadline = time.monotonic() + timeout_s
+        deadline = self._machine.monotonic() + timeout_s
         for thread in threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+            thread.join(max(0.0, deadline - self._machine.monotonic()))
 
     def submit(self, work: Callable[[], None], *, next: bool = False) -> None:
         """Have `work` run by a worker, before all that waits if `next`; from any thread."""
@@ -160,7 +154,7 @@ class WorkerEngine:
     def after(self, delay_s: float, work: Callable[[], None]) -> None:
         """Submit `work` when `delay_s` seconds have passed, or a few milliseconds more; from any thread."""
         with self._lock:
-            heapq.heappush(self._timers, (time.monotonic() + delay_s, next(self._timer), work))
+            heapq.heappush(self._timers, (self._machine.monotonic() + delay_s, next(self._timer), work))
         self._unpark.set()
 
     def about_to_block(self, location: Location | None = None) -> None:
@@ -248,9 +242,7 @@ class WorkerEngine:
     # -- workers; the lock is held in _spawn and _appoint ----------------------------------------------
 
     def _spawn(self, target: Callable[[], None], name: str) -> None:
-        thread = threading.Thread(target=target, name=f"objserver-{name}", daemon=True)
-        thread.start()
-        self._threads.add(thread)
+        self._threads[self._machine.start(target, f"objserver-{name}")] = None
 
     def _appoint(self) -> None:
         """If nobody leads, wake a follower or start one; if all are busy the first to return will lead."""
@@ -279,7 +271,7 @@ class WorkerEngine:
                     self._blocked -= 1
                 if self._stopping or (not self._vacant and self._workers - self._blocked > self.workers_max):
                     self._workers -= 1
-                    self._threads.discard(threading.current_thread())
+                    self._threads.pop(self._machine.current_thread(), None)
                     return
                 if self._vacant:
                     self._vacant = False
@@ -299,7 +291,7 @@ class WorkerEngine:
                     poll(not ready)
                 except BaseException:
                     log.exception("looking for work failed; this is a bug of objserver")
-                    time.sleep(LOOK_S)  # it may fail again at once
+                    self._machine.sleep(LOOK_S)  # it may fail again at once
                 self._polling = False
                 continue
             work = ready.popleft()
@@ -321,17 +313,17 @@ class WorkerEngine:
 
     def _monitor(self) -> None:
         seen, quiet, pause = 0, 0, LOOK_S
-        house = time.monotonic() + HOUSEKEEPING_S
+        house = self._machine.monotonic() + HOUSEKEEPING_S
         while not self._stopping:
             if quiet < LOOKS_BEFORE_PARKING:
-                time.sleep(pause)
+                self._machine.sleep(pause)
             else:
                 self._is_parked = True
                 if self._baton or self._unpark.wait(self._until(house)):
                     self._unpark.clear()
                     quiet = 0
                 self._is_parked = False
-            now = time.monotonic()
+            now = self._machine.monotonic()
             if self._timers:
                 self._submit_timers(now)
             if now >= house:
@@ -365,7 +357,7 @@ class WorkerEngine:
         """Seconds until there is housekeeping or a timer."""
         with self._lock:
             due = min(house, self._timers[0][0]) if self._timers else house
-        return max(0.0, due - time.monotonic())
+        return max(0.0, due - self._machine.monotonic())
 
     def _submit_timers(self, now: float) -> None:
         while True:
@@ -376,11 +368,11 @@ class WorkerEngine:
             self.submit(work)
 
     def _keep_house_only(self) -> None:
-        house = time.monotonic() + HOUSEKEEPING_S
+        house = self._machine.monotonic() + HOUSEKEEPING_S
         while not self._stopping:
             self._unpark.wait(self._until(house))
             self._unpark.clear()
-            now = time.monotonic()
+            now = self._machine.monotonic()
             self._submit_timers(now)
             if now >= house:
                 house = now + HOUSEKEEPING_S

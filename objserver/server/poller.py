@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import select
 import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from objserver.machine import machine
 from objserver.server.connection import Connection
 
 if TYPE_CHECKING:
@@ -33,13 +33,17 @@ ACCEPT_BURST = 64
 
 
 class SocketPoller:
-    """The engine's poller over real sockets."""
+    """The engine's poller over the sockets of its machine."""
 
     def __init__(self, server: ObjectServer, listener: socket.socket) -> None:
         self._server = server
         self._listener = listener
-        self._epoll = select.epoll()
-        self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        here = machine.get()
+        self._epoll = here.epoll()
+        self._bell = here.Bell()
+        self._wakeup = self._bell.fileno()
+        self.wake: Callable[[], None] = self._bell.ring
+        """Make a blocked poll return."""
         self._epoll.register(self._wakeup, select.EPOLLIN)
         self._epoll.register(listener.fileno(), select.EPOLLIN)
         self._listener_fd = listener.fileno()
@@ -64,16 +68,12 @@ class SocketPoller:
                     log.exception("%s failed; this is a bug of objserver, not of its client", connection)
                     connection.close()
             elif descriptor == self._wakeup:
-                os.eventfd_read(self._wakeup)
+                self._bell.silence()
             elif descriptor == self._listener_fd:
                 try:
                     self._accept()
                 except Exception:
                     log.exception("accepting failed")
-
-    def wake(self) -> None:
-        """Make a blocked poll return."""
-        os.eventfd_write(self._wakeup, 1)
 
     def watch(self, connection: Connection) -> None:
         """Look for what the connection is interested in now.  Called with its lock held."""
@@ -107,7 +107,7 @@ class SocketPoller:
     def close(self) -> None:
         """Give the descriptors back."""
         self._epoll.close()
-        os.close(self._wakeup)
+        self._bell.close()
 
     def _accept(self) -> None:
         server = self._server
@@ -132,7 +132,7 @@ class SocketPoller:
             self._accepted += 1
             connection = Connection(server, sock, address or None, self._accepted)
             self.connections[sock.fileno()] = connection
-            server.hurried.add(connection)
+            server.hurried[connection] = None
             self._epoll.register(sock.fileno(), select.EPOLLIN)
             if len(self.connections) > server.settings.connections_max:
                 connection.refuse_one_too_many()

@@ -10,15 +10,10 @@ connections close, so a client sees a graceful end or its reply.
 from __future__ import annotations
 
 import dataclasses
-import errno
-import ipaddress
 import logging
 import os
 import resource
-import socket
-import stat
 import threading
-import time
 import uuid
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -37,9 +32,10 @@ from objserver.adapter import (
     Shared,
     ThreadingPolicy,
 )
-from objserver.clock import Clock, SystemClock
+from objserver.clock import Clock
 from objserver.codecs import Codecs, Types
 from objserver.invocation import Interceptor
+from objserver.machine import machine
 from objserver.references import DAEMON_ID, Location, Reference, arrived, deliver
 from objserver.server.connection import LINGER_S, Connection
 from objserver.server.conversation import Conversation
@@ -84,13 +80,14 @@ class ObjectServer:
             self.settings = dataclasses.replace(self.settings, workers_max=workers)
         if self.settings.workers_max < 1:
             raise ValueError(f"workers={self.settings.workers_max}: a server needs at least one")
-        self.clock: Clock = clock or SystemClock()
+        self._machine = machine.get()
+        self.clock: Clock = clock or self._machine
         known = Types(types)
         self._location = Location.parse(address)
         # Whoever reaches the port must find somebody at home, so the store is opened first.
         self._store = open_store(store) if isinstance(store, str) else store
         try:
-            self._listener = _listen(self._location, insecure)
+            self._listener = self._machine.listen(self._location, insecure)
         except BaseException:
             if isinstance(store, str) and self._store is not None:
                 self._store.close()
@@ -112,9 +109,10 @@ class ObjectServer:
         self.memory = SharedMemory(
             self.settings.shared_memory_max, self.settings.limits.shared_buffer_size_max
         )
-        self.hurried: set[Connection] = set()
-        self.gathering: set[Connection] = set()
-        self.keeping: set[Conversation] = set()
+        # Dicts, which have an order: in a simulation everything does.
+        self.hurried: dict[Connection, None] = {}
+        self.gathering: dict[Connection, None] = {}
+        self.keeping: dict[Conversation, None] = {}
         """Who keeps results, for a while."""
         self.receiving = 0
         self.unsent = 0
@@ -143,7 +141,7 @@ class ObjectServer:
         )
         self.adapter.register(DaemonObject(self.adapter, self._describe), DAEMON_ID, Shared(), Concurrent())
         self._state = "new"
-        self._stopped = threading.Event()
+        self._stopped = self._machine.Event()
         self._state_lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -312,7 +310,8 @@ class ObjectServer:
             self._stopped.wait()
             return
         timeout = self.settings.drain_timeout_s if drain_timeout_s is None else drain_timeout_s
-        deadline = time.monotonic() + timeout  # threads end in real time, whatever clock objects live by
+        # Threads end in the machine's time, whatever clock objects live by.
+        deadline = self._machine.monotonic() + timeout
         try:
             self.poller.stop_accepting()
             self._listener.close()
@@ -330,7 +329,7 @@ class ObjectServer:
                 if started and settled:
                     connection.say_goodbye()
                 connection.close()
-            self._await_taken(min(deadline, time.monotonic() + LINGER_S))
+            self._await_taken(min(deadline, self._machine.monotonic() + LINGER_S))
         finally:
             if started:
                 self.engine.stop()
@@ -348,20 +347,20 @@ class ObjectServer:
 
         The leader reads, and what is submitted to it runs when it does not.
         """
-        passed = threading.Event()
+        passed = self._machine.Event()
         self.engine.submit(passed.set)
-        return passed.wait(max(0.0, deadline - time.monotonic()))
+        return bool(passed.wait(max(0.0, deadline - self._machine.monotonic())))
 
     def _await_quiet(self, deadline: float) -> None:
         """Until nothing runs or waits.  The pause is how often we look, not what we rely on."""
-        pause = threading.Event()
-        while (self.adapter.busy or self.receiving) and time.monotonic() < deadline:
+        pause = self._machine.Event()
+        while (self.adapter.busy or self.receiving) and self._machine.monotonic() < deadline:
             pause.wait(0.002)
 
     def _await_taken(self, deadline: float) -> None:
         """Until the clients have mapped what the last replies lent them: it ends with us."""
-        pause = threading.Event()
-        while self.memory.is_awaited and time.monotonic() < deadline:
+        pause = self._machine.Event()
+        while self.memory.is_awaited and self._machine.monotonic() < deadline:
             pause.wait(0.002)
 
     def serve_forever(self) -> None:
@@ -469,8 +468,8 @@ class ObjectServer:
 
     def forget(self, connection: Connection) -> None:
         """A connection is about to close."""
-        self.hurried.discard(connection)
-        self.gathering.discard(connection)
+        self.hurried.pop(connection, None)
+        self.gathering.pop(connection, None)
         with self._callable_lock:
             connections = self._callable.get(connection.holder, [])
             if connection in connections:
@@ -478,45 +477,6 @@ class ObjectServer:
                 if not connections:
                     del self._callable[connection.holder]
         self.poller.forget(connection)
-
-
-def _listen(location: Location, insecure: bool) -> socket.socket:
-    if location.path:
-        try:
-            if stat.S_ISSOCK(os.stat(location.path).st_mode) and not _answers(location.path):
-                os.unlink(location.path)  # left behind by a server that was killed
-        except FileNotFoundError:
-            pass
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        target: Any = location.path
-    else:
-        try:
-            family, _, _, _, target = socket.getaddrinfo(
-                location.host, location.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )[0]
-        except socket.gaierror as problem:
-            raise errors.RegistrationError(f"cannot listen on {location}: {problem}") from None
-        if not insecure and not ipaddress.ip_address(target[0]).is_loopback:
-            raise errors.RegistrationError(
-                f"{location} can be reached from other machines, and anybody there could call every object; "
-                "pass insecure=True if that is what you want"
-            )
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind(target)
-        sock.listen(1024)
-    except OSError as problem:
-        sock.close()
-        hint = "; choose another port, or 0 for any free one" if problem.errno == errno.EADDRINUSE else ""
-        raise errors.ListenFailed(f"cannot listen on {location}: {problem.strerror}{hint}", problem.errno)
-    sock.setblocking(False)
-    return sock
-
-
-def _answers(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
-        return probe.connect_ex(path) == 0
 
 
 def _raise_descriptor_limit(wanted: int) -> None:

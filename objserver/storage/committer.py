@@ -15,10 +15,11 @@ from __future__ import annotations
 import collections
 import itertools
 import logging
-import threading
 from collections.abc import Callable
+from typing import Any
 
 from objserver import errors
+from objserver.machine import machine
 from objserver.storage.base import Change, Store, Superseded, Unstorable
 
 __all__ = ["Committer"]
@@ -42,12 +43,13 @@ class Committer:
         self._store = store
         self._batch_max = batch_max
         self._queue_max = queue_max
-        self._wake = threading.Condition()
+        self._machine = machine.get()
+        self._wake = self._machine.Condition()
         self._reads: list[tuple[tuple[str, str, int, int], Done]] = []
         self._lines: dict[tuple[str, str], collections.deque[tuple[Change, Done]]] = {}
         self._queued = self._commits = self._changes = self._largest_batch = 0
         self._closing = False
-        self._thread: threading.Thread | None = None
+        self._thread: Any = None
 
     def submit(self, change: Change, done: Done) -> None:
         """Have the change committed; then the committer's thread calls `done` with None or the error."""
@@ -62,8 +64,7 @@ class Committer:
 
     def _start(self) -> None:
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="objserver-committer", daemon=True)
-            self._thread.start()
+            self._thread = self._machine.start(self._run, "objserver-committer")
         self._wake.notify()
 
     def confirm(self, read: tuple[str, str, int, int], done: Done) -> None:
@@ -82,7 +83,7 @@ class Committer:
         with self._wake:
             self._closing = True
             self._wake.notify()
-        if self._thread is not None and self._thread is not threading.current_thread():
+        if self._thread is not None and self._thread is not self._machine.current_thread():
             self._thread.join()
 
     def statistics(self) -> dict[str, int]:

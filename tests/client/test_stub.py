@@ -17,6 +17,7 @@ from objserver.client.stub import (
 )
 from objserver.codecs import Codecs
 from objserver.invocation import Facts, in_progress
+from objserver.machine import Machine, machine
 from objserver.references import Location, Reference
 from objserver.settings import Limits
 from objserver.wire import CallContext, Flag, Frame, FrameType
@@ -44,7 +45,7 @@ class Connection:
             exactly_once=False,
         )
         self.store = ""
-        self.last_used = stub_module.monotonic()
+        self.last_used = machine.get().monotonic()
         self.is_open = True
         self.stale = self.breaks = False
         self.problem = None
@@ -71,16 +72,32 @@ class Connection:
         return Frame(FrameType.RESULT, codec.serializer_id, 0, 1, codec.encode(method))
 
 
+class Clock(Machine):
+    """A machine whose time passes only when `now` is changed, or somebody sleeps."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = 100.0
+
+    def monotonic(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+    def uniform(self, low, high):
+        return high
+
+
 @pytest.fixture(autouse=True)
 def clock(monkeypatch):
-    """Time that passes only when `clock.now` is changed; and no connection is a real one."""
-    clock = types.SimpleNamespace(now=100.0)
-    monkeypatch.setattr(stub_module, "monotonic", lambda: clock.now)
-    monkeypatch.setattr(stub_module, "sleep", lambda seconds: setattr(clock, "now", clock.now + seconds))
-    monkeypatch.setattr(stub_module, "uniform", lambda low, high: high)
+    """The time here; and no connection is a real one."""
+    clock = Clock()
+    before = machine.set(clock)
     monkeypatch.setattr(stub_module, "ClientConnection", Connection)
     Connection.made = []
-    return clock
+    yield clock
+    machine.reset(before)
 
 
 def make_pool(session=None):

@@ -649,7 +649,7 @@ def test_results_are_forgotten_in_time(thing, clock):
         clock.advance(1.5)
         server._housekeeping()
         assert server.statistics()["kept_results"] == 0
-        assert server.keeping == set()
+        assert not server.keeping
         raw.close()
 
 

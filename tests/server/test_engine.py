@@ -17,6 +17,7 @@ from functools import partial
 import pytest
 
 from objserver import ObjectServer, Proxy, errors, expose
+from objserver.machine import Machine, machine
 from objserver.server import engine as engine_module
 from objserver.server.engine import WorkerEngine
 
@@ -101,21 +102,20 @@ def blind(monkeypatch):
 
 
 @pytest.fixture
-def looks(monkeypatch):
+def looks():
     """The monitor's looks so far, as a callable."""
     count = itertools.count(1)
     last = [0]
 
-    class Time:
-        monotonic = staticmethod(time.monotonic)
-
+    class Counting(Machine):
         @staticmethod
         def sleep(seconds):
             last[0] = next(count)
             time.sleep(seconds)
 
-    monkeypatch.setattr(engine_module, "time", Time)
-    return lambda: last[0]
+    before = machine.set(Counting())
+    yield lambda: last[0]
+    machine.reset(before)
 
 
 @pytest.fixture

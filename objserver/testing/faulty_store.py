@@ -1,0 +1,106 @@
+"""A store whose disk takes time and sometimes fails, as one simulated process sees it.
+
+What is stored outlives the processes: each opens a store of its own, over the same engine, which is a
+production one.  An operation takes effect at one moment between its beginning and its end.  The process may
+crash before it or after it; and it may get an error, which says `in_doubt` unless the operation certainly
+had no effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sized
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from objserver import errors
+from objserver.storage import Record, Store
+
+if TYPE_CHECKING:
+    from objserver.testing.world import Process
+
+__all__ = ["Disk", "FaultyStore", "opened"]
+
+READS = frozenset({"load", "replies", "confirm", "keys", "types", "messages", "due", "next_due", "timers"})
+
+
+class Disk(NamedTuple):
+    """What the disk does.  Shares are of all operations of the kind."""
+
+    read_s: float = 0.0001
+    write_s: float = 0.002
+    slow: float = 0.01
+    """Writes that take a hundred times as long."""
+    unread: float = 0.0
+    """Reads that fail."""
+    unwritten: float = 0.0
+    """Writes that fail and had no effect."""
+    in_doubt: float = 0.0
+    """Writes that end with an error, whether they had an effect or not."""
+
+
+class FaultyStore:
+    """See `objserver.storage.Store`, and above.  `disk` may be changed at any time."""
+
+    def __init__(self, process: Process, store: Store, disk: list[Disk]) -> None:
+        self._process = process
+        self._store = store
+        self._disk = disk
+        self.url = store.url
+        self.id = store.id
+        self.alone = store.alone
+
+    def __getattr__(self, name: str) -> Any:
+        operation = getattr(self._store, name)
+        call = partial(self._read if name in READS else self._write, name, operation)
+        setattr(self, name, call)
+        return call
+
+    def items(self, type: str) -> Iterator[tuple[str, Record]]:
+        return iter(list(self._store.items(type)))
+
+    def close(self) -> None:
+        """The others still have it open."""
+
+    def _read(self, name: str, operation: Any, *args: Any) -> Any:
+        process, disk = self._process, self._disk[0]
+        random = process.world.random
+        process.sleep(disk.read_s * random.random())
+        if random.random() < disk.unread:
+            process.world.note("disk", process.name, name, "fails")
+            raise errors.StoreError("the disk did not answer (simulated)")
+        result = operation(*args)
+        process.sleep(disk.read_s * random.random())
+        return result
+
+    def _write(self, name: str, operation: Any, *args: Any) -> Any:
+        process, disk = self._process, self._disk[0]
+        world = process.world
+        random = world.random
+        takes_s = disk.write_s * (0.2 + 1.6 * random.random()) * (100 if random.random() < disk.slow else 1)
+        before_s = takes_s * random.random()
+        process.sleep(before_s)
+        if random.random() < disk.unwritten:
+            world.note("disk", process.name, name, "fails, nothing done")
+            raise errors.StoreError("the disk is full (simulated)")
+        doubtful = random.random() < disk.in_doubt
+        if doubtful and random.random() < 0.5:
+            world.note("disk", process.name, name, "fails, nothing done, nobody knows")
+            raise self._doubt()
+        result = operation(*args)
+        world.note("disk", process.name, name, len(result) if isinstance(result, Sized) else result)
+        process.sleep(takes_s - before_s)
+        if doubtful:
+            world.note("disk", process.name, name, "fails, was done, nobody knows")
+            raise self._doubt()
+        return result
+
+    @staticmethod
+    def _doubt() -> errors.StoreError:
+        problem = errors.StoreError("the disk failed during the write (simulated)")
+        problem.in_doubt = True
+        return problem
+
+
+def opened(process: Process, store: Store, disk: list[Disk]) -> Store:
+    """The store as this process has it open."""
+    return cast(Store, FaultyStore(process, store, disk))

@@ -1,0 +1,96 @@
+"""A store that takes time and fails, over one that does not."""
+
+import pytest
+
+from objserver import errors
+from objserver.storage import Change
+from objserver.storage.sqlite import SqliteStore
+from objserver.testing.faulty_store import Disk, opened
+from objserver.testing.world import START_S, World
+
+CHANGE = Change("T", "a", 0, 0, 1, 1, b"state")
+ALWAYS = 1.0
+
+
+@pytest.fixture
+def store():
+    store = SqliteStore("sqlite://")
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def world():
+    world = World(5)
+    with world.in_place():
+        yield world
+
+
+def do(world, store, disk, *operations):
+    """What the operations return or raise, done one after the other by a process."""
+    process = world.process("p", "h")
+    mine, came = opened(process, store, [disk]), []
+
+    def run():
+        for operation in operations:
+            try:
+                came.append(operation(mine))
+            except errors.StoreError as problem:
+                came.append(problem)
+
+    process.start(run, "run")
+    world.run(world.now + 100)
+    return came
+
+
+def test_what_is_written_is_there_and_took_its_time(world, store):
+    accepted, record = do(
+        world, store, Disk(write_s=1.0, slow=0.0), lambda s: s.commit([CHANGE]), lambda s: s.load("T", "a")
+    )
+    assert (accepted, record.state) == ({("T", "a")}, b"state")
+    assert [*do(world, store, Disk(), lambda s: list(s.items("T")))[0]] == [("a", record)]
+    assert store.load("T", "a") == record
+    assert world.now > START_S
+
+
+def test_a_disk_that_is_full_writes_nothing_and_is_sure_of_it(world, store):
+    (problem,) = do(world, store, Disk(unwritten=ALWAYS), lambda s: s.commit([CHANGE]))
+    assert not problem.in_doubt
+    assert store.load("T", "a") is None
+
+
+def test_in_doubt_it_was_written_or_not(world, store):
+    written = set()
+    for number in range(20):
+        change = CHANGE._replace(key=str(number))
+        (problem,) = do(world, store, Disk(in_doubt=ALWAYS), lambda s, change=change: s.commit([change]))
+        assert problem.in_doubt
+        written.add(store.load("T", str(number)) is not None)
+    assert written == {True, False}
+
+
+def test_a_read_that_fails_says_so(world, store):
+    (problem,) = do(world, store, Disk(unread=ALWAYS), lambda s: s.load("T", "a"))
+    assert "did not answer" in str(problem)
+
+
+def test_a_crash_comes_before_the_write_or_after_it(store):
+    written = set()
+    for seed in range(20):
+        world = World(seed)
+        with world.in_place():
+            process = world.process("p", "h")
+            mine = opened(process, store, [Disk(write_s=1.0, slow=0.0)])
+            came = []
+            change = CHANGE._replace(key=str(seed))
+            process.start(lambda mine=mine, change=change, came=came: came.append(mine.commit([change])), "c")
+            world.at(0.1, process.crash)
+            world.run(START_S + 10)
+        assert came == []
+        written.add(store.load("T", str(seed)) is not None)
+    assert written == {True, False}
+
+
+def test_closing_leaves_it_open_for_the_others(world, store):
+    do(world, store, Disk(), lambda s: s.close())
+    assert store.load("T", "a") is None
