@@ -244,6 +244,8 @@ class Durability:
                 self.outbox.add(messages)
             activation.mailbox.rested()
             return
+        if messages and getattr(problem, "in_doubt", True):
+            self.outbox.look()
         with activation.lock:
             in_flight, ahead = gate.failed()
         self._engine.submit(partial(self._undo, activation, in_flight, ahead, problem))
@@ -287,10 +289,13 @@ class Durability:
             definite = isinstance(problem, errors.StoreError) and not (
                 problem.in_doubt or isinstance(problem, Superseded)
             )
-            again = invocation.readonly or invocation.call is not None
+            skeleton = invocation.activation.skeleton
+            repeatable = skeleton is not None and invocation.method in skeleton.repeatable
+            again = repeatable or invocation.call is not None
             answer: BaseException
             if problem is not None and (definite or not again or invocation.caller.session_is_connection):
-                answer = problem
+                # Of the store's own errors its callers know the general one.
+                answer = errors.StoreError(str(problem)) if isinstance(problem, Superseded) else problem
             elif again and not invocation.caller.session_is_connection:
                 answer = errors.Unsettled(f"{invocation.object_id}.{invocation.method} has to be made again")
             else:

@@ -37,6 +37,8 @@ DELIVERED_MAX = 100
 """Messages forgotten together at most: as many as are sent again if the server is killed just then."""
 PAUSE_S, PAUSE_MAX_S = 0.5, 30.0
 """Before a message is sent again; twice as long each time."""
+LOOK_S = 30.0
+"""How often messages of servers that are gone are looked for, where others may have the store open."""
 _NOT_THERE = (
     errors.CommunicationError,
     errors.NamingError,
@@ -76,11 +78,16 @@ class Outbox:
         self._monotonic = monotonic
         self._lock = threading.Lock()
         self._lines: dict[tuple[bytes, str], _Line] = {}
-        self._numbers: dict[bytes, OrderedDict[int, None]] = {}
-        """By sender, the numbers of its messages that have not arrived."""
         self._known: set[bytes] = set()
         self._more = True
-        """There may be messages in the store that are not here."""
+        """There may be messages in the store that are not here.  Newer ones then stay there too: they are read
+        in their order."""
+        self._arrived: OrderedDict[bytes, int] = OrderedDict()
+        """By sender, the number of the last message that has arrived since the store was read."""
+        self._through: OrderedDict[bytes, int] = OrderedDict()
+        """By sender, the number through which all of its messages have arrived, whoever sent them.  Only the
+        store can tell: it may hold older ones of a server before, or of another."""
+        self._look_at = monotonic() + LOOK_S
         self._stopped = False
         self.delivered = 0
 
@@ -90,25 +97,34 @@ class Outbox:
     def add(self, messages: Iterable[Message]) -> None:
         """They are stored, and may be sent."""
         with self._lock:
-            for message in messages:
-                if len(self._known) >= WAITING_MAX:
-                    self._more = True
-                    return
-                if message.id in self._known:
-                    continue
-                self._known.add(message.id)
-                sender, number = _sender(message)
-                self._numbers.setdefault(sender, OrderedDict())[number] = None
-                line = self._lines.setdefault((sender, message.target), _Line())
-                line.messages.append(message)
-                if not line.under_way and not line.due:
-                    self._begin(line, (sender, message.target))
+            if not self._more:
+                self._take_in(messages)
+
+    def look(self) -> None:
+        """There may be one in the store that nobody was told of."""
+        with self._lock:
+            self._more = True
+
+    def _take_in(self, messages: Iterable[Message]) -> None:
+        for message in messages:
+            if len(self._known) >= WAITING_MAX:
+                self._more = True
+                return
+            if message.id in self._known:
+                continue
+            self._known.add(message.id)
+            sender, _ = _sender(message)
+            line = self._lines.setdefault((sender, message.target), _Line())
+            line.messages.append(message)
+            if not line.under_way and not line.due:
+                self._begin(line, (sender, message.target))
 
     def housekeeping(self, now: float) -> None:
         """Go on with what waits for its time, and with what is only in the store."""
         with self._lock:
-            if self._more and not self._known and not self._stopped:
-                self._more = False
+            if now >= self._look_at and not self._store.alone:
+                self._look_at, self._more = now + LOOK_S, True
+            if ((self._more and not self._known) or self._arrived) and not self._stopped:
                 self._engine.submit(self._load)
             for name, line in self._lines.items():
                 if not line.under_way and line.due and now >= line.due:
@@ -119,11 +135,28 @@ class Outbox:
         self._stopped = True
 
     def _load(self) -> None:
+        with self._lock:
+            arrived, self._arrived = self._arrived, OrderedDict()
         try:
-            self.add(self._store.messages(WAITING_MAX))
+            messages = self._store.messages(WAITING_MAX)
         except errors.StoreError as problem:
             log.warning("messages could not be read: %s", problem)
-            self._more = True
+            return
+        with self._lock:
+            if len(messages) < WAITING_MAX:
+                # Numbers only grow: what is stored after this has greater ones.
+                oldest: dict[bytes, int] = {}
+                for message in messages:
+                    sender, number = _sender(message)
+                    oldest[sender] = min(number, oldest.get(sender, number))
+                for sender, number in arrived.items():
+                    self._through[sender] = oldest[sender] - 1 if sender in oldest else number
+                    self._through.move_to_end(sender)
+                while len(self._through) > WAITING_MAX:
+                    self._through.popitem(last=False)
+            if self._more and not self._known:
+                self._more = False
+                self._take_in(messages)
 
     def _begin(self, line: _Line, name: tuple[bytes, str]) -> None:
         if not self._stopped:
@@ -140,7 +173,7 @@ class Outbox:
                 if len(arrived) == len(line.messages):
                     break
                 message = line.messages[len(arrived)]
-                acked = next(iter(self._numbers[sender])) - 1
+                acked = self._through.get(sender, 0)
             number = _sender(message)[1]
             try:
                 method, payload = ormsgpack.unpackb(message.payload)
@@ -162,10 +195,8 @@ class Outbox:
             for message in arrived:
                 line.messages.popleft()
                 self._known.discard(message.id)
-                numbers = self._numbers[sender]
-                numbers.pop(_sender(message)[1], None)
-                if not numbers:
-                    del self._numbers[sender]
+                number = _sender(message)[1]
+                self._arrived[sender] = max(number, self._arrived.get(sender, number))
             self.delivered += len(arrived)
             line.under_way = False
             if arrived:

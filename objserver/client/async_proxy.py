@@ -275,9 +275,14 @@ class _AsyncCall:
         except BaseException:
             connection.give_up(sequence)
             raise
-        if frame.flags or frame.annotations:
+        if not (frame.flags or frame.annotations):
+            return codec.decode(frame.payload)
+        try:
             return _unusual(stub, connection, codec, frame)
-        return codec.decode(frame.payload)
+        except errors.Unsettled as problem:
+            attempts = stub.attempts(self._method, begun)
+            again = _again(stub, self._method, self._args, self._kwargs, 0, None, attempts, problem)
+            return (yield from again.__await__())
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         result = await self
@@ -334,6 +339,8 @@ async def _request(
         if not (numbered and stub.counts(method, flags)):
             return await _attempt(stub, method, args, kwargs, flags, annotations, None)
         problem: BaseException | None = None
+    except errors.Unsettled as first:
+        problem = first
     except (errors.OutcomeUnknown, errors.ConnectFailed) as first:
         if stub.pool.metadata is None or first.deliberate:
             raise  # of who was never reached, it may be the address that is wrong

@@ -145,6 +145,7 @@ class Attempts:
             return self._renumbered()
         if isinstance(problem, (errors.OutcomeUnknown, errors.Unsettled)):
             self._in_doubt = True
+            self.patient = self.patient or isinstance(problem, errors.Unsettled)  # it did answer
             return self.repeatable or self.id is not None
         if isinstance(problem, errors.ConnectFailed) and not self.answered:
             return True
@@ -164,8 +165,6 @@ class Attempts:
         """What the caller gets to know."""
         if isinstance(problem, errors.Unsettled):
             self._in_doubt = True
-        elif self.id is None:
-            return problem
         if isinstance(problem, errors.OutcomeUnknown):
             problem.call = self.id
             return problem

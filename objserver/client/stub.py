@@ -406,12 +406,12 @@ class Stub:
             return None
         if attempts is not None:
             attempts.answered, attempts.refused = True, bool(reply.flags & Flag.REFUSED)
-        return self._unusual(connection, codec, reply)
-
-    def _counts(self, method: str, flags: int) -> bool:
-        """Whether a call has to have an id, where calls can."""
-        metadata = self.pool.metadata
-        return not flags & _ONEWAY and metadata is not None and method not in metadata.repeatable
+        try:
+            return self._unusual(connection, codec, reply)
+        except errors.Unsettled as problem:
+            if attempts is not None:
+                raise
+            return self._after(problem, method, args, kwargs, flags, call, begun)
 
     def _once(
         self,
