@@ -80,7 +80,7 @@ class Outbox:
         self._lines: dict[tuple[bytes, str], _Line] = {}
         self._known: set[bytes] = set()
         self._more = True
-        """There may be messages in the store that are not here.  Newer ones then stay there too: they are read
+        """There may be messages in the store that are not here.  Newer ones then stay there too, and are read
         in their order."""
         self._arrived: OrderedDict[bytes, int] = OrderedDict()
         """By sender, the number of the last message that has arrived since the store was read."""
@@ -99,6 +99,8 @@ class Outbox:
         with self._lock:
             if not self._more:
                 self._take_in(messages)
+            elif not self._known and not self._stopped:
+                self._engine.submit(self._load)
 
     def look(self) -> None:
         """There may be one in the store that nobody was told of."""

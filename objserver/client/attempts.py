@@ -96,8 +96,13 @@ class Attempts:
         self.id, self.book, self.patient = call, book, True
 
     def left(self, now: float) -> float | None:
-        """Seconds until its deadline, None if it has none."""
-        return None if self._deadline == math.inf else max(0.0, self._deadline - now)
+        """Seconds until its deadline, None if it has none; raises what to tell if it has passed."""
+        if self._deadline == math.inf:
+            return None
+        left = self._deadline - now
+        if left < LEFT_MIN_S:
+            raise self._told(errors.DeadlineExceeded(f"{self.what}: its time was up before it could be sent"))
+        return left
 
     @property
     def acked(self) -> int:
@@ -107,7 +112,8 @@ class Attempts:
     def may_open_session(self) -> bool:
         """Whether the server can be told, once, of the client of a call within a numbered one."""
         first, self.session_opened = not self.session_opened, True
-        return first and self.id is not None and self.book is None and not self._in_doubt
+        # Who asks for an outcome had a session: in a new one, what happened before would seem not to have.
+        return first and self.id is not None and self.book is None and not self._in_doubt and not self.asks
 
     def lost(self, why: str) -> errors.OutcomeUnknown:
         """The error for a call of which nobody knows any more."""
@@ -123,7 +129,9 @@ class Attempts:
     def pause(self, problem: BaseException, now: float) -> float:
         """After an attempt has failed: the seconds to wait before the next; or raises what to tell."""
         if self.answered and not self.refused and not isinstance(problem, errors.Unsettled):
-            raise problem  # of the servant's own
+            # The servant's own.  That a repetition was not stored says nothing of the attempt before.
+            lost = self._in_doubt and self.id is None and isinstance(problem, errors.StoreError)
+            raise self._told(problem) if lost else problem
         deliberate = isinstance(problem, errors.CommunicationError) and problem.deliberate
         if deliberate or isinstance(problem, _TIME_IS_UP) or not self._may_repeat(problem):
             raise self._told(problem)
