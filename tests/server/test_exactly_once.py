@@ -464,6 +464,16 @@ def test_but_a_call_in_doubt_is_not_made_under_a_new_number(server, middle):
     assert Account.executed == 2
 
 
+def test_a_read_in_doubt_is_made_again_also_while_the_store_is_away():
+    attempts = Attempts("Account/a.read", BOUND_S, 0.0, lambda least, most: most)
+    attempts.repeatable = True
+    attempts.pause(errors.ConnectionLost("the server was killed"), 1.0)
+    attempts.answered = attempts.refused = True
+    assert attempts.pause(errors.StoreError("it is in recovery mode"), 2.0) > 0
+    with pytest.raises(errors.OutcomeUnknown):
+        attempts.pause(errors.StoreError("it is in recovery mode"), BOUND_S)
+
+
 @pytest.mark.parametrize("asks", [False, True])
 def test_a_task_waits_for_its_server_also_with_a_question(tmp_path, monkeypatch, asks):
     """The connection is gone before the call begins, and the server comes back when the client pauses."""
