@@ -130,8 +130,8 @@ class Attempts:
         """After an attempt has failed: the seconds to wait before the next; or raises what to tell."""
         if self.answered and not self.refused and not isinstance(problem, errors.Unsettled):
             # The servant's own.  That a repetition was not stored says nothing of the attempt before.
-            lost = self._in_doubt and self.id is None and isinstance(problem, errors.StoreError)
-            raise self._told(problem) if lost else problem
+            if not (self._in_doubt and self.id is None and isinstance(problem, errors.StoreError)):
+                raise problem
         deliberate = isinstance(problem, errors.CommunicationError) and problem.deliberate
         if deliberate or isinstance(problem, _TIME_IS_UP) or not self._may_repeat(problem):
             raise self._told(problem)

@@ -464,11 +464,12 @@ def test_but_a_call_in_doubt_is_not_made_under_a_new_number(server, middle):
     assert Account.executed == 2
 
 
-def test_a_read_in_doubt_is_made_again_also_while_the_store_is_away():
+@pytest.mark.parametrize("refused", [True, False])
+def test_a_read_in_doubt_is_made_again_also_while_the_store_is_away(refused):
     attempts = Attempts("Account/a.read", BOUND_S, 0.0, lambda least, most: most)
     attempts.repeatable = True
     attempts.pause(errors.ConnectionLost("the server was killed"), 1.0)
-    attempts.answered = attempts.refused = True
+    attempts.answered, attempts.refused = True, refused
     assert attempts.pause(errors.StoreError("it is in recovery mode"), 2.0) > 0
     with pytest.raises(errors.OutcomeUnknown):
         attempts.pause(errors.StoreError("it is in recovery mode"), BOUND_S)
