@@ -128,10 +128,10 @@ class Attempts:
 
     def pause(self, problem: BaseException, now: float) -> float:
         """After an attempt has failed: the seconds to wait before the next; or raises what to tell."""
-        if self.answered and not self.refused and not isinstance(problem, errors.Unsettled):
-            # The servant's own.  That a repetition was not stored says nothing of the attempt before.
-            if not (self._in_doubt and self.id is None and isinstance(problem, errors.StoreError)):
-                raise problem
+        # That a repetition was not stored says nothing of the attempt before.
+        lost = self._in_doubt and self.id is None and isinstance(problem, errors.StoreError)
+        if self.answered and not (self.refused or lost or isinstance(problem, errors.Unsettled)):
+            raise problem  # of the servant's own
         deliberate = isinstance(problem, errors.CommunicationError) and problem.deliberate
         if deliberate or isinstance(problem, _TIME_IS_UP) or not self._may_repeat(problem):
             raise self._told(problem)
