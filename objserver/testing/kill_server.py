@@ -141,7 +141,7 @@ def reach(uri: str) -> Proxy:
             if time.monotonic() > end:
                 raise
             time.sleep(0.01)
-    return proxy
+    return _reached[uri]
 
 
 @expose
