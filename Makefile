@@ -34,6 +34,7 @@ soak: $(VENV)/test
 	  -o faulthandler_timeout=0 tests/testing/test_simulator.py
 	POWER_LOSS_POINTS=2000000 $(PY) -m pytest -n 2 --dist load -k acknowledged_commit_is \
 	  -o faulthandler_timeout=0 tests/testing/test_power_loss.py
+	KILL_CYCLES=5000 $(PY) -m pytest -n 2 --dist load -o faulthandler_timeout=0 tests/testing/test_kills.py
 
 # The tests under every supported Python that this machine has (on the PATH, or from pyenv).
 test-all:

@@ -116,7 +116,8 @@ class AsyncProxy:
     async def outcome(self, call: CallId) -> Any:
         """What became of a call to this object; see `Proxy.outcome`."""
         stub = self._objserver_stub
-        await _connection(stub)
+        if stub.pool.metadata is None:
+            await _connection(stub)
         attempts = stub.attempts("<outcome>", monotonic())
         attempts.numbered(call, None)
         attempts.asks = True
@@ -306,8 +307,8 @@ async def _connection(stub: Stub) -> MultiplexedConnection:
 
 
 async def _call(stub: Stub, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    connection = await _connection(stub)
-    flags = Flag.ONEWAY if method in connection.greeted.metadata.oneway else 0
+    metadata = stub.pool.metadata or (await _connection(stub)).greeted.metadata
+    flags = Flag.ONEWAY if method in metadata.oneway else 0
     return await _invoke(stub, method, args, kwargs, flags)
 
 
@@ -408,9 +409,10 @@ async def _attempt(
     connection = await _connection(stub)
     if attempts is not None:
         stub.number(attempts, method, flags, in_progress.get())
-        if attempts.book is not None and not attempts.book.opened:
-            await _open_session(stub, attempts.book.client)
-            attempts.book.opened = True
+        client = stub.stranger(attempts)
+        if client is not None:
+            await _open_session(stub, client)
+            stub.introduced(attempts)
             connection = await _connection(stub)
     codec, payload, flags, annotations, correlation = stub.request(
         connection, method, args, kwargs, flags, annotations, attempts

@@ -158,7 +158,8 @@ class Attempts:
         if isinstance(problem, errors.ConnectFailed) and not self.answered:
             return True
         # A refusal says nothing of the attempt before.
-        return self._in_doubt and self.id is not None
+        passes = isinstance(problem, (errors.StoreError, errors.ServerBusy))
+        return self._in_doubt and (self.id is not None or (self.repeatable and passes))
 
     def _renumbered(self) -> bool:
         """The server has forgotten the client.  What certainly did not happen is made under a new id."""

@@ -4,6 +4,10 @@ For each store that it meets, a client process keeps a book: an id of its own, a
 which the store tells a repetition from a new call.  With each call goes the number through which all answers
 have come, so that the store need not remember these.
 
+A call within a numbered one has an id of that one's client, which another process numbers and this store may
+never have heard of: the process that makes it opens that client's session there first.  A call that was sent
+before could be refused after its connection broke, and nobody would know whether it had been made meanwhile.
+
 A book is begun with a session at the server.  If that expires because nothing was called for long, calls that
 were never sent are made under a new book; others have an outcome that nobody knows.
 """
@@ -11,16 +15,21 @@ were never sent are made under a new book; others have an outcome that nobody kn
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from uuid import uuid4
 
 from objserver.invocation import CallId
 from objserver.machine import machine
 
-__all__ = ["Book", "book_of", "close"]
+__all__ = ["Book", "book_of", "close", "introduced", "is_introduced"]
 
 OUTSTANDING_MAX = 10_000
 """Calls of one book from the oldest that has no answer to the newest.  The store remembers that many for the
 sake of one that takes long; beyond it a new book is begun, and the old one ends with its last call."""
+
+INTRODUCED_MAX = 10_000
+"""Clients of others of which it is known that a store knows them; the session of one more is opened again,
+which changes nothing."""
 
 
 class Book:
@@ -66,6 +75,7 @@ class _Books:
 
     def __init__(self) -> None:
         self._books: dict[str, Book] = {}
+        self.introduced: OrderedDict[tuple[str, bytes], None] = OrderedDict()
         self._lock = threading.Lock()
 
     def of(self, store: str) -> Book:
@@ -81,6 +91,19 @@ class _Books:
         with self._lock:
             if self._books.get(book.store) is book:
                 del self._books[book.store]
+
+
+def is_introduced(store: str, client: bytes) -> bool:
+    """Whether the store knows this client of another process."""
+    return (store, client) in machine.get().own(_Books).introduced
+
+
+def introduced(store: str, client: bytes) -> None:
+    """From now on it does."""
+    known = machine.get().own(_Books).introduced
+    known[store, client] = None
+    if len(known) > INTRODUCED_MAX:
+        known.popitem(last=False)
 
 
 def book_of(store: str) -> Book:

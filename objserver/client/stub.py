@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 
 from objserver import errors, pyro5, references
 from objserver.client.attempts import Attempts
-from objserver.client.books import book_of
+from objserver.client.books import book_of, introduced, is_introduced
 from objserver.client.connection import ClientConnection
 from objserver.client.greeting import HANDSHAKE_TIMEOUT_S, Greeting, Metadata, stream_id
 from objserver.client.identity import process_id
@@ -349,10 +349,11 @@ class Stub:
             except BaseException:
                 pool.put(connection)
                 raise
-            if attempts.book is not None and not attempts.book.opened:
+            client = self.stranger(attempts)
+            if client is not None:
                 pool.put(connection)
-                self.open_session(attempts.book.client)
-                attempts.book.opened = True
+                self.open_session(client)
+                self.introduced(attempts)
                 connection = pool.take(timeout_s)
         codec = connection.codec
         begun = connection.last_used
@@ -550,6 +551,22 @@ class Stub:
         """Whether a call has to have an id, where calls can."""
         metadata = self.pool.metadata
         return not flags & _ONEWAY and metadata is not None and method not in metadata.repeatable
+
+    def stranger(self, attempts: Attempts) -> bytes | None:
+        """The client of the call, if its session has to be opened before the call is made."""
+        book, id = attempts.book, attempts.id
+        if book is not None:
+            return None if book.opened else book.client
+        if id is None or attempts.asks or attempts.payload is not None or not self.pool.exactly_once:
+            return None
+        return None if is_introduced(self.pool.store, id.client) else id.client
+
+    def introduced(self, attempts: Attempts) -> None:
+        """The session of the call's client has been opened."""
+        if attempts.book is not None:
+            attempts.book.opened = True
+        elif attempts.id is not None:
+            introduced(self.pool.store, attempts.id.client)
 
     def open_session(self, client: bytes, forever: bool = False) -> None:
         """Have the server remember the calls of `client`."""

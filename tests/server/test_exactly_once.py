@@ -22,6 +22,7 @@ from objserver import (
     readonly,
 )
 from objserver.client import books
+from objserver.client.attempts import Attempts
 from objserver.settings import Limits
 from objserver.storage.sqlite import SqliteStore
 from objserver.wire import CallContext, Flag, FrameParser, FrameType, encode_frame
@@ -463,6 +464,45 @@ def test_but_a_call_in_doubt_is_not_made_under_a_new_number(server, middle):
     assert Account.executed == 2
 
 
+@pytest.mark.parametrize("refused", [True, False])
+def test_a_read_in_doubt_is_made_again_also_while_the_store_is_away(refused):
+    attempts = Attempts("Account/a.read", BOUND_S, 0.0, lambda least, most: most)
+    attempts.repeatable = True
+    attempts.pause(errors.ConnectionLost("the server was killed"), 1.0)
+    attempts.answered, attempts.refused = True, refused
+    assert attempts.pause(errors.StoreError("it is in recovery mode"), 2.0) > 0
+    with pytest.raises(errors.OutcomeUnknown):
+        attempts.pause(errors.StoreError("it is in recovery mode"), BOUND_S)
+
+
+@pytest.mark.parametrize("asks", [False, True])
+def test_a_task_waits_for_its_server_also_with_a_question(tmp_path, monkeypatch, asks):
+    """The connection is gone before the call begins, and the server comes back when the client pauses."""
+    url, pause, servers = f"sqlite:///{tmp_path}/x.db", Attempts.pause, contextlib.ExitStack()
+
+    def pauses(self, problem, now):
+        monkeypatch.undo()
+        servers.enter_context(serving(url, server.address))
+        return pause(self, problem, now)
+
+    async def main():
+        async with AsyncProxy(f"PYRO:Account/a@{server.address}", timeout_s=BOUND_S) as proxy:
+            assert await proxy.deposit(1) == 1
+            (book,) = books._books.values()
+            await asyncio.to_thread(server.stop)
+            while proxy._objserver_stub.pool.live is not None:
+                await asyncio.sleep(0)
+            monkeypatch.setattr(Attempts, "pause", pauses)
+            if asks:
+                with pytest.raises(errors.NotExecuted):
+                    await proxy.outcome(numbered(9, client=book.client))
+            assert await proxy.deposit(1) == 2
+
+    with servers:
+        server = servers.enter_context(serving(url))
+        asyncio.run(main())
+
+
 # -- calls within calls --------------------------------------------------------------------------------
 
 
@@ -479,6 +519,18 @@ def test_a_servant_that_is_run_again_does_not_repeat_its_calls(tmp_path):
         assert payer.read() == 7
         assert server.statistics()["calls_unsettled"] >= 1
     assert Account.executed == 2
+
+
+def test_a_call_within_a_call_survives_a_broken_connection_to_a_store_that_does_not_know_the_client(server):
+    with serving("sqlite://") as other:
+        middle = Middle(other.address)
+        payer = Proxy(f"PYRO:Account/a@{server.address}", timeout_s=BOUND_S)
+        assert payer.deposit(10) == 10
+        middle.swallow = 1
+        assert payer.pay(f"PYRO:Account/b@{middle.address}", 3) == 3
+        assert middle.swallow == 0
+        assert Proxy(f"PYRO:Account/b@{other.address}").read() == 3
+        middle.close()
 
 
 def test_messages_leave_with_the_change_that_sent_them(server):
