@@ -298,7 +298,9 @@ def test_also_of_the_object_whose_key_is_empty_and_of_keys_that_have_to_be_quote
     for object_id in ("O", "O/R&D%20%40home/%25"):
         house.call(object_id, "start", "t", "note", [1], 1.0)
     house.pass_time(1)
-    assert [house.call(object_id, "seen") for object_id in ("O", "O/R&D%20%40home/%25")] == [[(START + 1, 1)]] * 2
+    assert [house.call(object_id, "seen") for object_id in ("O", "O/R&D%20%40home/%25")] == [
+        [(START + 1, 1)]
+    ] * 2
     assert house.store.keys("O") == ["", "R&D @home/%"]
 
 
@@ -403,7 +405,11 @@ def test_an_object_has_only_so_many_timers(monkeypatch):
 
 
 def test_outside_of_a_servant_there_are_none():
-    for use in (lambda: current.set_timer("t", "m", after_s=1), lambda: current.cancel_timer("t"), current.timers):
+    for use in (
+        lambda: current.set_timer("t", "m", after_s=1),
+        lambda: current.cancel_timer("t"),
+        current.timers,
+    ):
         with pytest.raises(LookupError, match="no invocation"):
             use()
 
