@@ -209,7 +209,7 @@ class Facts:
     def own_timers(self, change: bool) -> Timers:
         """Those of the object that is called, to see or to `change`; RuntimeError where that cannot be."""
         raise RuntimeError(
-            f"{self.object_id} has no timers: only Persistent objects have, since they are stored with the state"
+            f"{self.object_id} has no timers: only Persistent objects have, stored with their state"
         )
 
     def next_call(self) -> CallId:
