@@ -43,8 +43,7 @@ from objserver.codecs import Codecs
 from objserver.invocation import CallId, Interceptor
 from objserver.references import object_id
 from objserver.settings import ServerSettings
-from objserver.storage import Store, Timer
-from objserver.storage.base import Due
+from objserver.storage import Due, Store, Timer
 
 if TYPE_CHECKING:
     from objserver.adapter.activation import Activation

@@ -6,12 +6,14 @@ import contextvars
 import itertools
 import math
 
+import Pyro5.api
 import pytest
 
 from objserver import (
     PerRequest,
     Persistent,
     Reentrant,
+    Serial,
     ServerSettings,
     Shared,
     current,
@@ -506,6 +508,18 @@ def test_methods_of_every_kind_are_called(house):
     house.pass_time(1)
     assert sorted(Recorder.executed) == [("c", "Kinds"), ("look",), ("n",), ("s",)]
     assert house.call("K/a", "when") == {}
+
+
+def test_classes_written_for_pyro5_have_timers_too(house):
+    class Old(Recorder):
+        @Pyro5.api.expose
+        def old(self):
+            current.set_timer("t", "note", 1, after_s=1)
+
+    house.register(Old, "Old", Serial())
+    house.call("Old/a", "old")
+    house.pass_time(1)
+    assert Recorder.executed == [(1,)]
 
 
 def test_a_coroutine_is_run(house):
