@@ -9,12 +9,17 @@ __all__ = ["Clock", "SystemClock"]
 
 
 class Clock(Protocol):
-    """Seconds that only grow; the zero has no meaning."""
+    """Two kinds of seconds: for how long, and when."""
 
-    def monotonic(self) -> float: ...
+    def monotonic(self) -> float:
+        """They only grow; the zero has no meaning."""
+
+    def time(self) -> float:
+        """Since 1970.  Whoever sets the clock may make them jump, in either direction."""
 
 
 class SystemClock:
     """The clock of the machine."""
 
     monotonic = staticmethod(time.monotonic)
+    time = staticmethod(time.time)

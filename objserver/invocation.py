@@ -29,6 +29,7 @@ __all__ = [
     "Current",
     "Facts",
     "Interceptor",
+    "Timers",
     "current",
     "in_progress",
     "intercepted",
@@ -144,6 +145,27 @@ class Client(Protocol):
         """The wait is over; called once for every `about_to_block` that returned."""
 
 
+class Timers(Protocol):
+    """The timers of one object, as the calls that have run leave them."""
+
+    def set(
+        self,
+        name: str,
+        method: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        after_s: float | None,
+        every_s: float | None,
+    ) -> None:
+        """See `Current.set_timer`."""
+
+    def cancel(self, name: str) -> bool:
+        """No longer; whether there was one of that name."""
+
+    def due(self) -> dict[str, float]:
+        """By name, when each is due, in seconds since 1970."""
+
+
 class Facts:
     """What is known about one invocation.
 
@@ -175,13 +197,20 @@ class Facts:
     defers = False
     """What it sends without waiting for an answer leaves when its own outcome is stored: as `messages`."""
     messages: Sequence[Any] = ()
-    timers: Sequence[Any] = ()
+    is_of_object = False
+    """The client of `call` is an object, which may come back after any time: it is remembered for ever."""
     _calls_made = 0
 
     def send_later(self, target: str, method: str, payload: bytes) -> None:
         """A call without an answer, of the object `target`, that is made when this one is stored."""
         with _cancelling:
             self.messages = [*self.messages, (target, method, payload)]
+
+    def own_timers(self, change: bool) -> Timers:
+        """Those of the object that is called, to see or to `change`; RuntimeError where that cannot be."""
+        raise RuntimeError(
+            f"{self.object_id} has no timers: only Persistent objects have, stored with their state"
+        )
 
     def next_call(self) -> CallId:
         """The id of the next call that this one makes: the same each time it is run."""
@@ -363,6 +392,40 @@ class Current:
     def session(self) -> str:
         """The client session, for what a servant wants to keep per client."""
         return self._facts().caller.session
+
+    def set_timer(
+        self,
+        name: str,
+        method: str,
+        /,
+        *args: Any,
+        after_s: float | None = None,
+        every_s: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Have `method(*args, **kwargs)` of this object called in `after_s` seconds, and then `every_s`.
+
+        Without `every_s` it is called once; without `after_s` the first time is in `every_s`.  It replaces
+        the object's timer of the same name.  It is stored with what this call changes, also if the call
+        raises, and lost with it.  Then it outlives the server: each firing takes effect once, as a call in
+        the object's turn.  The method may be any of the object's class, exposed or not, but no generator.
+
+        For Persistent objects, in calls that are not `@readonly`: elsewhere RuntimeError.  AttributeError and
+        TypeError if there is no such method, or it cannot be called like this; StateError if an argument
+        cannot be stored; ServerBusy if the object has too many timers.
+        """
+        self._facts().own_timers(True).set(name, method, args, kwargs, after_s, every_s)
+
+    def cancel_timer(self, name: str) -> bool:
+        """The timer of that name does not fire any more; whether there was one.  As `set_timer` otherwise."""
+        return self._facts().own_timers(True).cancel(name)
+
+    def timers(self) -> dict[str, float]:
+        """When the timers of this object are due, by name, in seconds since 1970.  Also in `@readonly` calls.
+
+        Inside of a periodic timer's own call it is due next time already, and one that fires once is gone.
+        """
+        return self._facts().own_timers(False).due()
 
 
 current = Current()

@@ -89,6 +89,8 @@ class ServerSettings:
     sessions_max: int = 100_000
     """Such clients at a time; each is a row in the store, and what is remembered here costs about 200
     bytes."""
+    timers_per_object_max: int = 1_000
+    """Timers that a Persistent object has set: they are all read when one of them fires."""
     calls_per_connection_max: int = 1_000
     """Calls in flight of one connection that carries many; our own clients send half of that."""
     callbacks_per_connection_max: int = 1_000

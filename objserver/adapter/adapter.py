@@ -109,7 +109,7 @@ class ObjectAdapter:
         self._durability: Durability | None = None
         if store is not None and committer is not None:
             self._durability = Durability(
-                self, codecs, store, committer, engine, settings, clock.monotonic, deliver
+                self, codecs, store, committer, engine, settings, clock, deliver, self._interceptors
             )
         self._change = partial(
             PolicyChange,
@@ -158,6 +158,8 @@ class ObjectAdapter:
             self._active.name(instance, name)
             if skeleton is not None and skeleton.written_for_pyro5:
                 pyro5.introduce(instance, name, self._pyro5_daemon)
+        if registration.persistent and self._durability is not None:
+            self._durability.timekeeper.look_soon()  # there may be timers of its objects in the store
         return registration
 
     def unregister(self, name: str) -> None:
@@ -192,7 +194,7 @@ class ObjectAdapter:
         activation = activation or registration.activation
         ordering = ordering or registration.threading
         self._registry.check(registration, activation, ordering)
-        change = self._change(registration, activation, ordering, merge, done)
+        change = self._change(registration, activation, ordering, merge, partial(self._changed, done))
         facts = in_progress.get()
         if facts is not None and leads_through((*facts.chain, facts.id), name):
             raise errors.Deadlock(
@@ -202,9 +204,23 @@ class ObjectAdapter:
         change.begin()
         return change
 
+    def _changed(self, done: Callable[[BaseException | None], None], problem: BaseException | None) -> None:
+        if self._durability is not None:
+            self._durability.timekeeper.look_soon()  # what is Persistent now may have been before
+        done(problem)
+
     def registered(self) -> list[str]:
         """Names of everything registered, Pyro.Daemon included."""
         return [registration.name for registration in self._registry.all()]
+
+    def persistent_types(self) -> list[str]:
+        """Names under which Persistent objects are registered: their types in the store."""
+        return [registration.name for registration in self._registry.all() if registration.persistent]
+
+    def is_active(self, object_id: str) -> bool:
+        """Whether the object has a servant here; only for those that are found by their id alone."""
+        activation = self._activation_at(object_id)
+        return activation is not None and activation.servant is not EMPTY
 
     def metadata(self, object_id: str) -> dict[str, set[str]]:
         """What a proxy must know of an object: exposed `methods`, `oneway` methods and `attrs`.
@@ -422,6 +438,18 @@ class ObjectAdapter:
         for other in starting:
             self.run_later(other)
         return waiting
+
+    def run_in_turn(self, invocation: Invocation) -> None:
+        """Have `invocation.work` run with the servant in its turn.  What `admit` refuses it raises."""
+        self.invocations += 1
+        admitted: bool | None = None
+        while admitted is None:
+            activation = self._activation_at(invocation.object_id) or self._activation_for(invocation)
+            assert activation is not None
+            activation.last_used = self.invocations
+            admitted = self._offer(activation, invocation)
+        if admitted:
+            self.run_later(invocation)
 
     def run_later(self, invocation: Invocation) -> None:
         """Have an admitted invocation run by the engine."""
@@ -723,6 +751,7 @@ class ObjectAdapter:
             self.end(activation)
         if self._durability is not None:
             self._durability.outbox.housekeeping(now)
+            self._durability.timekeeper.housekeeping(now)
         if self._durability is not None and now >= self._sessions_due:
             self._sessions_due = now + self.settings.session_lease_s / 4
             self._durability.expire_sessions(self._active.all(), now)
@@ -736,6 +765,11 @@ class ObjectAdapter:
     def keeps_calls(self, object_id: str) -> bool:
         """Whether calls of the object happen exactly once, if they have an id."""
         return self._registry.find(object_id)[0].persistent
+
+    def stop_timers(self) -> None:
+        """No timer fires any more: the next server has them."""
+        if self._durability is not None:
+            self._durability.timekeeper.stop()
 
     def end_all(self) -> None:
         """Every servant ends, in its turn; `active` tells when they have."""

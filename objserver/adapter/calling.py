@@ -31,6 +31,8 @@ class Engine(Protocol):
     def after(self, delay_s: float, work: Callable[[], None]) -> None:
         """Submit `work` when about so much time has passed."""
 
+    def about_to_block(self, location: Location | None = None) -> None: ...
+    def no_longer_blocked(self) -> None: ...
     def run_coroutine(
         self,
         coroutine: Coroutine[Any, Any, Any],

@@ -10,7 +10,7 @@ What happens on the committer's thread is short; the user's code runs on workers
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -22,10 +22,12 @@ from objserver.adapter.gate import DONE, RAISED, RETURNED, STREAMED, Gate, Held,
 from objserver.adapter.invocation import Invocation
 from objserver.adapter.outbox import Deliver, Outbox
 from objserver.adapter.sessions import Sessions
+from objserver.adapter.timers import ObjectTimers, Timekeeper
+from objserver.clock import Clock
 from objserver.codecs import Codecs
-from objserver.invocation import CallId
+from objserver.invocation import CallId, Interceptor
 from objserver.settings import ServerSettings
-from objserver.storage import Change, Committer, Message, Reply, Store, Superseded
+from objserver.storage import Change, Committer, Reply, Store, Superseded
 
 __all__ = ["Durability", "Repeated"]
 
@@ -46,6 +48,9 @@ class Adapter(Protocol):
     def discard(self, activation: Activation) -> None: ...
     def refuse(self, invocation: Invocation, problem: BaseException) -> None: ...
     def leave_and_run(self, invocation: Invocation) -> None: ...
+    def run_in_turn(self, invocation: Invocation) -> None: ...
+    def persistent_types(self) -> list[str]: ...
+    def is_active(self, object_id: str) -> bool: ...
 
 
 class Durability:
@@ -59,8 +64,9 @@ class Durability:
         committer: Committer,
         engine: Engine,
         settings: ServerSettings,
-        monotonic: Callable[[], float],
+        clock: Clock,
         deliver: Deliver,
+        interceptors: Sequence[Interceptor] = (),
     ) -> None:
         self._adapter = adapter
         self._codecs = codecs
@@ -68,9 +74,10 @@ class Durability:
         self._committer = committer
         self._engine = engine
         self._settings = settings
-        self._monotonic = monotonic
+        self._monotonic = clock.monotonic
         self.sessions = Sessions(store, settings.session_lease_s, settings.sessions_max)
-        self.outbox = Outbox(store, engine, deliver, monotonic)
+        self.outbox = Outbox(store, engine, deliver, clock.monotonic)
+        self.timekeeper = Timekeeper(adapter, codecs, store, engine, settings, clock, interceptors)
         self.repeated = self.unsettled = 0
 
     # -- before --------------------------------------------------------------------------------------
@@ -79,6 +86,8 @@ class Durability:
         """It is about to be called.  Raises Repeated if it has been, or what refuses it."""
         gate = invocation.gate = invocation.activation.gate
         assert gate is not None
+        if gate.timers is None:
+            gate.timers = ObjectTimers(self.timekeeper, invocation.activation, gate)
         call = invocation.call
         if len(gate) >= self._settings.mailbox_size_max:
             raise errors.ServerBusy(
@@ -153,7 +162,9 @@ class Durability:
     def _record(self, invocation: Invocation, held: Held, error: BaseException | None) -> None:
         call = invocation.call
         invocation.defers = False
-        held.messages, held.timers = invocation.messages, invocation.timers
+        held.messages = invocation.messages
+        if invocation.gate is not None and invocation.gate.timers is not None:
+            held.timers = invocation.gate.timers.take()
         if call is None:
             return
         status = RETURNED if error is None else RAISED
@@ -212,8 +223,7 @@ class Durability:
         """Do what the gate says is next."""
         with activation.lock:
             step = gate.step()
-        messages = step.messages if isinstance(step, Change) else ()
-        done = partial(self._done, activation, gate, messages)
+        done = partial(self._done, activation, gate, step)
         try:
             if isinstance(step, Change):
                 self._committer.submit(step, done)
@@ -229,7 +239,7 @@ class Durability:
         self,
         activation: Activation,
         gate: Gate,
-        messages: Sequence[Message],
+        step: Change | Read | Release | None,
         problem: BaseException | None,
     ) -> None:
         """What was under way is durable, or `problem`.  On the committer's thread."""
@@ -240,8 +250,11 @@ class Durability:
                 self._advance(activation, gate)
             for held in released:
                 self._release(held)
-            if messages:
-                self.outbox.add(messages)
+            if isinstance(step, Change):
+                if step.messages:
+                    self.outbox.add(step.messages)
+                if step.timers:
+                    self.timekeeper.stored(step.timers)
             activation.mailbox.rested()
             return
         if messages and getattr(problem, "in_doubt", True):
@@ -327,4 +340,5 @@ class Durability:
             "calls_repeated": self.repeated,
             "calls_unsettled": self.unsettled,
             **self.outbox.statistics(),
+            **self.timekeeper.statistics(),
         }

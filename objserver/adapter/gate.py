@@ -18,7 +18,7 @@ done, and says how that ended.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import ormsgpack
 
@@ -27,6 +27,9 @@ from objserver.adapter.invocation import Invocation
 from objserver.adapter.state import CODEC
 from objserver.invocation import CallId
 from objserver.storage import Change, Message, Record, Reply, Timer
+
+if TYPE_CHECKING:
+    from objserver.adapter.timers import ObjectTimers
 
 __all__ = ["DONE", "Gate", "Held", "Read", "Release"]
 
@@ -53,6 +56,7 @@ class Held:
         self.messages: Sequence[tuple[str, str, bytes]] = ()
         """Target, method and encoded call of what it sends without waiting for an answer."""
         self.timers: Sequence[Timer] = ()
+        """What it set, as it stands now, and cancelled."""
         self.failure: BaseException | None = None
         """Its own state could not be captured: when those before it are through, the servant has to go."""
         self.also: list[Invocation] = []
@@ -96,6 +100,7 @@ class Gate:
         "poisoned",
         "state",
         "state_version",
+        "timers",
         "version",
     )
 
@@ -117,6 +122,8 @@ class Gate:
         self.state = record.state if record is not None else None
         """As it was captured last, durable or not."""
         self.state_version = record.state_version if record is not None else 1
+        self.timers: ObjectTimers | None = None
+        """As the calls that have run leave them; there from the first call on."""
         self.poisoned = False
         self.inside: list[Held] = []
         """Calls within a call that has not ended: stored with it."""

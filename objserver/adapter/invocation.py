@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from objserver.adapter.skeleton import Member
-from objserver.invocation import Client, Facts
+from objserver.invocation import Client, Facts, Timers
 
 if TYPE_CHECKING:
     from objserver.adapter.activation import Activation
@@ -101,6 +101,23 @@ class Invocation(Facts):
     @property
     def key(self) -> str:
         return self.activation.key
+
+    def own_timers(self, change: bool) -> Timers:
+        activation = self.activation
+        if activation is None or not activation.registration.persistent:
+            return super().own_timers(change)
+        timers = self.gate.timers if self.gate is not None else None
+        if change and self.readonly:
+            raise RuntimeError(
+                f"{self.object_id}.{self.method} is @readonly, so it keeps nothing that it does: "
+                "it cannot set or cancel timers"
+            )
+        if timers is None or (change and not self.defers):
+            raise RuntimeError(
+                f"timers are set and cancelled in a call of {self.object_id}, and none is in progress here: "
+                "not before the first has begun, as in on_activate, and not after it has ended"
+            )
+        return timers
 
     @property
     def readonly(self) -> bool:

@@ -370,7 +370,8 @@ async def _again(
         while True:
             if isinstance(problem, errors.SessionExpired) and attempts.may_open_session():
                 assert attempts.id is not None
-                await _open_session(stub, attempts.id.client)
+                facts = in_progress.get()
+                await _open_session(stub, attempts.id.client, facts is not None and facts.is_of_object)
             elif problem is not None:
                 await asyncio.sleep(attempts.pause(problem, monotonic()))
             attempts.answered = attempts.refused = False
@@ -387,11 +388,11 @@ async def _again(
         attempts.over()
 
 
-async def _open_session(stub: Stub, client: bytes) -> None:
+async def _open_session(stub: Stub, client: bytes, forever: bool = False) -> None:
     """Have the server remember the calls of `client`."""
     connection = await _connection(stub)
     codec = connection.codec
-    payload = codec.encode_call(DAEMON_ID, "open_session", (client,), {})
+    payload = codec.encode_call(DAEMON_ID, "open_session", (client, forever), {})
     reply = await connection.call(codec, payload, 0, None, NO_CORRELATION, stub.time_left())
     assert reply is not None
     stub.value_of(codec, reply)

@@ -68,6 +68,12 @@ class _Engine:
         loop = home.loop
         loop.call_soon_threadsafe(loop.call_later, delay_s, self.submit, work)
 
+    def about_to_block(self, location: Location | None = None) -> None:
+        pass
+
+    def no_longer_blocked(self) -> None:
+        pass
+
     def _run(self) -> None:
         while True:
             work = self._work.get()

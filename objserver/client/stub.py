@@ -494,7 +494,8 @@ class Stub:
             while True:
                 if isinstance(problem, errors.SessionExpired) and attempts.may_open_session():
                     assert attempts.id is not None
-                    self.open_session(attempts.id.client)
+                    facts = in_progress.get()
+                    self.open_session(attempts.id.client, facts is not None and facts.is_of_object)
                 elif problem is not None:
                     pause_s = attempts.pause(problem, here.monotonic())
                     if pause_s:

@@ -319,6 +319,7 @@ class ObjectServer:
                 os.unlink(self._location.path)
             if started:
                 self.poller.pause_reading()
+                self.adapter.stop_timers()
                 settled = self._await_readers(deadline)
                 self._await_quiet(deadline)
                 self.adapter.end_all()

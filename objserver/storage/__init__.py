@@ -9,6 +9,7 @@ from __future__ import annotations
 from objserver import errors
 from objserver.storage.base import (
     Change,
+    Due,
     Message,
     Record,
     Reply,
@@ -22,6 +23,7 @@ from objserver.storage.committer import Committer
 __all__ = [
     "Change",
     "Committer",
+    "Due",
     "Message",
     "Record",
     "Reply",

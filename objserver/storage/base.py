@@ -174,11 +174,11 @@ class Store(Protocol):
     def delivered(self, ids: Sequence[bytes]) -> None:
         """Forget these messages."""
 
-    def due(self, now: float, limit: int) -> list[Due]:
-        """Timers whose time has come at `now`, earliest first."""
+    def due(self, now: float, types: Sequence[str], limit: int) -> list[Due]:
+        """Timers of objects of these types whose time has come at `now`, earliest first."""
 
-    def next_due(self) -> float | None:
-        """When the earliest timer is due."""
+    def next_due(self, after: float, types: Sequence[str]) -> float | None:
+        """When the earliest of these types' timers is due, of those that are due later than `after`."""
 
     def timers(self, type: str, key: str) -> list[Timer]:
         """The object's timers, in order of name."""

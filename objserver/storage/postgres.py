@@ -171,8 +171,15 @@ RETURNING client""".encode()
 _FORGET = b"DELETE FROM reply WHERE client = ANY(%b::bytea[])"
 _MESSAGES = b"SELECT id, target, payload FROM message ORDER BY position LIMIT %s"
 _DELIVERED = b"DELETE FROM message WHERE id = ANY(%b::bytea[])"
-_DUE = b"SELECT type, key, name, due, payload FROM timer WHERE due <= %b::float8 ORDER BY due LIMIT %b"
-_NEXT_DUE = b"SELECT min(due) FROM timer"
+# By type, so that each is found in the index.
+_DUE = b"""
+SELECT t.* FROM unnest(%b::text[]) AS x(type), LATERAL (
+    SELECT type, key, name, due, payload FROM timer
+    WHERE timer.type = x.type AND due <= %b::float8 ORDER BY due LIMIT %b) AS t
+ORDER BY t.due LIMIT %b"""
+_NEXT_DUE = b"""
+SELECT min(t.due) FROM unnest(%b::text[]) AS x(type), LATERAL (
+    SELECT min(due) AS due FROM timer WHERE timer.type = x.type AND due > %b::float8) AS t"""
 _TIMERS = b"SELECT name, due, payload FROM timer WHERE type = %s AND key = %s ORDER BY name"
 _KEYS = (
     b"SELECT key FROM object WHERE type = %s AND key >= %s AND (%s::text IS NULL OR key < %s)"
@@ -381,12 +388,12 @@ class PostgresStore:
     def delivered(self, ids: Sequence[bytes]) -> None:
         self._run(_DELIVERED, list(ids))
 
-    def due(self, now: float, limit: int) -> list[Due]:
-        rows = self._rows("read", _DUE, float(now), limit)
+    def due(self, now: float, types: Sequence[str], limit: int) -> list[Due]:
+        rows = self._rows("read", _DUE, list(set(types)), float(now), limit, limit)
         return [Due(type, key, Timer(*timer)) for type, key, *timer in rows]
 
-    def next_due(self) -> float | None:
-        due: float | None = self._rows("read", _NEXT_DUE)[0][0]
+    def next_due(self, after: float, types: Sequence[str]) -> float | None:
+        due: float | None = self._rows("read", _NEXT_DUE, list(set(types)), float(after))[0][0]
         return due
 
     def timers(self, type: str, key: str) -> list[Timer]:

@@ -76,8 +76,8 @@ _DELIVERED = "DELETE FROM message WHERE id = ?"
 _NO_TIMER = "DELETE FROM timer WHERE type = ? AND key = ? AND name = ?"
 _TIMER = "INSERT OR REPLACE INTO timer (type, key, name, due, payload) VALUES (?, ?, ?, ?, ?)"
 _TIMERS = "SELECT name, due, payload FROM timer WHERE type = ? AND key = ? ORDER BY name"
-_DUE = "SELECT type, key, name, due, payload FROM timer WHERE due <= ? ORDER BY due LIMIT ?"
-_NEXT_DUE = "SELECT min(due) FROM timer"
+_DUE = "SELECT type, key, name, due, payload FROM timer WHERE type = ? AND due <= ? ORDER BY due LIMIT ?"
+_NEXT_DUE = "SELECT min(due) FROM timer WHERE type = ? AND due > ?"
 # Text is compared as UTF-8 bytes and 0xff occurs in none, so this range is exactly the prefix's.
 _KEYS = (
     "SELECT key FROM object WHERE type = ? AND key >= ? AND key < CAST(? AS TEXT) AND NOT deleted"
@@ -303,12 +303,14 @@ class SqliteStore:
         with self._transaction() as cursor:
             cursor.executemany(_DELIVERED, [(id,) for id in ids])
 
-    def due(self, now: float, limit: int) -> list[Due]:
-        return [Due(type, key, Timer(*timer)) for type, key, *timer in self._rows(_DUE, now, limit)]
+    def due(self, now: float, types: Sequence[str], limit: int) -> list[Due]:
+        rows = (row for type in set(types) for row in self._rows(_DUE, type, now, limit))
+        found = [Due(type, key, Timer(*timer)) for type, key, *timer in rows]
+        return sorted(found, key=lambda due: due.timer.due)[:limit]  # type: ignore[arg-type, return-value]
 
-    def next_due(self) -> float | None:
-        due: float | None = self._rows(_NEXT_DUE)[0][0]
-        return due
+    def next_due(self, after: float, types: Sequence[str]) -> float | None:
+        dues = (self._rows(_NEXT_DUE, type, after)[0][0] for type in set(types))
+        return min((due for due in dues if due is not None), default=None)
 
     def timers(self, type: str, key: str) -> list[Timer]:
         return [Timer(*row) for row in self._rows(_TIMERS, type, key)]

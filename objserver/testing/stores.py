@@ -301,7 +301,7 @@ class StoreConformance:
         assert store.replies("T", "new") == []
         assert len(store.replies("T", "b")) == 3
         assert store.messages(10) == []
-        assert store.next_due() is None
+        assert store.next_due(0.0, ["T"]) is None
         # acknowledging needs no session
         assert store.commit([change("a", 1, acked=[(STRANGER, 7)])])
 
@@ -375,23 +375,36 @@ class StoreConformance:
         assert store.load("T", "b") is None
 
     def test_timers_are_set_replaced_and_removed(self, store: Store) -> None:
-        assert store.next_due() is None
+        both = ["T", "U"]
+        assert store.next_due(0.0, both) is None
         one, two, three = Timer("one", 2.5, b"\x00"), Timer("two", 1e10 + 0.125), Timer("", 7.0)
         store.commit([change("a", timers=[two, one]), change("a", type="U", timers=[three])])
         assert store.timers("T", "a") == [one, two]
         assert store.timers("U", "a") == [three]
         assert store.timers("T", "b") == []
-        assert store.next_due() == 2.5
-        assert store.due(2.4, 10) == []
-        assert store.due(2.5, 10) == [Due("T", "a", one)]
-        assert store.due(1e11, 10) == [Due("T", "a", one), Due("U", "a", three), Due("T", "a", two)]
-        assert store.due(1e11, 2) == [Due("T", "a", one), Due("U", "a", three)]
+        dues = [store.next_due(after, both) for after in (0.0, 2.5, 7.0, 1e11)]
+        assert dues == [2.5, 7.0, 1e10 + 0.125, None]
+        assert store.due(2.4, both, 10) == []
+        assert store.due(2.5, both, 10) == [Due("T", "a", one)]
+        assert store.due(1e11, both, 10) == [Due("T", "a", one), Due("U", "a", three), Due("T", "a", two)]
+        assert store.due(1e11, both, 2) == [Due("T", "a", one), Due("U", "a", three)]
         later = one._replace(due=9.0, payload=b"later")
         gone = [two._replace(due=None), Timer("unknown", None)]
         store.commit([change("a", 1, timers=[later, *gone]), change("b", timers=[Timer("one", 8.0)])])
         assert store.timers("T", "a") == [later]
-        assert [due.timer.due for due in store.due(1e11, 10)] == [7.0, 8.0, 9.0]
-        assert store.next_due() == 7.0
+        assert [due.timer.due for due in store.due(1e11, both, 10)] == [7.0, 8.0, 9.0]
+        assert store.next_due(0.0, both) == 7.0
+
+    def test_timers_are_asked_for_by_type(self, store: Store) -> None:
+        one, two = Timer("t", 2.0), Timer("t", 1.0)
+        store.commit([change("a", timers=[one]), change("a", type="U", timers=[two])])
+        for type, timer in (("T", one), ("U", two)):
+            assert store.due(9.0, [type], 1) == [Due(type, "a", timer)]
+            assert store.due(9.0, [type, "V", type], 9) == [Due(type, "a", timer)]
+            assert store.next_due(0.0, [type, "V"]) == timer.due
+        for none in ([], ["V"]):
+            assert store.due(9.0, none, 9) == []
+            assert store.next_due(0.0, none) is None
 
     def test_of_several_timers_of_a_name_in_one_change_the_last_counts(self, store: Store) -> None:
         off = Timer("t", None)
@@ -406,7 +419,7 @@ class StoreConformance:
         good = change("b", messages=[message(2)], timers=[Timer("t", 3.0)])
         assert store.commit([late, good]) == {("T", "b")}
         assert store.messages(10) == [message(2)]
-        assert store.due(9.0, 10) == [Due("T", "a", Timer("t", 1.0)), Due("T", "b", Timer("t", 3.0))]
+        assert store.due(9.0, ["T"], 10) == [Due("T", "a", Timer("t", 1.0)), Due("T", "b", Timer("t", 3.0))]
 
     # All of it
 
@@ -511,8 +524,8 @@ class StoreConformance:
             store.expire_sessions,
             lambda: store.messages(1),
             lambda: store.delivered([b"i"]),
-            lambda: store.due(0, 1),
-            store.next_due,
+            lambda: store.due(0, ["T"], 1),
+            lambda: store.next_due(0, ["T"]),
             lambda: store.timers("T", "a"),
             store.types,
         ]
@@ -664,7 +677,7 @@ class SharedStoreConformance(StoreConformance):
         assert store.commit([late]) == set()
         assert store.confirm([("T", "a", 0, 1)]) == set()
         assert store.confirm([("T", "a", 1, 1)]) == {name}
-        assert (store.replies(*name), store.messages(1), store.next_due()) == ([], [], None)
+        assert (store.replies(*name), store.messages(1), store.timers(*name)) == ([], [], [])
         # the new owner keeps the epoch, also when it commits and when it asks again
         assert store.commit([change("a", 1, b"t", epoch=1)]) == {name}
         assert store.acquire([name], "new") == {name: Record(1, 2, 1, 3, b"t")}

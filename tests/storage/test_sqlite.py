@@ -81,7 +81,7 @@ def test_after_an_input_output_error_nothing_is_tried_again():
     failure.sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC
     with pytest.raises(errors.StoreError, match="disk failed"), store._using("write"):
         raise failure
-    for use in (lambda: store.commit([change("a")]), lambda: store.renew_sessions([], 1), store.next_due):
+    for use in (lambda: store.commit([change("a")]), lambda: store.renew_sessions([], 1), store.types):
         with pytest.raises(errors.StoreError, match=r"disk failed.*restart"):
             use()
 
