@@ -328,7 +328,11 @@ class _Complaints(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         thread = getcurrent()
-        if self._world.reaping or (isinstance(thread, Thread) and not thread.process.alive):
+        if (
+            record.thread != self._world.thread
+            or self._world.reaping
+            or (isinstance(thread, Thread) and not thread.process.alive)
+        ):
             return
         if record.levelno >= logging.ERROR:
             problem = record.exc_info[1] if record.exc_info else None
@@ -346,6 +350,7 @@ class World:
         self.random = Random(seed)
         self.now = START_S
         self.hub = getcurrent()
+        self.thread = threading.get_ident()
         self._wait = self.hub.switch
         self.locks = 0
         """That are held: by the thread that runs, for none that waits may hold one."""
@@ -463,8 +468,9 @@ class World:
         before = logger.level, logger.propagate, logger.handlers[:]
         complaints = _Complaints(self)
         gc.disable()
-        os.urandom = self.random.randbytes
-        threading.Lock = lambda: Lock(self)  # type: ignore
+        ours = self.thread  # other threads of this process go on as before
+        os.urandom = lambda n: self.random.randbytes(n) if threading.get_ident() == ours else urandom(n)
+        threading.Lock = lambda: Lock(self) if threading.get_ident() == ours else lock()  # type: ignore
         logger.handlers[:] = [complaints]
         logger.setLevel(logging.ERROR if self._tell is None else logging.INFO)
         logger.propagate = False
