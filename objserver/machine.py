@@ -159,6 +159,9 @@ class Machine:
     epoll: Callable[[], Any] = select.epoll
     Bell: Callable[[], Any] = Bell
 
+    # The last, since from here on the name is this and not the module.
+    time: Callable[[], float] = staticmethod(time.time)
+
 
 _REAL = Machine()
 os.register_at_fork(after_in_child=_REAL._owned.clear)

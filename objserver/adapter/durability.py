@@ -257,7 +257,7 @@ class Durability:
                     self.timekeeper.stored(step.timers)
             activation.mailbox.rested()
             return
-        if messages and getattr(problem, "in_doubt", True):
+        if isinstance(step, Change) and step.messages and getattr(problem, "in_doubt", True):
             self.outbox.look()
         with activation.lock:
             in_flight, ahead = gate.failed()

@@ -47,6 +47,7 @@ class Attempts:
         "_deadline",
         "_failures",
         "_in_doubt",
+        "_problem",
         "_uniform",
         "_warn_at",
         "_warn_s",
@@ -70,6 +71,8 @@ class Attempts:
         self._deadline = math.inf if timeout_s is None else now + timeout_s
         self._uniform = uniform
         self._failures = 0
+        self._problem: BaseException | None = None
+        """Of the last attempt."""
         self._in_doubt = False
         """It may have been executed."""
         self._warn_s = WARN_AFTER_S
@@ -101,7 +104,8 @@ class Attempts:
             return None
         left = self._deadline - now
         if left < LEFT_MIN_S:
-            raise self._told(errors.DeadlineExceeded(f"{self.what}: its time was up before it could be sent"))
+            late = errors.DeadlineExceeded(f"{self.what}: its time was up before it could be sent")
+            raise self._told(self._problem or late)
         return left
 
     @property
@@ -128,6 +132,7 @@ class Attempts:
 
     def pause(self, problem: BaseException, now: float) -> float:
         """After an attempt has failed: the seconds to wait before the next; or raises what to tell."""
+        self._problem = problem
         if self.answered and not self.refused and not isinstance(problem, errors.Unsettled):
             # The servant's own.  That a repetition was not stored says nothing of the attempt before.
             lost = self._in_doubt and self.id is None and isinstance(problem, errors.StoreError)

@@ -50,6 +50,10 @@ SHOWN_MAX = 200
 _STAMP = struct.Struct("<dQQ")
 
 
+EPOCH = 1_800_000_000.0
+"""Seconds since 1970 when a world begins."""
+
+
 class Crashed(GreenletExit):
     """The process of this thread is gone."""
 
@@ -270,6 +274,7 @@ class Process(Machine):
         self.start = self._start
         self.current_thread = getcurrent
         self.monotonic = self._monotonic
+        self.time = self._time
         self.sleep = self._sleep
 
     def __repr__(self) -> str:
@@ -283,6 +288,9 @@ class Process(Machine):
         """Crashed if the process is gone."""
         if not self.alive:
             raise Crashed
+
+    def _time(self) -> float:
+        return EPOCH + self._monotonic()
 
     def _monotonic(self) -> float:
         return self.world.now
@@ -328,7 +336,11 @@ class _Complaints(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         thread = getcurrent()
-        if self._world.reaping or (isinstance(thread, Thread) and not thread.process.alive):
+        if (
+            record.thread != self._world.thread
+            or self._world.reaping
+            or (isinstance(thread, Thread) and not thread.process.alive)
+        ):
             return
         if record.levelno >= logging.ERROR:
             problem = record.exc_info[1] if record.exc_info else None
@@ -346,6 +358,7 @@ class World:
         self.random = Random(seed)
         self.now = START_S
         self.hub = getcurrent()
+        self.thread = threading.get_ident()
         self._wait = self.hub.switch
         self.locks = 0
         """That are held: by the thread that runs, for none that waits may hold one."""
@@ -463,8 +476,9 @@ class World:
         before = logger.level, logger.propagate, logger.handlers[:]
         complaints = _Complaints(self)
         gc.disable()
-        os.urandom = self.random.randbytes
-        threading.Lock = lambda: Lock(self)  # type: ignore
+        ours = self.thread  # other threads of this process go on as before
+        os.urandom = lambda n: self.random.randbytes(n) if threading.get_ident() == ours else urandom(n)
+        threading.Lock = lambda: Lock(self) if threading.get_ident() == ours else lock()  # type: ignore
         logger.handlers[:] = [complaints]
         logger.setLevel(logging.ERROR if self._tell is None else logging.INFO)
         logger.propagate = False

@@ -23,6 +23,7 @@ from objserver import (
 )
 from objserver.client import books
 from objserver.client.attempts import Attempts
+from objserver.machine import machine
 from objserver.settings import Limits
 from objserver.storage.sqlite import SqliteStore
 from objserver.wire import CallContext, Flag, FrameParser, FrameType, encode_frame
@@ -91,7 +92,7 @@ class Account:
 @pytest.fixture(autouse=True)
 def fresh():
     Account.executed = 0
-    books._books.clear()
+    machine.get().own(books._Books)._books.clear()
 
 
 @contextlib.contextmanager
@@ -432,12 +433,12 @@ async def _outcome(server, call):
 def test_a_forgotten_client_begins_a_new_book(server, monkeypatch):
     proxy = Proxy(f"PYRO:Account/a@{server.address}", timeout_s=BOUND_S)
     assert proxy.deposit(1) == 1
-    (before,) = books._books.values()
+    (before,) = machine.get().own(books._Books)._books.values()
     store = server._store
     store._clock = lambda: 1e12
     server.adapter._durability.expire_sessions(server.adapter._active.all(), server.clock.monotonic())
     assert proxy.deposit(1) == 2
-    (after,) = books._books.values()
+    (after,) = machine.get().own(books._Books)._books.values()
     assert before is not after
     assert Account.executed == 2
 
