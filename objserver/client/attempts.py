@@ -48,6 +48,7 @@ class Attempts:
         "_failures",
         "_in_doubt",
         "_uniform",
+        "_unknown",
         "_warn_at",
         "_warn_s",
         "acked_of_others",
@@ -72,6 +73,8 @@ class Attempts:
         self._failures = 0
         self._in_doubt = False
         """It may have been executed."""
+        self._unknown = False
+        """The caller was told that nobody knows its outcome."""
         self._warn_s = WARN_AFTER_S
         self._warn_at = now + WARN_AFTER_S
         self.repeatable = False
@@ -106,18 +109,29 @@ class Attempts:
 
     def may_open_session(self) -> bool:
         """Whether the server can be told, once, of the client of a call within a numbered one."""
+        if self.asks:
+            return False  # whose session has ended is forgotten, not unheard of
         first, self.session_opened = not self.session_opened, True
         return first and self.id is not None and self.book is None and not self._in_doubt
 
     def lost(self, why: str) -> errors.OutcomeUnknown:
         """The error for a call of which nobody knows any more."""
         unknown = errors.OutcomeUnknown(f"{self.what}: {why}")
+        return self._named(unknown)
+
+    def _named(self, unknown: errors.OutcomeUnknown) -> errors.OutcomeUnknown:
+        """... with what to ask for."""
         unknown.call = self.id
+        self._unknown = True
         return unknown
 
     def over(self) -> None:
         """It will not be made again."""
-        if self.book is not None and self.id is not None:
+        if self.book is None or self.id is None:
+            return
+        if self._unknown:
+            self.book.unknown(self.id)
+        else:
             self.book.end(self.id)
 
     def pause(self, problem: BaseException, now: float) -> float:
@@ -167,8 +181,7 @@ class Attempts:
         elif self.id is None:
             return problem
         if isinstance(problem, errors.OutcomeUnknown):
-            problem.call = self.id
-            return problem
+            return self._named(problem)
         if not self._in_doubt:
             return problem
         unknown = self.lost(f"its outcome was not to be had in time: {problem}")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from uuid import uuid4
 
 from objserver.invocation import CallId
@@ -21,6 +22,9 @@ __all__ = ["Book", "book_of", "close"]
 OUTSTANDING_MAX = 10_000
 """Calls of one book from the oldest that has no answer to the newest.  The store remembers that many for the
 sake of one that takes long; beyond it a new book is begun, and the old one ends with its last call."""
+UNKNOWN_KEPT = 5_000
+"""So many calls later an outcome that nobody knows can still be asked for.  Until then its answer is not
+acknowledged, and so neither are those after it: the store keeps them too."""
 
 
 class Book:
@@ -34,6 +38,7 @@ class Book:
         self._lock = threading.Lock()
         self._last = 0
         self._outstanding: dict[int, None] = {}
+        self._unknown: deque[int] = deque()
 
     def begin(self) -> tuple[CallId, int]:
         """The id of a new call, which `end` must be told when it has its answer; and `acked`."""
@@ -41,12 +46,19 @@ class Book:
             self._last = number = self._last + 1
             outstanding = self._outstanding
             outstanding[number] = None
+            while self._unknown and self._unknown[0] + UNKNOWN_KEPT < number:
+                outstanding.pop(self._unknown.popleft(), None)
             return CallId(self.client, number), next(iter(outstanding)) - 1
 
     def end(self, call: CallId) -> None:
         """Nobody will make the call again."""
         with self._lock:
             self._outstanding.pop(call.number, None)
+
+    def unknown(self, call: CallId) -> None:
+        """Nobody will make the call again, but somebody may ask for its outcome."""
+        with self._lock:
+            self._unknown.append(call.number)
 
     @property
     def acked(self) -> int:

@@ -423,6 +423,37 @@ def test_a_call_whose_time_is_up_can_be_asked_for(tmp_path):
             proxy.outcome(never)
 
 
+def test_an_unknown_outcome_can_be_asked_for_after_other_calls(middle):
+    proxy = Proxy(f"PYRO:Account/a@{middle.address}", timeout_s=BOUND_S)
+    assert proxy.deposit(1) == 1
+    middle.swallow = 10**6
+    with pytest.raises(errors.OutcomeUnknown) as caught:
+        proxy.calling(timeout_s=0.2).deposit(5)
+    middle.swallow = 0
+    assert [proxy.deposit(1) for _ in range(3)] == [7, 8, 9]
+    assert proxy.outcome(caught.value.call) == 6
+
+
+def test_what_is_forgotten_is_not_called_not_executed(server):
+    proxy = Proxy(f"PYRO:Account/a@{server.address}", timeout_s=BOUND_S)
+    assert proxy.deposit(1) == 1
+    (book,) = books._books.values()
+    server._store._clock = lambda: 1e12
+    server.adapter._durability.expire_sessions(server.adapter._active.all(), server.clock.monotonic())
+    for _ in range(2):
+        with pytest.raises(errors.SessionExpired, match="forgotten"):
+            proxy.outcome(numbered(1, client=book.client))
+
+
+def test_what_has_no_number_cannot_be_asked_for(server):
+    account = Proxy(f"PYRO:Account/a@{server.address}", timeout_s=BOUND_S)
+    with pytest.raises(errors.ArgumentError, match="names no call"):
+        account.outcome(None)
+    shared = Proxy(server.register(Account(), "shared"), timeout_s=BOUND_S)
+    with pytest.raises(errors.ArgumentError, match="is not Persistent"):
+        shared.outcome(numbered(1))
+
+
 async def _outcome(server, call):
     async with AsyncProxy(f"PYRO:Account/a@{server.address}") as proxy:
         return await proxy.outcome(call)
