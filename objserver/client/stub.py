@@ -578,7 +578,7 @@ class Stub:
         """For the question what became of `call`; the object is connected to."""
         if not isinstance(call, CallId):
             raise errors.ArgumentError(
-                f"{call!r} names no call: only an OutcomeUnknown of a Persistent object has a `call` to ask for"
+                f"{call!r} names no call: only an OutcomeUnknown of a Persistent object has one to ask for"
             )
         if not self.pool.exactly_once:
             raise errors.ArgumentError(f"{self.pool.object_id} is not Persistent, so it remembers no calls")
