@@ -59,6 +59,7 @@ class Attempts:
         "patient",
         "payload",
         "refused",
+        "remembered",
         "repeatable",
         "session_opened",
         "what",
@@ -81,6 +82,8 @@ class Attempts:
         self.patient = timeout_s is not None
         """It is worth waiting.  Without a deadline only a numbered call waits: another is made once more."""
         self.id: CallId | None = None
+        self.remembered = True
+        """The object knows a repetition by the id; others only pass it on to those that they call."""
         self.book: Book | None = None
         """To which the number belongs; a call within a numbered one has an id of that one's."""
         self.asks = False
@@ -121,7 +124,7 @@ class Attempts:
 
     def _named(self, unknown: errors.OutcomeUnknown) -> errors.OutcomeUnknown:
         """... with what to ask for."""
-        unknown.call = self.id
+        unknown.call = self.id if self.remembered else None
         self._unknown = True
         return unknown
 
@@ -159,7 +162,7 @@ class Attempts:
             return self._renumbered()
         if isinstance(problem, (errors.OutcomeUnknown, errors.Unsettled)):
             self._in_doubt = True
-            return self.repeatable or self.id is not None
+            return self.repeatable or (self.id is not None and self.remembered)
         if isinstance(problem, errors.ConnectFailed) and not self.answered:
             return True
         # A refusal says nothing of the attempt before.

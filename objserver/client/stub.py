@@ -408,11 +408,6 @@ class Stub:
             attempts.answered, attempts.refused = True, bool(reply.flags & Flag.REFUSED)
         return self._unusual(connection, codec, reply)
 
-    def _counts(self, method: str, flags: int) -> bool:
-        """Whether a call has to have an id, where calls can."""
-        metadata = self.pool.metadata
-        return not flags & _ONEWAY and metadata is not None and method not in metadata.repeatable
-
     def _once(
         self,
         connection: ClientConnection,
@@ -536,6 +531,7 @@ class Stub:
             if nested:
                 assert facts is not None
                 attempts.numbered(facts.next_call(), None)
+                attempts.remembered = pool.exactly_once
             else:
                 book = book_of(pool.store)
                 attempts.numbered(book.begin()[0], book)

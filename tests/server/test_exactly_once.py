@@ -573,6 +573,27 @@ def test_a_reentrant_object_keeps_what_inner_calls_did_with_the_outer():
         assert proxy.outer(uri) == ["outer", "inner", "outer", "inner", "done"]
 
 
+def test_a_call_within_a_call_is_not_repeated_at_an_object_that_remembers_nothing(server, middle):
+    class Till(Account):
+        """Shared, so its calls happen at most once, whoever makes them."""
+
+    @expose
+    class Customer:
+        def pay(self, till: str) -> int:
+            return Proxy(till, timeout_s=BOUND_S).deposit(1)
+
+    server.register(Till(), "till")
+    server.register(Customer, "Customer", activation=Persistent())
+    till = f"PYRO:till@{middle.address}"
+    customer = Proxy(f"PYRO:Customer/c@{server.address}", timeout_s=BOUND_S)
+    assert customer.pay(till) == 1
+    middle.swallow = 1
+    with pytest.raises(errors.OutcomeUnknown) as caught:
+        customer.pay(till)
+    assert caught.value.call is None
+    assert Till.executed == 2
+
+
 def test_an_id_passes_through_objects_that_remember_nothing():
     @expose
     class Till:
