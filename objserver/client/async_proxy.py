@@ -118,10 +118,7 @@ class AsyncProxy:
         stub = self._objserver_stub
         if stub.pool.metadata is None:
             await _connection(stub)
-        attempts = stub.attempts("<outcome>", monotonic())
-        attempts.numbered(call, None)
-        attempts.asks = True
-        return await _again(stub, "<outcome>", (), {}, 0, stub.annotations, attempts)
+        return await _again(stub, "<outcome>", (), {}, 0, stub.annotations, stub.asking(call))
 
     async def release(self) -> None:
         """Close the connection; the session of this proxy ends, unless it was given one by name."""

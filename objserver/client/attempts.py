@@ -49,6 +49,7 @@ class Attempts:
         "_in_doubt",
         "_problem",
         "_uniform",
+        "_unknown",
         "_warn_at",
         "_warn_s",
         "acked_of_others",
@@ -59,6 +60,7 @@ class Attempts:
         "patient",
         "payload",
         "refused",
+        "remembered",
         "repeatable",
         "session_opened",
         "what",
@@ -75,12 +77,16 @@ class Attempts:
         """Of the last attempt."""
         self._in_doubt = False
         """It may have been executed."""
+        self._unknown = False
+        """The caller was told that nobody knows its outcome."""
         self._warn_s = WARN_AFTER_S
         self._warn_at = now + WARN_AFTER_S
         self.repeatable = False
         self.patient = timeout_s is not None
         """It is worth waiting.  Without a deadline only a numbered call waits: another is made once more."""
         self.id: CallId | None = None
+        self.remembered = True
+        """The object knows a repetition by the id; others only pass it on to those that they call."""
         self.book: Book | None = None
         """To which the number belongs; a call within a numbered one has an id of that one's."""
         self.asks = False
@@ -115,6 +121,8 @@ class Attempts:
 
     def may_open_session(self) -> bool:
         """Whether the server can be told, once, of the client of a call within a numbered one."""
+        if self.asks:
+            return False  # whose session has ended is forgotten, not unheard of
         first, self.session_opened = not self.session_opened, True
         # Who asks for an outcome had a session: in a new one, what happened before would seem not to have.
         return first and self.id is not None and self.book is None and not self._in_doubt and not self.asks
@@ -122,12 +130,21 @@ class Attempts:
     def lost(self, why: str) -> errors.OutcomeUnknown:
         """The error for a call of which nobody knows any more."""
         unknown = errors.OutcomeUnknown(f"{self.what}: {why}")
-        unknown.call = self.id
+        return self._named(unknown)
+
+    def _named(self, unknown: errors.OutcomeUnknown) -> errors.OutcomeUnknown:
+        """... with what to ask for."""
+        unknown.call = self.id if self.remembered else None
+        self._unknown = True
         return unknown
 
     def over(self) -> None:
         """It will not be made again."""
-        if self.book is not None and self.id is not None:
+        if self.book is None or self.id is None:
+            return
+        if self._unknown:
+            self.book.unknown(self.id)
+        else:
             self.book.end(self.id)
 
     def pause(self, problem: BaseException, now: float) -> float:
@@ -159,7 +176,7 @@ class Attempts:
         if isinstance(problem, (errors.OutcomeUnknown, errors.Unsettled)):
             self._in_doubt = True
             self.patient = self.patient or isinstance(problem, errors.Unsettled)  # it did answer
-            return self.repeatable or self.id is not None
+            return self.repeatable or (self.id is not None and self.remembered)
         if isinstance(problem, errors.ConnectFailed) and not self.answered:
             return True
         # A refusal says nothing of the attempt before.
@@ -180,8 +197,7 @@ class Attempts:
         if isinstance(problem, errors.Unsettled):
             self._in_doubt = True
         if isinstance(problem, errors.OutcomeUnknown):
-            problem.call = self.id
-            return problem
+            return self._named(problem)
         if not self._in_doubt:
             return problem
         unknown = self.lost(f"its outcome was not to be had in time: {problem}")

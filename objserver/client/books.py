@@ -15,7 +15,7 @@ were never sent are made under a new book; others have an outcome that nobody kn
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from uuid import uuid4
 
 from objserver.invocation import CallId
@@ -26,6 +26,9 @@ __all__ = ["Book", "book_of", "close", "introduced", "is_introduced"]
 OUTSTANDING_MAX = 10_000
 """Calls of one book from the oldest that has no answer to the newest.  The store remembers that many for the
 sake of one that takes long; beyond it a new book is begun, and the old one ends with its last call."""
+UNKNOWN_KEPT = 5_000
+"""So many calls later an outcome that nobody knows can still be asked for.  Until then its answer is not
+acknowledged, and so neither are those after it: the store keeps them too."""
 
 INTRODUCED_MAX = 10_000
 """Clients of others of which it is known that a store knows them; the session of one more is opened again,
@@ -45,6 +48,7 @@ class Book:
         self._outstanding: dict[int, None] = {}
         self.is_full = False
         """The oldest call without an answer is too far behind."""
+        self._unknown: deque[int] = deque()
 
     def begin(self) -> tuple[CallId, int]:
         """The id of a new call, which `end` must be told when it has its answer; and `acked`."""
@@ -52,6 +56,8 @@ class Book:
             self._last = number = self._last + 1
             outstanding = self._outstanding
             outstanding[number] = None
+            while self._unknown and self._unknown[0] + UNKNOWN_KEPT < number:
+                outstanding.pop(self._unknown.popleft(), None)
             acked = self.acked
         self.is_full = number - acked > OUTSTANDING_MAX
         return CallId(self.client, number), acked
@@ -59,6 +65,11 @@ class Book:
     def end(self, call: CallId) -> None:
         """Nobody will make the call again."""
         self._outstanding.pop(call.number, None)
+
+    def unknown(self, call: CallId) -> None:
+        """Nobody will make the call again, but somebody may ask for its outcome."""
+        with self._lock:
+            self._unknown.append(call.number)
 
     @property
     def acked(self) -> int:

@@ -220,8 +220,9 @@ class Proxy:
     def outcome(self, call: CallId) -> Any:
         """What became of a call to this object: its result, or the exception that it raised.
 
-        `call` is what `errors.OutcomeUnknown.call` says.  NotExecuted: it has not happened, and from now on
-        it never will.  SessionExpired: the object has forgotten it.  For Persistent objects only.
+        `call` is what `errors.OutcomeUnknown.call` says; the object must be the one that was called, since
+        another knows nothing of it.  NotExecuted: it has not happened, and from now on it never will.
+        SessionExpired: the object has forgotten it.  For Persistent objects only, ArgumentError for others.
         """
         return self._objserver_stub.outcome(call)
 

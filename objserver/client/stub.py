@@ -537,6 +537,7 @@ class Stub:
             if nested:
                 assert facts is not None
                 attempts.numbered(facts.next_call(), None)
+                attempts.remembered = pool.exactly_once
             else:
                 book = book_of(pool.store)
                 attempts.numbered(book.begin()[0], book)
@@ -589,10 +590,20 @@ class Stub:
     def outcome(self, call: CallId) -> Any:
         """See `Proxy.outcome`."""
         self.metadata()
+        return self._again("<outcome>", (), {}, 0, None, self.asking(call))
+
+    def asking(self, call: CallId) -> Attempts:
+        """For the question what became of `call`; the object is connected to."""
+        if not isinstance(call, CallId):
+            raise errors.ArgumentError(
+                f"{call!r} names no call: only an OutcomeUnknown of a Persistent object has one to ask for"
+            )
+        if not self.pool.exactly_once:
+            raise errors.ArgumentError(f"{self.pool.object_id} is not Persistent, so it remembers no calls")
         attempts = self.attempts("<outcome>", machine.get().monotonic())
         attempts.numbered(call, None)
         attempts.asks = True
-        return self._again("<outcome>", (), {}, 0, None, attempts)
+        return attempts
 
     def deliver(self, method: str, payload: bytes, call: CallId, acked: int) -> Any:
         """Make the call that `payload` encodes, under this id."""

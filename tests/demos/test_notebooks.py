@@ -34,6 +34,8 @@ def test_there_are_notebooks_to_run() -> None:
         "02_activation_policies.ipynb",
         "03_threads.ipynb",
         "04_clients.ipynb",
+        "05_failures.ipynb",
+        "06_object_server.ipynb",
     }
 
 

@@ -425,6 +425,37 @@ def test_a_call_whose_time_is_up_can_be_asked_for(tmp_path):
             proxy.outcome(never)
 
 
+def test_an_unknown_outcome_can_be_asked_for_after_other_calls(middle):
+    proxy = Proxy(f"PYRO:Account/a@{middle.address}", timeout_s=BOUND_S)
+    assert proxy.deposit(1) == 1
+    middle.swallow = 10**6
+    with pytest.raises(errors.OutcomeUnknown) as caught:
+        proxy.calling(timeout_s=0.2).deposit(5)
+    middle.swallow = 0
+    assert [proxy.deposit(1) for _ in range(3)] == [7, 8, 9]
+    assert proxy.outcome(caught.value.call) == 6
+
+
+def test_what_is_forgotten_is_not_called_not_executed(server):
+    proxy = Proxy(f"PYRO:Account/a@{server.address}", timeout_s=BOUND_S)
+    assert proxy.deposit(1) == 1
+    (book,) = machine.get().own(books._Books)._books.values()
+    server._store._clock = lambda: 1e12
+    server.adapter._durability.expire_sessions(server.adapter._active.all(), server.clock.monotonic())
+    for _ in range(2):
+        with pytest.raises(errors.SessionExpired, match="forgotten"):
+            proxy.outcome(numbered(1, client=book.client))
+
+
+def test_what_has_no_number_cannot_be_asked_for(server):
+    account = Proxy(f"PYRO:Account/a@{server.address}", timeout_s=BOUND_S)
+    with pytest.raises(errors.ArgumentError, match="names no call"):
+        account.outcome(None)
+    shared = Proxy(server.register(Account(), "shared"), timeout_s=BOUND_S)
+    with pytest.raises(errors.ArgumentError, match="is not Persistent"):
+        shared.outcome(numbered(1))
+
+
 async def _outcome(server, call):
     async with AsyncProxy(f"PYRO:Account/a@{server.address}") as proxy:
         return await proxy.outcome(call)
@@ -489,7 +520,7 @@ def test_a_task_waits_for_its_server_also_with_a_question(tmp_path, monkeypatch,
     async def main():
         async with AsyncProxy(f"PYRO:Account/a@{server.address}", timeout_s=BOUND_S) as proxy:
             assert await proxy.deposit(1) == 1
-            (book,) = books._books.values()
+            (book,) = machine.get().own(books._Books)._books.values()
             await asyncio.to_thread(server.stop)
             while proxy._objserver_stub.pool.live is not None:
                 await asyncio.sleep(0)
@@ -593,6 +624,27 @@ def test_a_reentrant_object_keeps_what_inner_calls_did_with_the_outer():
         assert len(store.replies("Loop", "a")) == 2
         store.acquire([("Loop", "a")], "somebody else")
         assert proxy.outer(uri) == ["outer", "inner", "outer", "inner", "done"]
+
+
+def test_a_call_within_a_call_is_not_repeated_at_an_object_that_remembers_nothing(server, middle):
+    class Till(Account):
+        """Shared, so its calls happen at most once, whoever makes them."""
+
+    @expose
+    class Customer:
+        def pay(self, till: str) -> int:
+            return Proxy(till, timeout_s=BOUND_S).deposit(1)
+
+    server.register(Till(), "till")
+    server.register(Customer, "Customer", activation=Persistent())
+    till = f"PYRO:till@{middle.address}"
+    customer = Proxy(f"PYRO:Customer/c@{server.address}", timeout_s=BOUND_S)
+    assert customer.pay(till) == 1
+    middle.swallow = 1
+    with pytest.raises(errors.OutcomeUnknown) as caught:
+        customer.pay(till)
+    assert caught.value.call is None
+    assert Till.executed == 2
 
 
 def test_an_id_passes_through_objects_that_remember_nothing():

@@ -13,6 +13,7 @@ import pytest
 
 from objserver import AsyncProxy, ObjectServer, Persistent, Proxy, current, expose, readonly
 from objserver.client import books
+from objserver.machine import machine
 from objserver.storage.sqlite import SqliteStore
 
 BOUND_S = 20
@@ -79,7 +80,7 @@ class Ticker:
 def fresh(monkeypatch):
     monkeypatch.setattr(Tally, "executed", 0)
     monkeypatch.setattr(Ticker, "tally", "")
-    books._books.clear()
+    machine.get().own(books._Books)._books.clear()
 
 
 @contextlib.contextmanager
