@@ -163,8 +163,9 @@ class Durability:
         call = invocation.call
         invocation.defers = False
         held.messages = invocation.messages
-        if invocation.gate is not None and invocation.gate.timers is not None:
-            held.timers = invocation.gate.timers.take()
+        timers = invocation.gate.timers  # type: ignore[union-attr]
+        if timers is not None and timers.changed:
+            held.timers = timers.take()
         if call is None:
             return
         status = RETURNED if error is None else RAISED

@@ -98,7 +98,7 @@ class ObjectTimers:
     was activated, so has the version, and nothing that is done here will be accepted.
     """
 
-    __slots__ = ("_activation", "_changed", "_fired", "_found", "_gate", "_keeper", "_lock")
+    __slots__ = ("_activation", "_fired", "_found", "_gate", "_keeper", "_lock", "changed")
 
     def __init__(self, keeper: Timekeeper, activation: Activation, gate: Gate) -> None:
         self._keeper = keeper
@@ -106,7 +106,8 @@ class ObjectTimers:
         self._gate = gate
         self._lock = threading.Lock()
         self._found: dict[str, Timer] | None = None
-        self._changed: set[str] = set()
+        self.changed: set[str] = set()
+        """Names of those that `take` has yet to give."""
         self._fired = 0
         """The largest number of those that were fired here, durable or not."""
 
@@ -148,7 +149,7 @@ class ObjectTimers:
         with self._lock:
             if self._timers.pop(name, None) is None:
                 return False
-            self._changed.add(name)
+            self.changed.add(name)
             return True
 
     def due(self) -> dict[str, float]:
@@ -157,7 +158,7 @@ class ObjectTimers:
 
     def _put(self, timer: Timer) -> None:
         self._timers[timer.name] = timer
-        self._changed.add(timer.name)
+        self.changed.add(timer.name)
 
     def _encode(self, name: str, what: _What) -> bytes:
         try:
@@ -184,7 +185,7 @@ class ObjectTimers:
             self._fired = max(self._fired, what.number)
             if what.every_s is None:
                 del self._timers[row.name]
-                self._changed.add(row.name)
+                self.changed.add(row.name)
             else:
                 assert row.due is not None
                 next = _next_on_grid(what.first, what.every_s, max(row.due, self._keeper.clock.time()))
@@ -193,10 +194,8 @@ class ObjectTimers:
 
     def take(self) -> Sequence[Timer]:
         """Those that were changed since this was last asked, as they are now."""
-        if not self._changed:
-            return ()
         with self._lock:
-            changed, self._changed = sorted(self._changed), set()
+            changed, self.changed = sorted(self.changed), set()
             return [self._timers.get(name) or Timer(name, None) for name in changed]
 
 
