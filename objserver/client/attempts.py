@@ -96,13 +96,8 @@ class Attempts:
         self.id, self.book, self.patient = call, book, True
 
     def left(self, now: float) -> float | None:
-        """Seconds until its deadline, None if it has none; raises what to tell if it has passed."""
-        if self._deadline == math.inf:
-            return None
-        left = self._deadline - now
-        if left < LEFT_MIN_S:
-            raise self._told(errors.DeadlineExceeded(f"{self.what}: its time was up before it could be sent"))
-        return left
+        """Seconds until its deadline, None if it has none."""
+        return None if self._deadline == math.inf else max(0.0, self._deadline - now)
 
     @property
     def acked(self) -> int:
