@@ -183,13 +183,16 @@ def test_a_reply_in_shared_memory_outlives_the_server():
     assert (result == np.arange(MiB)).all()
 
 
+def named():
+    """Shared memory with a name of ours; other tests have files there at the same time."""
+    return sorted(name for name in os.listdir("/dev/shm") if "objserver" in name)
+
+
 def test_nothing_is_left_of_a_server_and_its_clients():
     def open_things():
         gc.collect()
         maps = pathlib.Path("/proc/self/maps").read_text().count("memfd:objserver")
-        # Other tests have files there at the same time; shared memory of ours would have a name of ours.
-        named = sorted(name for name in os.listdir("/dev/shm") if "objserver" in name)
-        return len(os.listdir("/proc/self/fd")), maps, named
+        return len(os.listdir("/proc/self/fd")), maps, named()
 
     before = open_things()
     for _ in range(3):
@@ -247,7 +250,7 @@ def other_side(argument):
 
 
 def test_a_client_that_is_killed_leaves_nothing_with_the_server():
-    shm = sorted(os.listdir("/dev/shm"))
+    shm = named()
     with ObjectServer() as server:
         store = Store()
         reference = server.register(store, "Store")
@@ -264,11 +267,11 @@ def test_a_client_that_is_killed_leaves_nothing_with_the_server():
         wait_until(lambda: server.memory.lent == 0)
         # One descriptor stays for the words of the next clients.
         wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before + 1)
-    assert sorted(os.listdir("/dev/shm")) == shm
+    assert named() == shm
 
 
 def test_a_server_that_is_killed_leaves_nothing_with_the_client():
-    shm, before = sorted(os.listdir("/dev/shm")), len(os.listdir("/proc/self/fd"))
+    shm, before = named(), len(os.listdir("/proc/self/fd"))
     with other_side("serve") as server:
         proxy = Proxy(server.stdout.readline().strip())
         proxy.keep(np.arange(MiB))
@@ -284,4 +287,4 @@ def test_a_server_that_is_killed_leaves_nothing_with_the_client():
     gc.collect()
     assert sharing.MEMORY.mapped == sharing.MEMORY.lent == 0
     assert len(os.listdir("/proc/self/fd")) == before
-    assert sorted(os.listdir("/dev/shm")) == shm
+    assert named() == shm
