@@ -197,6 +197,8 @@ class Facts:
     defers = False
     """What it sends without waiting for an answer leaves when its own outcome is stored: as `messages`."""
     messages: Sequence[Any] = ()
+    store = ""
+    """Id of the data in which `call` is remembered."""
     is_of_object = False
     """The client of `call` is an object, which may come back after any time: it is remembered for ever."""
     _calls_made = 0

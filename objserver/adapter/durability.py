@@ -95,6 +95,7 @@ class Durability:
             )
         if call is not None and not invocation.readonly:
             self.sessions.check(call.client, self._monotonic())
+            invocation.store = self._store.id
             with invocation.activation.lock:
                 held = gate.find(call, invocation.digest, asks=invocation.asks)
             if held is not None:

@@ -365,7 +365,7 @@ async def _again(
     """Make the call, after `problem` if there is one, until it has an outcome or no attempt is left."""
     try:
         while True:
-            if isinstance(problem, errors.SessionExpired) and attempts.may_open_session():
+            if isinstance(problem, errors.SessionExpired) and stub.may_introduce(attempts):
                 assert attempts.id is not None
                 facts = in_progress.get()
                 await _open_session(stub, attempts.id.client, facts is not None and facts.is_of_object)
@@ -409,7 +409,8 @@ async def _attempt(
         stub.number(attempts, method, flags, in_progress.get())
         client = stub.stranger(attempts)
         if client is not None:
-            await _open_session(stub, client)
+            facts = in_progress.get()
+            await _open_session(stub, client, facts is not None and facts.is_of_object)
             stub.introduced(attempts)
             connection = await _connection(stub)
     codec, payload, flags, annotations, correlation = stub.request(

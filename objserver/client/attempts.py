@@ -150,10 +150,10 @@ class Attempts:
     def pause(self, problem: BaseException, now: float) -> float:
         """After an attempt has failed: the seconds to wait before the next; or raises what to tell."""
         self._problem = problem
-        if self.answered and not self.refused and not isinstance(problem, errors.Unsettled):
-            # The servant's own.  That a repetition was not stored says nothing of the attempt before.
-            lost = self._in_doubt and self.id is None and isinstance(problem, errors.StoreError)
-            raise self._told(problem) if lost else problem
+        # That a repetition was not stored says nothing of the attempt before.
+        lost = self._in_doubt and self.id is None and isinstance(problem, errors.StoreError)
+        if self.answered and not (self.refused or lost or isinstance(problem, errors.Unsettled)):
+            raise problem  # of the servant's own
         deliberate = isinstance(problem, errors.CommunicationError) and problem.deliberate
         if deliberate or isinstance(problem, _TIME_IS_UP) or not self._may_repeat(problem):
             raise self._told(problem)
@@ -181,7 +181,8 @@ class Attempts:
             return True
         # A refusal says nothing of the attempt before.
         passes = isinstance(problem, (errors.StoreError, errors.ServerBusy))
-        return self._in_doubt and (self.id is not None or (self.repeatable and passes))
+        numbered = self.id is not None and self.remembered
+        return self._in_doubt and (numbered or (self.repeatable and passes))
 
     def _renumbered(self) -> bool:
         """The server has forgotten the client.  What certainly did not happen is made under a new id."""

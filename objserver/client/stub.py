@@ -352,7 +352,7 @@ class Stub:
             client = self.stranger(attempts)
             if client is not None:
                 pool.put(connection)
-                self.open_session(client)
+                self.open_session(client, facts is not None and facts.is_of_object)
                 self.introduced(attempts)
                 connection = pool.take(timeout_s)
         codec = connection.codec
@@ -492,7 +492,7 @@ class Stub:
         here = machine.get()
         try:
             while True:
-                if isinstance(problem, errors.SessionExpired) and attempts.may_open_session():
+                if isinstance(problem, errors.SessionExpired) and self.may_introduce(attempts):
                     assert attempts.id is not None
                     facts = in_progress.get()
                     self.open_session(attempts.id.client, facts is not None and facts.is_of_object)
@@ -561,7 +561,19 @@ class Stub:
             return None if book.opened else book.client
         if id is None or attempts.asks or attempts.payload is not None or not self.pool.exactly_once:
             return None
+        facts = in_progress.get()
+        if facts is not None and facts.store == self.pool.store and not facts.is_of_object:
+            return None  # whose own call is remembered there has a session there
         return None if is_introduced(self.pool.store, id.client) else id.client
+
+    def may_introduce(self, attempts: Attempts) -> bool:
+        """Whether a server that does not know the client of a call can be told of it, once."""
+        facts = in_progress.get()
+        if facts is not None and facts.store == self.pool.store and not facts.is_of_object:
+            return (
+                False  # it knew it when the call began that makes this one, so it has forgotten what it did
+            )
+        return attempts.may_open_session()
 
     def introduced(self, attempts: Attempts) -> None:
         """The session of the call's client has been opened."""
