@@ -102,9 +102,9 @@ def test_the_file_is_created_under_synchronous_extra(tmp_path, monkeypatch):
     seen = []
     prepare = schema.prepare
 
-    def spy(connection, name):
+    def spy(connection, *rest):
         seen.append(connection.exec_driver_sql("PRAGMA synchronous").scalar_one())
-        return prepare(connection, name)
+        return prepare(connection, *rest)
 
     monkeypatch.setattr(schema, "prepare", spy)
     open_store(f"sqlite:///{tmp_path}/a.db").close()
