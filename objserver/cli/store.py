@@ -24,13 +24,22 @@ from objserver.storage import load as read_dump
 
 __all__ = ["store"]
 
+_WIDTH = 100
+"""Characters in a line of a state, if they can be broken."""
 _PAGE = 1000
 """Keys asked for at a time."""
+_PLURAL = {
+    "object": "objects",
+    "reply": "replies",
+    "timer": "timers",
+    "session": "sessions",
+    "message": "messages",
+}
 _BUSY = "another process has it open"
-_NEXT_STEP = "Stop that server first, or have it write the file itself: server.dump(path) does not interrupt its calls."
+_NEXT_STEP = "Stop that server first, or have it write the file itself: server.dump(path)."
 
 
-@click.group()
+@click.group(short_help="Look into a store, dump it, load it.")
 def store() -> None:
     """Look into a store of persistent objects, write it to a file, load it from one.
 
@@ -57,7 +66,7 @@ def _opened(url: str, create: bool = False) -> Iterator[Store]:
         yield opened
 
 
-@store.command()
+@store.command(short_help="List the types, or the keys of a type.")
 @click.argument("url")
 @click.argument("type", required=False)
 @click.option("--prefix", help="Only keys (without TYPE: types) that begin so.", default="")
@@ -116,7 +125,7 @@ def _known(opened: Store, type: str) -> None:
         raise Failure(f"no object of type {type!r} was ever stored there{hint}", code=ExitCode.NOT_CALLED)
 
 
-@store.command()
+@store.command(short_help="Show the state of an object.")
 @click.argument("url")
 @click.argument("object", metavar="TYPE/KEY")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on one line.")
@@ -189,8 +198,24 @@ def _show(facts: dict[str, Any]) -> None:
     click.echo()
     if "unreadable" in facts:
         raise Failure(facts["unreadable"])
-    for line in json.dumps(facts["state"], ensure_ascii=False, indent=2).split("\n"):
+    for line in _folded(facts["state"]):
         click.echo(visible(line))
+
+
+def _folded(value: Any, before: str = "", after: str = "", level: int = 0) -> Iterator[str]:
+    """JSON in lines, of which each has as much as fits."""
+    line = "  " * level + before + json.dumps(value, ensure_ascii=False) + after
+    if len(line) <= _WIDTH or not isinstance(value, (dict, list)) or not value:
+        yield line
+        return
+    opening, closing = "{}" if isinstance(value, dict) else "[]"
+    inside: list[tuple[str, Any]] = [("", item) for item in value]
+    if isinstance(value, dict):
+        inside = [(json.dumps(name, ensure_ascii=False) + ": ", item) for name, item in value.items()]
+    yield "  " * level + before + opening
+    for number, (name, item) in enumerate(inside, 1):
+        yield from _folded(item, name, "," if number < len(inside) else "", level + 1)
+    yield "  " * level + closing + after
 
 
 def _moment(seconds: float) -> str:
@@ -199,7 +224,7 @@ def _moment(seconds: float) -> str:
     return f"{seconds} s after 1970"
 
 
-@store.command()
+@store.command(short_help="Write everything to a file of text.")
 @click.argument("url")
 @click.argument("file", default="-", metavar="[FILE]")
 @click.option("--type", "types", multiple=True, help="Only objects of this type; may be repeated.")
@@ -228,7 +253,7 @@ def dump(url: str, file: str, types: tuple[str, ...]) -> None:
     click.echo(f"dumped {_told(counts)}", err=True)
 
 
-@store.command()
+@store.command(short_help="Load what `dump` has written.")
 @click.argument("url")
 @click.argument("file", type=click.File("rb"))
 @click.option("--replace", is_flag=True, help="Also into a store that has objects: they are replaced.")
@@ -257,9 +282,9 @@ def load(url: str, file: IO[bytes], replace: bool) -> None:
 
 
 def _told(counts: dict[str, int]) -> str:
-    plural = {"object": "objects", "reply": "replies", "timer": "timers", "session": "sessions"}
-    plural["message"] = "messages"
     told = [
-        f"{counts[kind]} {kind if counts[kind] == 1 else plural[kind]}" for kind in plural if kind in counts
+        f"{counts[kind]} {kind if counts[kind] == 1 else plural}"
+        for kind, plural in _PLURAL.items()
+        if kind in counts
     ]
     return ", ".join(told) or "nothing"
