@@ -389,7 +389,9 @@ class SqliteStore:
             with self._lock:
                 if self._failed is not None:
                     raise self._error("read", self._failed) from self._failed
-                self._connection.backup(copy, pages=_COPIED, progress=self._let_others)
+                # (Of memory all at once: there each write makes SQLite begin anew.)
+                pages = _COPIED if self._path != ":memory:" else -1
+                self._connection.backup(copy, pages=pages, progress=self._let_others)
             chosen = ", ".join("?" * len(types or ()))
             for statement, row in schema.SNAPSHOT if types is None else schema.SNAPSHOT[:-1]:
                 if types is None or "{}" not in statement:
