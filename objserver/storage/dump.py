@@ -297,8 +297,9 @@ class _Fields:
         return bytes.fromhex(value)
 
     def base64(self, name: str) -> bytes:
+        value = self.take(name)
         try:
-            return base64.b64decode(self.take(name), validate=True)
+            return base64.b64decode(value, validate=True)
         except (ValueError, TypeError):
             raise ValueError(f"the field {name!r} has to be base64") from None
 
