@@ -96,8 +96,8 @@ class Attempts:
         self.id, self.book, self.patient = call, book, True
 
     def left(self, now: float) -> float | None:
-        """Seconds until its deadline, None if it has none."""
-        return None if self._deadline == math.inf else max(0.0, self._deadline - now)
+        """Seconds until its deadline, None if it has none.  Never 0: who slept too long has to try."""
+        return None if self._deadline == math.inf else max(LEFT_MIN_S, self._deadline - now)
 
     @property
     def acked(self) -> int:

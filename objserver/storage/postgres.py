@@ -12,9 +12,10 @@ whoever ended it sees all the records that there will ever be.  Leases are by th
 There are two connections, one for commits and one for everything else, so that a load does not wait for a
 commit.  A lost connection is made again at the next use.  What can be repeated without harm, and that is
 everything but commits, is then repeated.  A commit is repeated only if the server says that it undid it to
-let another pass; after any other error its outcome is unknown, and the error says so (`in_doubt`), since the
-statement may have been committed before its answer was lost.  A warning counts as an error where something
-was written: that is how PostgreSQL says that a synchronous standby did not confirm.
+let another pass.  If the server said that it gave it up, for want of room or time, nothing was stored.  After
+any other error the outcome is unknown, and the error says so (`in_doubt`), since the statement may have been
+committed before its answer was lost.  A warning counts as an error where something was written: that is how
+PostgreSQL says that a synchronous standby did not confirm.
 
 The URL is libpq's, so passwords may as well be in PGPASSWORD or ~/.pgpass, and several hosts are tried until
 one accepts writes.  What the errors repeat of it is host and database.
@@ -83,6 +84,9 @@ _FAILURES = (psycopg.Error, sqlalchemy.exc.SQLAlchemyError, UnicodeError, Overfl
 # Data, integrity and program limits: here a change is to blame and not the store.
 _ROW_STATES = ("22", "23", "54")
 _PASS_STATES = ("40001", "40P01")
+# The server has ended the statement itself, which undoes it: for want of room, rights or time, or because a
+# trigger raised something.
+_ENDED_STATES = ("25", "42", "53", "55", "57014", "P0")
 
 _COLUMNS = "epoch, version, codec, state_version, state"
 _SETTINGS = f"""
@@ -500,8 +504,9 @@ class PostgresStore:
             # The driver's own errors have no state: it could not even send what it was given.
             if alive and (state[:2] in _ROW_STATES or not state):
                 raise Unstorable(str(failure)) from None
-            self._writing.drop()
-            failure.in_doubt = True
+            if not alive or not state.startswith(_ENDED_STATES):
+                self._writing.drop()
+                failure.in_doubt = True
             raise failure from None
         if self._writing.warning:
             failure = errors.StoreError(f"cannot write {self._name}: {self._writing.warning}")

@@ -216,11 +216,14 @@ class SqliteStore:
         return kind(f"cannot {what} {self._path}: " + (f"{advice} ({error})" if advice else str(error)))
 
     def _doubt(self, error: sqlite3.Error) -> errors.StoreError:
-        """The error of a COMMIT: what of it reached the disk, the next start may find there."""
+        """The error of a COMMIT: what of it reached the disk, the next start may find there.
+
+        But not if there was no room for it: what makes it valid is written last.
+        """
         if _code(error) == sqlite3.SQLITE_IOERR:
             self._failed = error
         failure = self._error("write", error)
-        failure.in_doubt = True
+        failure.in_doubt = _code(error) not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY)
         return failure
 
     @contextlib.contextmanager
