@@ -599,7 +599,8 @@ class ObjectAdapter:
             error = errors.CallTimeout(f"its time was up while it ran: {error}")
         elif isinstance(error, (errors.ActivationError, errors.StoreError)):
             # The caller is told, but who runs the server has to do something about it.
-            log.warning("%s.%s: %s", invocation.object_id, invocation.method, error)
+            # (As text: whoever keeps records would keep the call, which is in the frames of the error.)
+            log.warning("%s.%s: %s", invocation.object_id, invocation.method, str(error))
         if invocation.oneway:
             log.warning("oneway %s.%s failed", invocation.object_id, invocation.method, exc_info=error)
             return b""

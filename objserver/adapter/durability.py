@@ -281,12 +281,13 @@ class Durability:
         self._adapter.discard(held.invocation.activation)
         self._adapter.refuse(held.invocation, problem)
         self._adapter.leave_and_run(held.invocation)
+        held.failure = None  # its traceback has a frame that has it, and both would wait for the collector
 
     def _undo(
         self, activation: Activation, in_flight: list[Held], ahead: list[Held], problem: BaseException
     ) -> None:
         """The servant's memory is of what may never have been: it goes, and nothing of it is told."""
-        log.warning("%s is activated anew: %s", activation.object_id, problem)
+        log.warning("%s is activated anew: %s", activation.object_id, str(problem))
         self._adapter.discard(activation)
         for held in in_flight:
             self._give_up(held, problem)
@@ -295,6 +296,7 @@ class Durability:
         for held in (*in_flight, *ahead):
             if held.invocation.ends or held.failure is not None:
                 self._adapter.leave_and_run(held.invocation)
+                held.failure = None  # as above
         activation.mailbox.rested()
 
     def _give_up(self, held: Held, problem: BaseException | None) -> None:
@@ -312,7 +314,10 @@ class Durability:
                 # Of the store's own errors its callers know the general one.
                 answer = errors.StoreError(str(problem)) if isinstance(problem, Superseded) else problem
             elif again and not invocation.caller.session_is_connection:
-                answer = errors.Unsettled(f"{invocation.object_id}.{invocation.method} has to be made again")
+                why = f": {problem}" if problem is not None else ""
+                answer = errors.Unsettled(
+                    f"{invocation.object_id}.{invocation.method} has to be made again{why}"
+                )
             else:
                 answer = errors.StoreError(
                     f"{invocation.object_id} was dropped while this call ran in it: another call's change "

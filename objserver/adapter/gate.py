@@ -271,6 +271,7 @@ class Gate:
         self.poisoned = True
         in_flight, self._in_flight = self._in_flight, []
         ahead, self._ahead = self._ahead, []
+        self._known.clear()  # nobody is told any more, and calls that know it would wait for the collector
         return in_flight, ahead
 
     def forget(self, client: bytes) -> None:

@@ -21,6 +21,7 @@ from objserver.cli.demo import demo
 from objserver.cli.names import names
 from objserver.cli.nameserver import nameserver
 from objserver.cli.serve import serve
+from objserver.cli.store import store
 from objserver.cli.stubs import stubs
 
 __all__ = ["main"]
@@ -56,6 +57,7 @@ def main() -> None:
       objserver names
       objserver call PYRONAME:Account/alice deposit 5
       objserver stubs bank:Account
+      objserver store show sqlite:///bank.db Account/alice
 
     \b
     Exit codes:
@@ -67,5 +69,5 @@ def main() -> None:
     """
 
 
-for command in (call, completion, demo, names, nameserver, serve, stubs):
+for command in (call, completion, demo, names, nameserver, serve, store, stubs):
     main.add_command(command)

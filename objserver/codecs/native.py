@@ -531,7 +531,8 @@ class NativeCodec:
                 return exceptions.repr_of(value)
             return Ext(EXCEPTION, self._exception(value, above, count))
 
-        pack = self._slow_pack([], inner)
+        problems: list[BaseException] = []
+        pack = self._slow_pack(problems, inner)
 
         def told(value: Any) -> Any:
             try:
@@ -541,8 +542,14 @@ class NativeCodec:
                 return Fragment(pack(exceptions.repr_of(value)))
 
         args, attributes = exceptions.taken_apart(error)
-        parts = [told(arg) for arg in args], {name: told(value) for name, value in attributes.items()}
-        return pack([full_name(type(error)), *parts, told(exceptions.text_of(error))])
+        try:
+            parts = [told(arg) for arg in args], {name: told(value) for name, value in attributes.items()}
+            return pack([full_name(type(error)), *parts, told(exceptions.text_of(error))])
+        finally:
+            # These functions know each other, and what they know would wait for the collector: the error,
+            # with all that is in its frames.
+            above = ()
+            problems.clear()
 
     def _slow_pack(
         self,

@@ -43,7 +43,7 @@ from objserver.server.engine import WorkerEngine
 from objserver.server.poller import SocketPoller
 from objserver.server.pyro5_daemon import Pyro5Daemon
 from objserver.settings import ServerSettings
-from objserver.storage import Committer, Store, open_store
+from objserver.storage import Committer, Store, dump_file, open_store
 from objserver.wire.shared_memory import SharedMemory
 
 __all__ = ["ObjectServer"]
@@ -282,6 +282,15 @@ class ObjectServer:
             if not connections:
                 raise errors.ConnectFailed("the client whose object is to be called has no connection here")
             return connections[-1].conversation
+
+    def dump(self, path: str) -> None:
+        """Write the whole store, as it is at one moment, to a file that `objserver store load` reads.
+
+        Calls go on meanwhile.  StoreError if there is no store, or if the file cannot be written.
+        """
+        if self._store is None:
+            raise errors.StoreError("this server has no store to dump; give it one: ObjectServer(store=...)")
+        dump_file(self._store, path)
 
     # -- life ----------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from objserver.storage.base import (
     Unstorable,
 )
 from objserver.storage.committer import Committer
+from objserver.storage.dump import dump, dump_file, load, state_to_json
 
 __all__ = [
     "Change",
@@ -31,17 +32,21 @@ __all__ = [
     "Superseded",
     "Timer",
     "Unstorable",
+    "dump",
+    "dump_file",
+    "load",
     "open_store",
+    "state_to_json",
 ]
 
 
-def open_store(url: str) -> Store:
-    """Open the store at a URL, creating it if need be."""
+def open_store(url: str, *, create: bool = True) -> Store:
+    """Open the store at a URL, creating it if need be; with `create` false it has to be there."""
     scheme, colon, _ = url.partition(":")
     if colon and scheme in ("postgresql", "postgresql+psycopg", "postgres"):
         from objserver.storage.postgres import PostgresStore
 
-        return PostgresStore(url)
+        return PostgresStore(url, create=create)
     if not colon or scheme != "sqlite":
         # Of a URL only the scheme is repeated: the rest may hold a password.  Without a colon it is a path.
         hint = f" (did you mean sqlite:///{url}?)" if url and not colon else ""
@@ -51,4 +56,4 @@ def open_store(url: str) -> Store:
         )
     from objserver.storage.sqlite import SqliteStore
 
-    return SqliteStore(url)
+    return SqliteStore(url, create=create)

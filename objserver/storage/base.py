@@ -22,12 +22,26 @@ same time (an SQLite file) needs no epochs: its lock says that the owner before 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from objserver import errors
 
-__all__ = ["Change", "Due", "Message", "Record", "Reply", "Store", "Superseded", "Timer", "Unstorable"]
+__all__ = [
+    "Answered",
+    "Change",
+    "Due",
+    "Message",
+    "Record",
+    "Reply",
+    "Row",
+    "Session",
+    "Store",
+    "Stored",
+    "Superseded",
+    "Timer",
+    "Unstorable",
+]
 
 
 class Record(NamedTuple):
@@ -87,6 +101,34 @@ class Due(NamedTuple):
     timer: Timer
 
 
+class Stored(NamedTuple):
+    """An object in a snapshot: its name, whose it was, and its record."""
+
+    type: str
+    key: str
+    owner: str | None
+    record: Record
+
+
+class Answered(NamedTuple):
+    """A reply in a snapshot, and which object gave it."""
+
+    type: str
+    key: str
+    reply: Reply
+
+
+class Session(NamedTuple):
+    """A client that the store remembers until `expires_at`, in seconds since 1970."""
+
+    client: bytes
+    expires_at: float
+
+
+Row = Stored | Answered | Due | Session | Message
+"""What a snapshot is made of."""
+
+
 class Change(NamedTuple):
     """The next state of one object.  `version` is what it is based on: 0 for an object never stored.
 
@@ -120,8 +162,11 @@ class Unstorable(errors.StoreError):
     """The store is well, but one of the changes is nothing that it can hold: too large, say,
     or the record of a call that has one already.
 
-    The committer finds out which, so that the others are stored; callers see a plain StoreError.
+    The committer finds out which, so that the others are stored; callers see a plain StoreError.  `row` says
+    which of those that `restore` was given it is, counted from 1.
     """
+
+    row: int | None = None
 
 
 class Store(Protocol):
@@ -183,14 +228,36 @@ class Store(Protocol):
     def timers(self, type: str, key: str) -> list[Timer]:
         """The object's timers, in order of name."""
 
-    def keys(self, type: str, prefix: str = "", limit: int | None = None) -> list[str]:
-        """The keys of the living objects of a type, in order."""
+    def keys(
+        self, type: str, prefix: str = "", limit: int | None = None, *, after: str | None = None
+    ) -> list[str]:
+        """The keys of the living objects of a type, in order; only those behind the key `after`."""
+
+    def count(self, type: str) -> int:
+        """How many living objects of a type there are."""
 
     def types(self) -> list[str]:
         """The types of which there is an object, living or deleted, in order."""
 
     def items(self, type: str) -> Iterator[tuple[str, Record]]:
         """The living objects of a type in order of key; commits may happen in between."""
+
+    def snapshot(self, types: Sequence[str] | None = None) -> Generator[Row, None, None]:
+        """All that is stored, as it was at one moment, while commits go on.
+
+        Objects, the deleted ones too, then replies, timers, sessions and messages, each kind in its order.
+        Of `types` alone: their objects, replies and timers, and all sessions.  What it holds it lets go when
+        it ends or is closed.
+        """
+
+    def restore(self, id: str, rows: Iterable[Row], *, replace: bool = False) -> None:
+        """Make this store the one a snapshot is of, its id included, in one transaction.
+
+        If there are objects already, `replace` has to be true, else it is refused.  Those that the snapshot
+        does not have are then deleted, and all of them get an epoch that was never used, so that a server
+        which had one before commits nothing to it; versions only grow.  Nothing is changed if `rows` raises,
+        or if one of them cannot be stored, which an Unstorable tells.
+        """
 
     def close(self) -> None:
         """Let go of the store; closing twice is allowed."""

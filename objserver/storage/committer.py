@@ -155,6 +155,8 @@ class Committer:
                     f"version {change.version}, or a client of it has no session any more"
                 )
             self._tell(done, outcome, change.type, change.key)
+        # Or it and this frame, which its traceback names, would keep the calls until the collector comes.
+        failure = outcome = None
 
     def _confirm(self, reads: list[tuple[tuple[str, str, int, int], Done]]) -> None:
         confirmed: set[tuple[str, str]] = set()
@@ -173,6 +175,7 @@ class Committer:
                     f"{type} {key!r} was read at epoch {epoch}, version {version}, where it is no longer"
                 )
             self._tell(done, outcome, type, key)
+        failure = outcome = None  # as above
 
     @staticmethod
     def _tell(done: Done, outcome: BaseException | None, type: str, key: str) -> None:

@@ -12,9 +12,10 @@ whoever ended it sees all the records that there will ever be.  Leases are by th
 There are two connections, one for commits and one for everything else, so that a load does not wait for a
 commit.  A lost connection is made again at the next use.  What can be repeated without harm, and that is
 everything but commits, is then repeated.  A commit is repeated only if the server says that it undid it to
-let another pass; after any other error its outcome is unknown, and the error says so (`in_doubt`), since the
-statement may have been committed before its answer was lost.  A warning counts as an error where something
-was written: that is how PostgreSQL says that a synchronous standby did not confirm.
+let another pass.  If the server said that it gave it up, for want of room or time, nothing was stored.  After
+any other error the outcome is unknown, and the error says so (`in_doubt`), since the statement may have been
+committed before its answer was lost.  A warning counts as an error where something was written: that is how
+PostgreSQL says that a synchronous standby did not confirm.
 
 The URL is libpq's, so passwords may as well be in PGPASSWORD or ~/.pgpass, and several hosts are tried until
 one accepts writes.  What the errors repeat of it is host and database.
@@ -27,7 +28,7 @@ import re
 import select
 import struct
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -35,7 +36,19 @@ import sqlalchemy.exc
 
 from objserver import errors
 from objserver.storage import schema
-from objserver.storage.base import Change, Due, Message, Record, Reply, Timer, Unstorable
+from objserver.storage.base import (
+    Answered,
+    Change,
+    Due,
+    Message,
+    Record,
+    Reply,
+    Row,
+    Session,
+    Stored,
+    Timer,
+    Unstorable,
+)
 
 try:
     import psycopg
@@ -61,12 +74,19 @@ RETRIES_MAX = 20
 SESSIONS_ENDED = 100
 """In one transaction, so that nobody waits long for their records."""
 _PAGE = 256
+FETCHED = 32
+"""Rows of a snapshot fetched at a time.  All of them are in memory, and a state may be large."""
+RESTORED, RESTORED_SIZE = 256, 8 * 2**20
+"""Rows sent together when a snapshot is restored; and their bytes, from which on they are."""
 
 # Lone surrogates fail in the driver, and so do numbers over 64 bits, but not with its own error.
 _FAILURES = (psycopg.Error, sqlalchemy.exc.SQLAlchemyError, UnicodeError, OverflowError, struct.error)
 # Data, integrity and program limits: here a change is to blame and not the store.
 _ROW_STATES = ("22", "23", "54")
 _PASS_STATES = ("40001", "40P01")
+# The server has ended the statement itself, which undoes it: for want of room, rights or time, or because a
+# trigger raised something.
+_ENDED_STATES = ("25", "42", "53", "55", "57014", "P0")
 
 _COLUMNS = "epoch, version, codec, state_version, state"
 _SETTINGS = f"""
@@ -183,8 +203,9 @@ SELECT min(t.due) FROM unnest(%b::text[]) AS x(type), LATERAL (
 _TIMERS = b"SELECT name, due, payload FROM timer WHERE type = %s AND key = %s ORDER BY name"
 _KEYS = (
     b"SELECT key FROM object WHERE type = %s AND key >= %s AND (%s::text IS NULL OR key < %s)"
-    b" AND NOT deleted ORDER BY key LIMIT %s"
+    b" AND NOT deleted AND (%s::text IS NULL OR key > %s) ORDER BY key LIMIT %s"
 )
+_COUNT = b"SELECT count(*) FROM object WHERE type = %s AND NOT deleted"
 _ITEMS = (
     f"SELECT key, {_COLUMNS} FROM object WHERE type = %s AND key {{}} %s AND NOT deleted"
     f" ORDER BY key LIMIT {_PAGE}"
@@ -196,6 +217,26 @@ WITH RECURSIVE t(type) AS (
     SELECT (SELECT o.type FROM object o WHERE o.type > t.type ORDER BY o.type LIMIT 1)
     FROM t WHERE t.type IS NOT NULL)
 SELECT type FROM t WHERE type IS NOT NULL"""
+_PUT: dict[type, bytes] = {
+    Stored: b"INSERT INTO object (type, key, owner, epoch, version, codec, state_version, state, deleted)"
+    b" VALUES (%b, %b, %b, %b, %b, %b, %b, %b, %b)",
+    Answered: b"INSERT INTO reply (type, key, client, number, path, acked, digest, status, result)"
+    b" VALUES (%b, %b, %b, %b, %b, %b, %b, %b, %b)",
+    Due: b"INSERT INTO timer (type, key, name, due, payload) VALUES (%b, %b, %b, %b, %b)",
+    Session: b"INSERT INTO session (client, expires_at) VALUES (%b, %b)",
+    Message: b"INSERT INTO message (id, target, payload) VALUES (%b, %b, %b)",
+}
+_SET_ASIDE = """
+CREATE TEMP TABLE before ON COMMIT DROP AS
+SELECT type, key, epoch, version, codec, state_version FROM object"""
+# Epochs and versions only grow: what a server has in memory, or has made ids of, is never valid again.
+_FENCE = """
+UPDATE object SET epoch = greatest(object.epoch, b.epoch) + 1, version = greatest(object.version, b.version)
+FROM before AS b WHERE object.type = b.type AND object.key = b.key"""
+_BURY = """
+INSERT INTO object (type, key, epoch, version, codec, state_version, deleted)
+SELECT type, key, epoch + 1, version, codec, state_version, true FROM before AS b
+WHERE NOT EXISTS (SELECT 1 FROM object AS o WHERE o.type = b.type AND o.key = b.key)"""
 _FIRST, _NEXT = _ITEMS.format(">=").encode(), _ITEMS.format(">").encode()
 
 _ADVICE = {
@@ -255,18 +296,18 @@ class PostgresStore:
 
     alone = False
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, create: bool = True) -> None:
         self._target, self.url, self._name, self._secrets = _parsed(url)
         self._closed = False
         self._writing, self._reading = _Link(), _Link()
         try:
             with self._writing.lock:
-                self._prepare(self._connected(self._writing, "open"))
+                self._prepare(self._connected(self._writing, "open"), create)
         except BaseException:
             self.close()
             raise
 
-    def _prepare(self, connection: _Connection) -> None:
+    def _prepare(self, connection: _Connection, create: bool) -> None:
         try:
             connection.autocommit = False
             engine = sa.create_engine(
@@ -275,7 +316,7 @@ class PostgresStore:
             with engine.connect() as outer:
                 # Servers that start together would otherwise create the tables at the same time.
                 outer.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('objserver.schema'))")
-                self.id = schema.prepare(outer, self._name)
+                self.id = schema.prepare(outer, self._name, create)
                 outer.commit()
             connection.autocommit = True
         except _FAILURES as error:
@@ -470,8 +511,9 @@ class PostgresStore:
             # The driver's own errors have no state: it could not even send what it was given.
             if alive and (state[:2] in _ROW_STATES or not state):
                 raise Unstorable(str(failure)) from None
-            self._writing.drop()
-            failure.in_doubt = True
+            if not alive or not state.startswith(_ENDED_STATES):
+                self._writing.drop()
+                failure.in_doubt = True
             raise failure from None
         if self._writing.warning:
             failure = errors.StoreError(f"cannot write {self._name}: {self._writing.warning}")
@@ -479,9 +521,16 @@ class PostgresStore:
             raise failure
         return [i for (i,) in rows]
 
-    def keys(self, type: str, prefix: str = "", limit: int | None = None) -> list[str]:
+    def keys(
+        self, type: str, prefix: str = "", limit: int | None = None, *, after: str | None = None
+    ) -> list[str]:
         end = _after(prefix)
-        return [key for (key,) in self._rows("read", _KEYS, type, prefix, end, end, limit)]
+        rows = self._rows("read", _KEYS, type, prefix, end, end, after, after, limit)
+        return [key for (key,) in rows]
+
+    def count(self, type: str) -> int:
+        number: int = self._rows("read", _COUNT, type)[0][0]
+        return number
 
     def types(self) -> list[str]:
         return [type for (type,) in self._rows("read", _TYPES)]
@@ -497,11 +546,117 @@ class PostgresStore:
                 return
             statement, last = _NEXT, rows[-1][0]
 
+    def snapshot(self, types: Sequence[str] | None = None) -> Generator[Row, None, None]:
+        link = _Link()
+        try:
+            connection = self._connected(link, "read")
+            connection.read_only = True
+            connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+            with connection.transaction():
+                for statement, row in schema.SNAPSHOT if types is None else schema.SNAPSHOT[:-1]:
+                    some = types is not None and "{}" in statement
+                    parameters = (list(types or ()),) if some else ()
+                    text = statement.format("WHERE type = ANY(%b::text[])" if some else "")
+                    with connection.cursor("snapshot", binary=True) as cursor:
+                        cursor.itersize = FETCHED
+                        for columns in cursor.execute(text.encode(), parameters):
+                            yield row(*columns)
+        except _FAILURES as error:
+            raise self._error("read", error) from None
+        finally:
+            link.drop()
+
+    def restore(self, id: str, rows: Iterable[Row], *, replace: bool = False) -> None:
+        link = _Link()
+        try:
+            connection = self._connected(link, "write")
+            run = connection.execute
+            run(b"BEGIN")
+            # Servers that use it wait until this is over.
+            run(b"LOCK TABLE session, object, reply, message, timer IN EXCLUSIVE MODE")
+            run(b"SET LOCAL statement_timeout = 0")
+            if run(b"SELECT 1 FROM object LIMIT 1").fetchone() is not None and not replace:
+                raise errors.StoreError(
+                    f"{self._name} has objects already; give another store, or say that they may be replaced"
+                )
+            run(_SET_ASIDE.encode())
+            for table in ("object", "reply", "timer", "session", "message"):
+                run(f"DELETE FROM {table}".encode())
+            self._put_all(connection, rows)
+            run(schema.FORGET_STRAYS.encode())
+            run(_FENCE.encode())
+            run(_BURY.encode())
+            run(b"UPDATE cluster SET cluster_id = %s::uuid", (id,))
+            self._finish(connection, link)
+        except _FAILURES as error:
+            raise self._error("write", error) from None
+        finally:
+            link.drop()
+        self.id = id
+
+    def _finish(self, connection: _Connection, link: _Link) -> None:
+        link.warning = ""
+        try:
+            connection.execute(b"COMMIT")
+        except _FAILURES as error:
+            failure = self._error("write", error)
+            failure.in_doubt = True
+            raise failure from None
+        if link.warning:
+            failure = errors.StoreError(f"cannot write {self._name}: {link.warning}")
+            failure.in_doubt = True
+            raise failure
+
+    def _put_all(self, connection: _Connection, rows: Iterable[Row]) -> None:
+        """By portions, each of one kind; of one that fails, row by row, to find out which it is."""
+        portion: list[Row] = []
+        size = done = 0
+        for row in rows:
+            if portion and (
+                len(portion) == RESTORED or size >= RESTORED_SIZE or type(row) is not type(portion[0])
+            ):
+                self._put(connection, portion, done)
+                done += len(portion)
+                portion, size = [], 0
+            portion.append(row)
+            size += len(row.record.state or b"") if type(row) is Stored else 1000
+        if portion:
+            self._put(connection, portion, done)
+
+    def _put(self, connection: _Connection, portion: list[Row], done: int) -> None:
+        statement = _PUT[type(portion[0])]
+        try:
+            with connection.transaction(), connection.cursor() as cursor:
+                cursor.executemany(statement, [_parameters(row) for row in portion])
+        except _FAILURES as error:
+            state = getattr(error, "sqlstate", None) or ""
+            if connection.closed or (state and state[:2] not in _ROW_STATES):
+                raise
+            if len(portion) > 1:
+                for number, row in enumerate(portion):
+                    self._put(connection, [row], done + number)
+            failure = Unstorable(str(self._error("write", error)))
+            failure.row = done + 1
+            raise failure from None
+
     def close(self) -> None:
         for link in (self._writing, self._reading):
             with link.lock:
                 self._closed = True
                 link.drop()
+
+
+def _parameters(row: Row) -> tuple[Any, ...]:
+    match row:
+        case Stored(type, key, owner, record):
+            if len(record.state or b"") > TRANSACTION_SIZE_MAX:
+                raise OverflowError(f"a state of {len(record.state or b'')} bytes is too large")
+            return (type, key, owner, *record, record.state is None)
+        case Answered(type, key, reply):
+            return (type, key, *reply)
+        case Due(type, key, timer):
+            return (type, key, *timer)
+    return row
 
 
 def _columns(number: int, rows: Iterable[tuple[Any, ...]]) -> list[list[Any]]:

@@ -12,14 +12,16 @@ column `owner_inc` beside `owner`; it is left there, because to drop it SQLite w
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from objserver import errors
+from objserver.storage.base import Answered, Due, Message, Record, Reply, Row, Session, Stored, Timer
 
-__all__ = ["SCHEMA_VERSION", "metadata", "prepare"]
+__all__ = ["FORGET_STRAYS", "SCHEMA_VERSION", "SNAPSHOT", "metadata", "prepare"]
 
 SCHEMA_VERSION = 2
 
@@ -100,12 +102,38 @@ _cluster = sa.Table(
 )
 
 
-def prepare(connection: sa.Connection, name: str) -> str:
-    """Create the tables if there are none, bring older ones up to date, refuse what is not ours.
+SNAPSHOT: list[tuple[str, Callable[..., Row]]] = [
+    (
+        "SELECT type, key, owner, epoch, version, codec, state_version, state FROM object {}"
+        " ORDER BY type, key",
+        lambda type, key, owner, *record: Stored(type, key, owner, Record(*record)),
+    ),
+    (
+        "SELECT type, key, client, number, path, acked, digest, status, result FROM reply {}"
+        " ORDER BY type, key, client, number, path",
+        lambda type, key, *reply: Answered(type, key, Reply(*reply)),
+    ),
+    (
+        "SELECT type, key, name, due, payload FROM timer {} ORDER BY type, key, name",
+        lambda type, key, *timer: Due(type, key, Timer(*timer)),
+    ),
+    ("SELECT client, expires_at FROM session ORDER BY client", Session),
+    ("SELECT id, target, payload FROM message ORDER BY position", Message),
+]
+"""How all is read, and what becomes of a row.  {} is the place to choose types.  Messages have none, and are
+last."""
+FORGET_STRAYS = "DELETE FROM reply WHERE client NOT IN (SELECT client FROM session)"
+"""Records whose sessions a snapshot does not have; nobody would ever forget them."""
+
+
+def prepare(connection: sa.Connection, name: str, create: bool = True) -> str:
+    """Create the tables if there are none and `create`, bring older ones up to date, refuse what is not ours.
 
     All of it inside the caller's transaction.  Returns the id of the cluster.
     """
     tables = sa.inspect(connection).get_table_names()
+    if not tables and not create:
+        raise errors.StoreError(f"{name} is empty: no server has kept objects there; check the URL")
     if not tables:
         metadata.create_all(connection)
         made = uuid.uuid4()

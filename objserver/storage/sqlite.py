@@ -21,7 +21,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -29,7 +29,19 @@ import sqlalchemy.exc
 
 from objserver import errors
 from objserver.storage import schema
-from objserver.storage.base import Change, Due, Message, Record, Reply, Timer, Unstorable
+from objserver.storage.base import (
+    Answered,
+    Change,
+    Due,
+    Message,
+    Record,
+    Reply,
+    Row,
+    Session,
+    Stored,
+    Timer,
+    Unstorable,
+)
 
 __all__ = ["SqliteStore"]
 
@@ -38,6 +50,10 @@ _FAILURES = (sqlite3.Error, sqlalchemy.exc.SQLAlchemyError, UnicodeError, Overfl
 # Here a change is to blame and not the store: too large a blob, for instance, or what is said above.
 _ROW_FAILURES = (sqlite3.DataError, sqlite3.IntegrityError, UnicodeError, OverflowError)
 _PAGE = 256
+_COPIED = 1000
+"""Pages of a snapshot copied at a time: a few milliseconds, after which loads and commits get in between."""
+_PAUSE_S = 0.001
+"""... in which they do."""
 _SESSIONS_ENDED = 100
 """In one transaction; loads and commits get in between."""
 
@@ -80,9 +96,10 @@ _DUE = "SELECT type, key, name, due, payload FROM timer WHERE type = ? AND due <
 _NEXT_DUE = "SELECT min(due) FROM timer WHERE type = ? AND due > ?"
 # Text is compared as UTF-8 bytes and 0xff occurs in none, so this range is exactly the prefix's.
 _KEYS = (
-    "SELECT key FROM object WHERE type = ? AND key >= ? AND key < CAST(? AS TEXT) AND NOT deleted"
-    " ORDER BY key LIMIT ?"
+    "SELECT key FROM object WHERE type = ?1 AND key >= ?2 AND key < CAST(?3 AS TEXT) AND NOT deleted"
+    " AND (?4 IS NULL OR key > ?4) ORDER BY key LIMIT ?5"
 )
+_COUNT = "SELECT count(*) FROM object WHERE type = ? AND NOT deleted"
 _ITEMS = (
     f"SELECT key, {_COLUMNS} FROM object WHERE type = ? AND key {{}} ? AND NOT deleted"
     f" ORDER BY key LIMIT {_PAGE}"
@@ -92,6 +109,24 @@ _TYPES = (
     "WITH RECURSIVE t(type) AS (SELECT min(type) FROM object UNION ALL"
     " SELECT (SELECT min(o.type) FROM object o WHERE o.type > t.type) FROM t WHERE t.type IS NOT NULL)"
     " SELECT type FROM t WHERE type IS NOT NULL"
+)
+
+_PUT = (
+    "INSERT INTO object (type, key, owner, epoch, version, codec, state_version, state, deleted)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_PUT_SESSION = "INSERT INTO session (client, expires_at) VALUES (?, ?)"
+_PUT_TIMER = "INSERT INTO timer (type, key, name, due, payload) VALUES (?, ?, ?, ?, ?)"
+_SET_ASIDE = "CREATE TEMP TABLE before AS SELECT type, key, epoch, version, codec, state_version FROM object"
+# Epochs and versions only grow: what a server has in memory, or has made ids of, is never valid again.
+_FENCE = (
+    "UPDATE object SET epoch = max(object.epoch, b.epoch) + 1, version = max(object.version, b.version)"
+    " FROM before AS b WHERE object.type = b.type AND object.key = b.key"
+)
+_BURY = (
+    "INSERT INTO object (type, key, epoch, version, codec, state_version, deleted)"
+    " SELECT type, key, epoch + 1, version, codec, state_version, true FROM before AS b"
+    " WHERE NOT EXISTS (SELECT 1 FROM object AS o WHERE o.type = b.type AND o.key = b.key)"
 )
 
 _ADVICE = {
@@ -118,7 +153,14 @@ class SqliteStore:
     sessions end.
     """
 
-    def __init__(self, url: str, *, alone: bool = True, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        alone: bool = True,
+        clock: Callable[[], float] = time.time,
+        create: bool = True,
+    ) -> None:
         self.url = url
         self.alone = alone
         self._clock = clock
@@ -129,6 +171,8 @@ class SqliteStore:
                 "or sqlite:////absolute/path, without options"
             )
         self._path = path or ":memory:"
+        if not create and not os.path.exists(self._path):
+            raise errors.StoreError(f"cannot open {self._path}: there is no such file; check the path")
         if os.path.exists(self._path) and not os.access(self._path, os.R_OK | os.W_OK):
             # SQLite would open it for reading and then report a failed lock as a disk error.
             raise errors.StoreError(
@@ -144,7 +188,7 @@ class SqliteStore:
         except sqlite3.Error as error:
             raise self._error("open", error) from error
         try:
-            self._open()
+            self._open(create)
         except _FAILURES as error:
             self._connection.close()
             raise self._error("open", error) from error
@@ -152,7 +196,7 @@ class SqliteStore:
             self._connection.close()
             raise
 
-    def _open(self) -> None:
+    def _open(self, create: bool) -> None:
         run = self._connection.execute
         run("PRAGMA locking_mode = EXCLUSIVE")
         run("PRAGMA synchronous = EXTRA")
@@ -162,7 +206,7 @@ class SqliteStore:
         engine = sa.create_engine("sqlite://", creator=lambda: self._connection, poolclass=sa.StaticPool)
         with engine.connect() as connection:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
-            self.id = schema.prepare(connection, self._path)
+            self.id = schema.prepare(connection, self._path, create)
             connection.commit()
         run("PRAGMA synchronous = FULL")
 
@@ -172,11 +216,14 @@ class SqliteStore:
         return kind(f"cannot {what} {self._path}: " + (f"{advice} ({error})" if advice else str(error)))
 
     def _doubt(self, error: sqlite3.Error) -> errors.StoreError:
-        """The error of a COMMIT: what of it reached the disk, the next start may find there."""
+        """The error of a COMMIT: what of it reached the disk, the next start may find there.
+
+        But not if there was no room for it: what makes it valid is written last.
+        """
         if _code(error) == sqlite3.SQLITE_IOERR:
             self._failed = error
         failure = self._error("write", error)
-        failure.in_doubt = True
+        failure.in_doubt = _code(error) not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY)
         return failure
 
     @contextlib.contextmanager
@@ -315,10 +362,16 @@ class SqliteStore:
     def timers(self, type: str, key: str) -> list[Timer]:
         return [Timer(*row) for row in self._rows(_TIMERS, type, key)]
 
-    def keys(self, type: str, prefix: str = "", limit: int | None = None) -> list[str]:
+    def keys(
+        self, type: str, prefix: str = "", limit: int | None = None, *, after: str | None = None
+    ) -> list[str]:
         end = prefix.encode("utf-8", "surrogatepass") + b"\xff"  # a lone surrogate the driver refuses
-        rows = self._rows(_KEYS, type, prefix, end, -1 if limit is None else limit)
+        rows = self._rows(_KEYS, type, prefix, end, after, -1 if limit is None else limit)
         return [key for (key,) in rows]
+
+    def count(self, type: str) -> int:
+        number: int = self._rows(_COUNT, type)[0][0]
+        return number
 
     def types(self) -> list[str]:
         return [type for (type,) in self._rows(_TYPES)]
@@ -334,9 +387,78 @@ class SqliteStore:
                 return
             after, last = ">", rows[-1][0]
 
+    def snapshot(self, types: Sequence[str] | None = None) -> Generator[Row, None, None]:
+        # Of a copy, since the file has room for one connection; what is written meanwhile is copied too.
+        copy = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        try:
+            with self._lock:
+                if self._failed is not None:
+                    raise self._error("read", self._failed) from self._failed
+                # (Of memory all at once: there each write makes SQLite begin anew.)
+                pages = _COPIED if self._path != ":memory:" else -1
+                self._connection.backup(copy, pages=pages, progress=self._let_others)
+            chosen = ", ".join("?" * len(types or ()))
+            for statement, row in schema.SNAPSHOT if types is None else schema.SNAPSHOT[:-1]:
+                if types is None or "{}" not in statement:
+                    rows = copy.execute(statement.format(""))
+                else:
+                    rows = copy.execute(statement.format(f"WHERE type IN ({chosen})"), types)
+                for columns in rows:
+                    yield row(*columns)
+        except _FAILURES as error:  # perhaps of the copy: not a reason to give up the file
+            raise self._error("read", error) from error
+        finally:
+            copy.close()
+
+    def _let_others(self, *_: int) -> None:
+        self._lock.release()
+        time.sleep(_PAUSE_S)
+        self._lock.acquire()
+        self._connection.total_changes  # noqa: B018  (an error, if it was closed meanwhile)
+
+    def restore(self, id: str, rows: Iterable[Row], *, replace: bool = False) -> None:
+        with self._transaction() as cursor:
+            before = cursor.execute("SELECT 1 FROM object LIMIT 1").fetchone() is not None
+            if before and not replace:
+                raise errors.StoreError(
+                    f"{self._path} has objects already; give another store, or say that they may be replaced"
+                )
+            cursor.execute("DROP TABLE IF EXISTS temp.before")
+            cursor.execute(_SET_ASIDE)
+            for table in ("object", "reply", "timer", "session", "message"):
+                cursor.execute(f"DELETE FROM {table}")
+            for number, row in enumerate(rows, 1):
+                try:
+                    _put(cursor, row)
+                except _ROW_FAILURES as error:
+                    failure = self._error("write", error)
+                    if isinstance(failure, Unstorable):
+                        failure.row = number
+                    raise failure from error
+            cursor.execute(schema.FORGET_STRAYS)
+            cursor.execute(_FENCE)
+            cursor.execute(_BURY)
+            cursor.execute("DROP TABLE temp.before")
+            cursor.execute("UPDATE cluster SET cluster_id = ?", (id,))
+        self.id = id
+
     def close(self) -> None:
         with self._lock:
             self._connection.close()
+
+
+def _put(cursor: sqlite3.Cursor, row: Row) -> None:
+    match row:
+        case Stored(type, key, owner, record):
+            cursor.execute(_PUT, (type, key, owner, *record, record.state is None))
+        case Answered(type, key, reply):
+            cursor.execute(_REPLY, (type, key, *reply))
+        case Due(type, key, timer):
+            cursor.execute(_PUT_TIMER, (type, key, *timer))
+        case Session():
+            cursor.execute(_PUT_SESSION, row)
+        case Message():
+            cursor.execute(_MESSAGE, row)
 
 
 def _found(cursor: sqlite3.Cursor, names: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Record]:

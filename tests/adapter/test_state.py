@@ -80,6 +80,22 @@ def test_older_state_is_upgraded():
     assert (fresh.cents, state_version(fresh)) == (300, 2)
 
 
+def test_state_of_every_older_version_is_upgraded():
+    class Third:
+        state_version = 3
+
+        @classmethod
+        def upgrade_state(cls, state, version):
+            if version < 2:
+                state = {"cents": state["euros"] * 100}
+            return {"amount": (state["cents"], "cent")}
+
+    for state, version in (({"euros": 3}, 1), ({"cents": 300}, 2), ({"amount": (300, "cent")}, 3)):
+        fresh = Third()
+        restore(fresh, CODECS.native.encode(state), version, CODECS)
+        assert vars(fresh) == {"amount": (300, "cent")}
+
+
 def test_newer_state_is_refused():
     with pytest.raises(errors.StateError, match="newer program"):
         restore(Plain(), CODECS.native.encode({}), 2, CODECS)

@@ -1,5 +1,7 @@
+import gc
 import sqlite3
 import struct
+import weakref
 
 import pytest
 
@@ -159,3 +161,27 @@ def test_hostile_links(links):
     error = exceptions.rebuild("builtins.ValueError", ["x"], links)
     assert (error.__cause__, error.__context__, error.__suppress_context__) == (None, None, False)
     assert not hasattr(error, "__notes__")
+
+
+def test_an_error_that_was_encoded_does_not_wait_for_the_collector():
+    """Its traceback has the frames of the call, with all arguments."""
+
+    class Argument:
+        pass
+
+    def fail(argument):
+        raise ValueError("no", object())  # the second cannot travel, which is an error too
+
+    argument = Argument()
+    alive = weakref.ref(argument)
+    codec = NativeCodec(Limits())
+    gc.disable()
+    try:
+        try:
+            fail(argument)
+        except ValueError as problem:
+            codec.encode(problem)
+        del argument
+        assert alive() is None
+    finally:
+        gc.enable()
