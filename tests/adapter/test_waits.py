@@ -389,8 +389,8 @@ def test_who_is_refused_was_stuck_and_nobody_stays_stuck(seed):
 @pytest.mark.parametrize("parallel", [False, True])
 @given(seed=st.integers(0, 1 << 64))
 def test_who_is_refused_was_stuck_also_where_there_are_several_ways(parallel, seed):
-    """A knot of many may take more questions than one may part into, so some may stay stuck: one world in many
-    thousands, such as 336_496_009_468, one call at a time."""
+    """A knot of many may take more questions than one may part into, so some may stay stuck: in one world of
+    many thousands, such as 336_496_009_468, one call at a time."""
     policies = [Serial(), Serial(), Reentrant(), ReadersWriter(), Concurrent(limit=2)]
     live_in_any_order(random.Random(seed), policies, parallel=parallel)
 
