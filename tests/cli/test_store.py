@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from objserver import ObjectServer, Persistent, Proxy, errors, expose, object_id
 from objserver.cli.main import main
 from objserver.client import books
+from objserver.machine import machine
 from objserver.storage import Change, Timer, open_store
 
 
@@ -71,7 +72,7 @@ class New:
 @pytest.fixture(autouse=True)
 def fresh() -> None:
     Account.executed = 0
-    books._books.clear()
+    machine.get().own(books._Books)._books.clear()
 
 
 @pytest.fixture
@@ -255,7 +256,7 @@ def test_clients_go_on_with_the_store_that_was_loaded(url: str, other: str) -> N
         address = server.address
         alice = proxy(server, "Account/alice")
         assert alice.deposit(5) == 10
-        (book,) = books._books.values()
+        (book,) = machine.get().own(books._Books)._books.values()
         store = server._store
         assert store is not None
         (record,) = (r for r in store.replies("Account", "alice") if r.number == 4)
@@ -268,7 +269,7 @@ def test_clients_go_on_with_the_store_that_was_loaded(url: str, other: str) -> N
         assert call == 10
         assert Account.executed == executed
         assert alice.deposit(5) == 15
-        assert list(books._books.values()) == [book]
+        assert list(machine.get().own(books._Books)._books.values()) == [book]
     assert Account.executed == executed + 1
 
 

@@ -14,6 +14,7 @@ from Pyro5.errors import PyroError
 
 from objserver import ObjectServer, Persistent, Proxy, ServerSettings, errors, expose, readonly
 from objserver.client import books
+from objserver.machine import machine
 from objserver.settings import Limits
 from objserver.storage import open_store
 from objserver.storage.sqlite import SqliteStore
@@ -55,7 +56,7 @@ class Plain:
 @pytest.fixture(autouse=True)
 def fresh():
     Account.executed = 0
-    books._books.clear()
+    machine.get().own(books._Books)._books.clear()
 
 
 class Served:
