@@ -471,7 +471,7 @@ class World:
     def in_place(self) -> Iterator[None]:
         """For as long as production code runs here: chance comes from the seed, locks are the world's, errors
         that are logged are failures, and objects are not collected at moments of the interpreter's choice."""
-        gc.collect()  # what a run before has left would otherwise end in this one, and take part in its chance
+        gc.collect()  # what the run before has left would otherwise end in this one, and take part in it
         urandom, lock, collects = os.urandom, threading.Lock, gc.isenabled()
         logger = logging.getLogger(objserver.__name__)
         before = logger.level, logger.propagate, logger.handlers[:]
