@@ -278,6 +278,7 @@ class Durability:
             self._engine.submit(partial(self._adapter.leave_and_run, invocation))
 
     def _fail(self, held: Held, problem: BaseException) -> None:
+        held.invocation.begun = False  # of this attempt nothing is left
         self._adapter.discard(held.invocation.activation)
         self._adapter.refuse(held.invocation, problem)
         self._adapter.leave_and_run(held.invocation)
@@ -323,6 +324,7 @@ class Durability:
                     f"{invocation.object_id} was dropped while this call ran in it: another call's change "
                     "could not be stored; nothing of this one was"
                 )
+            invocation.begun = False  # of this attempt nothing is left; of earlier ones that says nothing
             if not held.told or invocation is not held.invocation:
                 self._adapter.refuse(invocation, answer)
 

@@ -649,7 +649,7 @@ class Stub:
                 pool.put(connection)
                 raise
         if not reply.flags & _EXCEPTION:
-            pool.put(connection)
+            pool.put_if_open(connection)  # the server may have said with it that it stops
             return codec.decode(reply.payload)
         try:
             value = codec.decode(reply.payload)

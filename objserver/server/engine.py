@@ -279,6 +279,16 @@ class WorkerEngine:
                 self._idle += 1
             self._promotion.acquire()
 
+    @property
+    def at_work(self) -> bool:
+        """Whether something runs, or waits for a worker; not counting what waits for other objects.
+
+        A request that was read may not have come to its object yet: its reader may have been replaced as
+        leader in the middle of it.
+        """
+        with self._lock:
+            return bool(self._ready) or self._workers - self._idle - self._blocked > self._polling
+
     def _lead(self) -> None:
         self._own.baton = baton = self._baton = []
         ready, poll = self._ready, self._poller.poll

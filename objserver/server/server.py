@@ -364,7 +364,9 @@ class ObjectServer:
     def _await_quiet(self, deadline: float) -> None:
         """Until nothing runs or waits.  The pause is how often we look, not what we rely on."""
         pause = self._machine.Event()
-        while (self.adapter.busy or self.receiving) and self._machine.monotonic() < deadline:
+        while (
+            self.adapter.busy or self.receiving or self.engine.at_work
+        ) and self._machine.monotonic() < deadline:
             pause.wait(0.002)
 
     def _await_taken(self, deadline: float) -> None:

@@ -3,7 +3,10 @@
 What is stored outlives the processes: each opens a store of its own, over the same engine, which is a
 production one.  An operation takes effect at one moment between its beginning and its end.  The process may
 crash before it or after it; and it may get an error, which says `in_doubt` unless the operation certainly
-had no effect.
+had no effect.  Of a store that several may have open, a commit may even take effect after its error has come,
+as where the connection breaks and the database goes on.
+
+It watches one rule, that no commit of an owner is accepted after another has acquired the object.
 """
 
 from __future__ import annotations
@@ -38,6 +41,11 @@ class Disk(NamedTuple):
     """Writes that end with an error, whether they had an effect or not."""
 
 
+LATE = 0.5
+"""Of the commits in doubt to a shared store, those that take effect later."""
+LATE_S = 0.02
+
+
 class FaultyStore:
     """See `objserver.storage.Store`, and above.  `disk` may be changed at any time."""
 
@@ -48,6 +56,8 @@ class FaultyStore:
         self.url = store.url
         self.id = store.id
         self.alone = store.alone
+        self._owners: dict[tuple[str, str], str] = store.__dict__.setdefault("owners_seen", {})
+        """Of all who have it open."""
 
     def __getattr__(self, name: str) -> Any:
         operation = getattr(self._store, name)
@@ -83,16 +93,38 @@ class FaultyStore:
             world.note("disk", process.name, name, "fails, nothing done")
             raise errors.StoreError("the disk is full (simulated)")
         doubtful = random.random() < disk.in_doubt
+        if doubtful and name == "commit" and not self.alone and random.random() < LATE:
+            world.note("disk", process.name, name, "fails, and is done later")
+            world.at(LATE_S * random.random(), partial(self._done_later, operation, args))
+            raise self._doubt()
         if doubtful and random.random() < 0.5:
             world.note("disk", process.name, name, "fails, nothing done, nobody knows")
             raise self._doubt()
         result = operation(*args)
+        self._watch(name, args, result)
         world.note("disk", process.name, name, len(result) if isinstance(result, Sized) else result)
         process.sleep(takes_s - before_s)
         if doubtful:
             world.note("disk", process.name, name, "fails, was done, nobody knows")
             raise self._doubt()
         return result
+
+    def _done_later(self, operation: Any, args: Any) -> None:
+        try:
+            result = operation(*args)
+        except errors.StoreError:  # nobody is there any more to be told
+            result = set()
+        self._watch("commit", args, result)
+        self._process.world.note("disk", self._process.name, "commit", len(result), "late")
+
+    def _watch(self, name: str, args: Any, result: Any) -> None:
+        if name == "acquire":
+            self._owners.update(dict.fromkeys(result, args[1]))
+        elif name == "commit":
+            for change in args[0]:
+                what = change.type, change.key
+                if what in result and self._owners.get(what, change.owner) != change.owner:
+                    self._process.world.fail(f"who owns {what} no more has changed it")
 
     @staticmethod
     def _doubt() -> errors.StoreError:

@@ -172,6 +172,16 @@ def test_what_failed_before_anything_was_sent_keeps_the_connection(pool, stub):
     assert list(pool.idle) == [connection]
 
 
+def test_a_connection_whose_server_stops_with_the_reply_is_not_kept(pool, stub, monkeypatch):
+    def last(self, codec, *_):
+        self.is_open = False  # as it is when a GOODBYE came with the reply
+        return Frame(5, codec.serializer_id, 0, 1, codec.encode("done"))
+
+    monkeypatch.setattr(Connection, "call", last)
+    assert stub.invoke("f", (), {}) == "done"
+    assert not pool.idle
+
+
 @pytest.mark.parametrize("kind", [errors.ConnectionLost, errors.CallTimeout])
 def test_a_connection_that_broke_is_not_kept(pool, stub, kind):
     stub.invoke("warm", (), {})

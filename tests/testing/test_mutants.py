@@ -30,11 +30,23 @@ SECONDS = 60.0
 
 def no_fence(monkeypatch):
     """Whoever commits last wins, also one that owns the object no more."""
+    replace_the_fence(monkeypatch, " AND epoch >= min(0, ?, ?)")
+
+
+def no_epoch(monkeypatch):
+    """The version alone decides: who owns the object no more may still be the first with the next one."""
+    replace_the_fence(monkeypatch, " AND epoch >= min(0, ?) AND version = ?")
+
+
+def no_version(monkeypatch):
+    """The owner's commits are in any order: one that was given up may come after those made instead of it."""
+    replace_the_fence(monkeypatch, " AND epoch = ? AND version >= min(0, ?)")
+
+
+def replace_the_fence(monkeypatch, other):
     fence = " AND epoch = ? AND version = ?"
     assert fence in sqlite_module._UPDATE
-    monkeypatch.setattr(
-        sqlite_module, "_UPDATE", sqlite_module._UPDATE.replace(fence, " AND epoch >= min(0, ?, ?)")
-    )
+    monkeypatch.setattr(sqlite_module, "_UPDATE", sqlite_module._UPDATE.replace(fence, other))
 
 
 def no_confirmation(monkeypatch):
@@ -216,6 +228,8 @@ QUIET = {"servers": 1, "alone": True, "kinds": ("client pause",), "disk": Disk(i
     ("mutant", "plan"),
     [
         (no_fence, {}),
+        (no_epoch, {}),
+        (no_version, {}),
         (no_confirmation, {}),
         (no_record, {}),
         (no_digest, {}),
