@@ -829,10 +829,6 @@ def _is_exposed(cls: type) -> bool:
         return False
 
 
-def _iterates(kind: type) -> bool:
-    return hasattr(kind, "__next__") or hasattr(kind, "__anext__")
-
-
 def _unsendable(invocation: Invocation, problem: BaseException) -> BaseException:
     if isinstance(problem, errors.SerializeError):
         problem.args = (f"the result of {invocation.object_id}.{invocation.method}: {problem}",)

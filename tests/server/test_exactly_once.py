@@ -300,6 +300,29 @@ def test_who_asks_for_the_outcome_settles_it(raw):
     assert raw.call("read") == 5
 
 
+def test_what_was_not_stored_says_nothing_of_an_attempt_before():
+    """That one may have been in doubt, and be stored yet: found by the simulator, seed 300011."""
+
+    class Full(SqliteStore):
+        def commit(self, changes):
+            raise errors.StoreError("the disk is full")
+
+    with serving(Full("sqlite://")) as server:
+        raw = Raw(server)
+        raw.open_session(CLIENT)
+        assert isinstance(raw.call("deposit", 5, call=numbered(1)), errors.StoreError)
+        assert raw.flags & Flag.REFUSED
+    attempts = Attempts("Account/a.deposit", BOUND_S, 0.0, lambda least, most: most)
+    attempts.numbered(numbered(1), None)
+    attempts.answered = attempts.refused = True
+    with pytest.raises(errors.StoreError):
+        attempts.pause(errors.StoreError("the disk is full"), 1.0)
+    attempts.answered = False
+    attempts.pause(errors.ConnectionLost("the server was killed"), 1.0)
+    attempts.answered = True
+    assert attempts.pause(errors.StoreError("the disk is full"), 2.0) > 0
+
+
 @pytest.mark.parametrize("size", [15, 17, 0])
 def test_a_client_has_16_bytes(server, size):
     assert isinstance(Raw(server).open_session(b"c" * size), ValueError)
