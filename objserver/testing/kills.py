@@ -357,9 +357,10 @@ def _main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m objserver.testing.kills", description="kill -9 under load"
     )
-    parser.add_argument("--engine", choices=("sqlite", "postgresql"), default="sqlite")
+    engines = ("sqlite", "postgresql")
+    parser.add_argument("--engine", choices=engines, default="sqlite", help="what keeps the objects")
     parser.add_argument("--cycles", type=int, default=60, help="lives of servers (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=1, help="of the moments and the clients' choices")
     parser.add_argument("--moment", action="append", choices=[*MOMENTS, OUTSIDE], help="only these")
     parser.add_argument("--mutant", choices=list(MUTANTS), default="", help="make it wrong on purpose")
     options = parser.parse_args()
