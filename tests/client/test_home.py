@@ -109,7 +109,11 @@ class Thing:
         self.kept.clear()
 
     def tell_later(self, value):
-        threading.Thread(target=self.kept[0].heard, args=(value,)).start()
+        self.teller = threading.Thread(target=self.kept[0].heard, args=(value,))
+        self.teller.start()
+
+    def told(self):
+        self.teller.join()
 
     def call_kept(self, method, *args):
         try:
@@ -197,6 +201,7 @@ def test_called_back_after_the_call(proxy, listener):
     proxy.tell_later("later")
     assert listener.said.acquire(timeout=BOUND_S)
     assert listener.heard_all == ["later"]
+    proxy.told()  # its reply has arrived: the server does not stop before
     proxy.drop()
 
 

@@ -54,6 +54,13 @@ class Store:
             yield np.full(MiB // 4, n)
 
 
+@pytest.fixture(autouse=True)
+def memory_of_this_test(monkeypatch):
+    """What proxies of other tests, still open in this process, have lent is not counted here."""
+    memory = sharing.SharedMemory(ServerSettings.shared_memory_max, Limits.shared_buffer_size_max)
+    monkeypatch.setattr(sharing, "MEMORY", memory)
+
+
 @pytest.fixture(params=["tcp", "unix", "tcp without shared memory"])
 def served(request, tmp_path):
     """A server, a proxy, and whether they share memory."""
