@@ -86,6 +86,11 @@ class Committer:
         if self._thread is not None and self._thread is not self._machine.current_thread():
             self._thread.join()
 
+    @property
+    def has_more(self) -> bool:
+        """Whether something waits for the next commit."""
+        return bool(self._lines or self._reads)
+
     def statistics(self) -> dict[str, int]:
         with self._wake:
             return {
