@@ -20,11 +20,14 @@ $(VENV)/%: $(VENV)/base
 demo: $(VENV)/base
 	$(PY) -m objserver demo
 
-# The second run is without the compiled part.
+# First the many short tests, by files; then the few long ones, shared out one by one, or a last file would leave
+# a core idle for minutes.  The third run is without the compiled part.
+LONG := tests/testing tests/demos
 PURE := tests/wire tests/codecs tests/client tests/server/test_connection.py tests/server/test_interop.py \
   tests/server/test_bad_input.py
 test: $(VENV)/test
-	$(PY) -m pytest -n 2 --dist loadfile
+	$(PY) -m pytest -n 2 --dist loadfile $(addprefix --ignore ,$(LONG))
+	$(PY) -m pytest -n 2 --dist worksteal $(LONG)
 	OBJSERVER_PURE=1 $(PY) -m pytest -n 2 --dist loadfile $(PURE)
 
 # What takes hours: the searches of the tests with large numbers.
