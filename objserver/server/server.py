@@ -333,6 +333,10 @@ class ObjectServer:
                 self._await_quiet(deadline)
                 self.adapter.end_all()
                 self._await_quiet(deadline)
+                if self._committer is not None and settled:
+                    # Nobody runs any more, but its thread may be about to tell what it has committed last.
+                    self._committer.close()
+                    self._await_quiet(deadline)
                 settled = settled and not self.adapter.busy and not self.receiving
             self._send_gathered(True)
             for connection in list(self.poller.connections.values()):
