@@ -34,7 +34,9 @@ def _arrived(reference: Reference, find: Find | None, origin: Any) -> Any:
     if isinstance(known, Types):
         options["types"] = known
     if isinstance(origin, ConnectionPool) and origin.location == reference.location:
+        # The same server, which has been shown these already; another one is shown nothing.
         options["handshake"] = origin.handshake
+        options["tls"], options["credentials"] = origin.tls, origin.credentials
     proxy = Proxy(reference, **options)
     pool: ConnectionPool | LinkPool
     if find is None:

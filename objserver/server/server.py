@@ -37,6 +37,8 @@ from objserver.codecs import Codecs, Types
 from objserver.invocation import Interceptor
 from objserver.machine import machine
 from objserver.references import DAEMON_ID, Location, Reference, arrived, deliver
+from objserver.security import Authentication, ServerTLS
+from objserver.security.tls import Identity
 from objserver.server.connection import LINGER_S, Connection
 from objserver.server.conversation import Conversation
 from objserver.server.engine import WorkerEngine
@@ -57,10 +59,14 @@ class ObjectServer:
     `address` is `host:port` (port 0: any free one), `[ipv6]:port` or `./u:path` for a Unix socket. `store`
     is the URL of the store for Persistent objects.  `workers` bounds the threads that run servants (those
     that wait for other objects have a bound of their own, a setting); one makes the server iterative.
-    Binding beyond the own machine without authentication needs `insecure=True`.  `interceptors` are put
-    around every call of a servant.  `types` are classes whose values may arrive as what they are, beside
-    those that the annotations of registered classes mention.  Usable as a context manager; leaving it drains
-    and stops.
+    `interceptors` are put around every call of a servant.  `types` are classes whose values may arrive as
+    what they are, beside those that the annotations of registered classes mention.
+
+    `tls` encrypts every connection, and with a `client_ca` tells who calls by the clients' certificates;
+    `authentication` has other means to tell.  With either, a client that does not prove who it is is refused.
+    Binding beyond the own machine with neither needs `insecure=True`.
+
+    Usable as a context manager; leaving it drains and stops.
     """
 
     def __init__(
@@ -71,6 +77,8 @@ class ObjectServer:
         workers: int | None = None,
         settings: ServerSettings | None = None,
         insecure: bool = False,
+        tls: ServerTLS | None = None,
+        authentication: Authentication | None = None,
         interceptors: Sequence[Interceptor] = (),
         clock: Clock | None = None,
         types: Iterable[type] = (),
@@ -84,10 +92,19 @@ class ObjectServer:
         self.clock: Clock = clock or self._machine
         known = Types(types)
         self._location = Location.parse(address)
+        self.tls = tls
+        self._certificates_only = authentication is None
+        if authentication is None and tls is not None and tls.client_ca is not None:
+            authentication = Authentication()
+        self.authentication = authentication
+        """None where nobody is asked who it is."""
+        self.random_bytes = self._machine.random_bytes
+        self._identity: Identity | None = None
+        self.reload_tls()
         # Whoever reaches the port must find somebody at home, so the store is opened first.
         self._store = open_store(store) if isinstance(store, str) else store
         try:
-            self._listener = self._machine.listen(self._location, insecure)
+            self._listener = self._machine.listen(self._location, insecure or authentication is not None)
         except BaseException:
             if isinstance(store, str) and self._store is not None:
                 self._store.close()
@@ -112,6 +129,8 @@ class ObjectServer:
         # Dicts, which have an order: in a simulation everything does.
         self.hurried: dict[Connection, None] = {}
         self.gathering: dict[Connection, None] = {}
+        self.expiring: dict[Connection, float] = {}
+        """When what proves their clients' names expires, in seconds since 1970."""
         self.keeping: dict[Conversation, None] = {}
         """Who keeps results, for a while."""
         self.receiving = 0
@@ -235,6 +254,22 @@ class ObjectServer:
     def reference(self, object_id: str) -> Reference:
         """The reference of a served object; ObjectNotFound if nothing here serves it."""
         return self.adapter.reference(object_id, self._location)
+
+    def reload_tls(self) -> None:
+        """Read the files of `tls` again, for the connections that come from now on; others stay as they are.
+
+        RegistrationError if they cannot be used: then nothing has changed.
+        """
+        if self.tls is not None:
+            self._identity = self.tls.load(self._certificates_only)
+
+    def accepted(self, sock: Any, address: Any, serial: int) -> Connection:
+        """The connection of a client that has come."""
+        if self._identity is None:
+            return Connection(self, sock, address, serial)
+        from objserver.server.encrypted import EncryptedConnection  # it loads OpenSSL
+
+        return EncryptedConnection(self, sock, address, serial, self._identity)
 
     def validate_handshake(self, greeting: Any) -> Any:
         """For subclasses: look at a client's handshake data; raise to refuse it, return the answer."""
@@ -446,6 +481,12 @@ class ObjectServer:
         for connection in list(self.hurried):
             if connection.deadline is not None and now >= connection.deadline:
                 connection.expire()
+        if self.expiring:
+            today = self.clock.time()
+            for connection, expires_at in list(self.expiring.items()):
+                if today >= expires_at:
+                    del self.expiring[connection]
+                    connection.expire_principal()
         if self.poller.accepting:
             self.poller.resume_accepting()
         self.memory.sweep()
@@ -482,6 +523,7 @@ class ObjectServer:
         """A connection is about to close."""
         self.hurried.pop(connection, None)
         self.gathering.pop(connection, None)
+        self.expiring.pop(connection, None)
         with self._callable_lock:
             connections = self._callable.get(connection.holder, [])
             if connection in connections:

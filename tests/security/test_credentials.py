@@ -35,5 +35,5 @@ def test_text_that_is_no_hexadecimal_is_no_secret():
 
 
 def test_an_accepted_secret_that_can_be_guessed_is_refused_with_its_key():
-    with pytest.raises(ValueError, match="the key 'old': .*can be guessed"):
+    with pytest.raises(ValueError, match=r"the key 'old': .*can be guessed"):
         Authentication(keys={"old": b"secret"})
