@@ -110,6 +110,9 @@ class MultiplexedConnection(asyncio.Protocol, Answering):
         self._transport: asyncio.Transport | None = None
         self._answer: asyncio.Future[Frame] = self.loop.create_future()
         self._out: list[bytes] = []
+        self._together = greeting.tls is None
+        """Frames may leave in one piece.  A stock server that multiplexes does not see that TLS has decrypted
+        more than one, so each gets a record of its own, as long as it is not known to be one of ours."""
         self._writable = True
         self._waiting: deque[Callable[[], None]] = deque()
         """What goes on when there is room, in the order in which it came."""
@@ -171,6 +174,7 @@ class MultiplexedConnection(asyncio.Protocol, Answering):
                 raise errors.ConnectFailed(f"{location} closed the connection during the handshake") from None
             raise
         self.native = self.greeted.native
+        self._together = self._together or self.native
         self.codec = self.greeted.codec
         self._start = plain_start(FrameType.INVOKE, self.codec.serializer_id)
         return self
@@ -338,7 +342,11 @@ class MultiplexedConnection(asyncio.Protocol, Answering):
     def _flush(self) -> None:
         out, self._out = self._out, []
         if self._transport is not None and not self.closed:
-            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+            if len(out) > 1 and not self._together:
+                for data in out:
+                    self._transport.write(data)
+            else:
+                self._transport.write(out[0] if len(out) == 1 else b"".join(out))
 
     def pause_writing(self) -> None:
         self._writable = False
