@@ -19,6 +19,7 @@ import pathlib
 import select
 import shutil
 import socket
+import ssl
 import statistics
 import sys
 import tempfile
@@ -41,6 +42,7 @@ HALF_OPEN, SLOW_READERS = 500, 200
 REPLY_SIZE = 1_000_000
 SECRET = bytes(range(32))
 WAYS = ("plain", "TLS")
+_MESSAGE = b"x" * 80
 
 
 @expose
@@ -153,6 +155,27 @@ def _process(target: Any, *arguments: Any, cores: set[int] | None = None) -> Ite
             process.kill()
 
 
+def _openssl_us(keys: pathlib.Path, count: int) -> float:
+    """What OpenSSL itself takes for a request and its reply at both ends, in memory and in one process."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    identity = ServerTLS(certificate=str(keys / "server.pem"), key=str(keys / "server.key")).load(True)
+    server = identity.context.wrap_bio(to_server, to_client, server_side=True)
+    context = ClientTLS(ca=str(keys / "ca.pem")).context
+    client = context.wrap_bio(to_client, to_server, server_hostname="localhost")
+    for end in (client, server) * 3:
+        with contextlib.suppress(ssl.SSLWantReadError):
+            end.do_handshake()
+    times = []
+    for _ in range(count):
+        begun = time.perf_counter()
+        client.write(_MESSAGE)
+        server.read(16_384)
+        server.write(_MESSAGE)
+        client.read(16_384)
+        times.append(time.perf_counter() - begun)
+    return statistics.median(times) * 1e6
+
+
 def _p99(times: list[float]) -> float:
     return sorted(times)[len(times) * 99 // 100]
 
@@ -165,11 +188,13 @@ def tables(quick: bool = False) -> Tables:
     connect: list[list[float]] = []
     alone: list[float] = []
     crowded: list[float] = []
+    openssl: list[float] = []
     try:
         authority.make_authority(keys, "Benchmark")
         authority.issue_server(keys, ["localhost"])
         core = {min(os.sched_getaffinity(0))}
         for _ in range(starts):
+            openssl.append(_openssl_us(keys, count))
             with _process(_serve, keys, cores=core) as server:
                 addresses = server.recv()
                 with _process(_client, addresses, keys, cores=core) as client:
@@ -208,6 +233,7 @@ def tables(quick: bool = False) -> Tables:
             [
                 ["a call, plain", plain.text(1, " µs")],
                 ["a call over TLS", encrypted.text(1, " µs")],
+                ["of that OpenSSL alone, both ends, in memory", Spread(tuple(openssl)).text(1, " µs")],
                 ["a connection and its first call, plain", kinds[0].text(2, " ms")],
                 ["... over TLS", kinds[1].text(2, " ms")],
                 ["... over TLS, with a shared key", kinds[2].text(2, " ms")],

@@ -30,6 +30,11 @@ PIECE = 16 * RECORD
 """Bytes that are encrypted ahead of what the kernel takes."""
 OWED_MAX = 128 * 1024 + PIECE
 """Encrypted bytes that wait at most: more are answers to a peer that asks for new keys and reads nothing."""
+OVERHEAD = 5 + 1 + 16
+"""Bytes that a record of TLS 1.3 has beside what is in it: header, kind and tag.  With padding it has more,
+and then `_uncounted` never comes to nothing, and OpenSSL is asked; it never has less."""
+ALWAYS = 1 << 62
+"""For older versions, whose records have less with some ciphers."""
 _HANDSHAKE = 0x16
 """The first byte of every TLS connection."""
 
@@ -56,7 +61,12 @@ class TLSSocket:
             self._incoming, self._outgoing, server_side=self.is_server, server_hostname=server_name
         )
         self._lock = threading.Lock()
-        self._recv = sock.recv
+        self._recv, self._send, self._sendall = sock.recv, sock.send, sock.sendall
+        self._feed, self._encrypted = self._incoming.write, self._outgoing.read
+        self._read, self._write = self._tls.read, self._tls.write
+        self._uncounted = 0
+        """Bytes that have come and are not accounted for by records that were decrypted.  None: all that has
+        come is decrypted, and OpenSSL need not be asked, which costs as much as decrypting."""
         self._heard = False
         self._left = False
         """Something may be decrypted already."""
@@ -86,7 +96,7 @@ class TLSSocket:
                 return False
             finally:
                 self._push()
-            self.established = self._left = True
+            self._begin()
             return True
 
     def shake_as_client(self, timeout_s: float | None) -> None:
@@ -98,7 +108,7 @@ class TLSSocket:
         while not self.established:
             try:
                 self._tls.do_handshake()
-                self.established = self._left = True
+                self._begin()
             except ssl.SSLWantReadError:
                 pass
             except OSError:
@@ -115,6 +125,12 @@ class TLSSocket:
                     raise BlockingIOError("the TLS handshake took too long")
                 self._incoming.write(data)
 
+    def _begin(self) -> None:
+        """The handshake is over; what came behind it waits in memory."""
+        self.established = True
+        self._left = self._incoming.pending > 0
+        self._uncounted = self._incoming.pending + (0 if self._tls.version() == "TLSv1.3" else ALWAYS)
+
     def peer_certificate(self) -> dict[str, Any] | None:
         """That of the client as `getpeercert` tells it, or None if it has shown none."""
         return self._tls.getpeercert() or None
@@ -129,36 +145,46 @@ class TLSSocket:
         """What has come, decrypted; nothing at its end.  `flags` may look for what has come undecrypted."""
         if flags:
             return self._recv(size, flags)
-        while True:
-            data = b""
-            if self._left:
-                self._left = False
-            else:
-                data = self._recv(size)
-                if not data:
-                    return b""
+        if self._left:
+            self._left = False
             with self._lock:
-                self._incoming.write(data)
+                data = self._decrypted()
+            if data is not None:
+                return data
+        while True:
+            data = self._recv(size)
+            if not data:
+                return b""
+            self._uncounted += len(data)
+            with self._lock:
+                self._feed(data)
+                # What nearly always comes: one record, and nothing else.  Room for it and no more.
                 try:
-                    data = self._tls.read(RECORD)
-                    if self._incoming.pending or self._tls.pending():
-                        data = self._all(data)
-                    return data
+                    data = self._read(min(self._uncounted, RECORD))
                 except ssl.SSLWantReadError:
+                    self._push()
                     continue
                 except ssl.SSLZeroReturnError:
                     return b""
-                finally:
-                    if self._outgoing.pending:
-                        self._push()
+                self._uncounted -= len(data) + OVERHEAD
+                if self._uncounted:
+                    data += self._decrypted() or b""
+                return data
 
-    def _all(self, first: bytes) -> bytes:
-        pieces = [first]
+    def _decrypted(self) -> bytes | None:
+        """All that can be decrypted, None if that is nothing; empty at the end.  Called with the lock."""
+        pieces = []
         try:
-            while piece := self._tls.read(RECORD):
+            while piece := self._read(RECORD):
+                self._uncounted -= len(piece) + OVERHEAD
                 pieces.append(piece)
-        except (ssl.SSLWantReadError, ssl.SSLZeroReturnError):
+        except ssl.SSLWantReadError:
+            if not pieces:
+                self._push()
+                return None
+        except ssl.SSLZeroReturnError:
             pass
+        self._push()
         return b"".join(pieces)
 
     # -- writing -------------------------------------------------------------------------------------
@@ -173,7 +199,23 @@ class TLSSocket:
 
         BlockingIOError if none.  The rest must be sent next, and before anything else.
         """
-        with self._lock, memoryview(data) as view:
+        with self._lock:
+            if not self._owed and 0 < len(data) <= RECORD and not flags:
+                # What nearly always goes.
+                self._write(data)
+                out = self._encrypted()
+                try:
+                    sent = self._send(out)
+                except (BlockingIOError, InterruptedError):
+                    sent = 0
+                if sent == len(out):
+                    return len(data)
+                self._owed, self._begun = out[sent:], len(data)
+                return 0
+            return self._send_pieces(data, flags)
+
+    def _send_pieces(self, data: Any, flags: int) -> int:
+        with memoryview(data) as view:
             sent, self._begun = self._begun, 0
             if self._owed and not self._push(flags):
                 self._begun = sent
@@ -188,24 +230,27 @@ class TLSSocket:
 
     def sendall(self, data: Any) -> None:
         """Send all of it; blocks."""
-        with self._lock, memoryview(data) as view:
-            sent = 0
-            while sent < len(view):
-                sent = self._encrypt(view, sent)
-                self.raw.sendall(self._outgoing.read())
+        with self._lock:
+            if len(data) <= RECORD:
+                self._write(data)
+                self._sendall(self._encrypted())
+                return
+            with memoryview(data) as view:
+                sent = 0
+                while sent < len(view):
+                    sent = self._encrypt(view, sent)
+                    self._sendall(self._encrypted())
 
     def _encrypt(self, view: memoryview, begin: int) -> int:
         """The next piece of `view`; where it ends."""
         end = min(begin + PIECE, len(view))
         while begin < end:
-            begin += self._tls.write(view[begin:end])
+            begin += self._write(view[begin:end])
         return end
 
     def _push(self, flags: int = 0) -> bool:
         """Give the kernel what is encrypted; whether it took all of it."""
-        out = self._outgoing.read()
-        if self._owed:
-            out = self._owed + out
+        out = self._owed + self._encrypted() if self._owed else self._encrypted()
         if not out:
             return True
         try:
