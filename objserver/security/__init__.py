@@ -7,13 +7,14 @@ what it says.
 from objserver.security.authentication import AcceptedKey, Authentication
 from objserver.security.credentials import Credentials, SharedKey, Token
 from objserver.security.principal import Principal
-from objserver.security.tls import ClientTLS, ServerTLS
+from objserver.security.tls import ClientTLS, Itself, ServerTLS
 
 __all__ = [
     "AcceptedKey",
     "Authentication",
     "ClientTLS",
     "Credentials",
+    "Itself",
     "Principal",
     "ServerTLS",
     "SharedKey",

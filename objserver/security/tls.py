@@ -13,12 +13,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from objserver import errors
+from objserver.security.credentials import Credentials
 from objserver.security.principal import Principal
 
 if TYPE_CHECKING:
     import ssl
 
-__all__ = ["ClientTLS", "Identity", "ServerTLS", "binding_of", "certified", "tls_problem"]
+__all__ = ["ClientTLS", "Identity", "Itself", "ServerTLS", "binding_of", "certified", "tls_problem"]
 
 _SAN_KINDS = ("URI", "DNS", "email")
 """What may name the bearer of a certificate, in this order.  The common name does not: nothing says what it
@@ -112,6 +113,15 @@ class ClientTLS:
                 f"this client cannot use its TLS files (ca {self.ca}, certificate {self.certificate}, key "
                 f"{self.key}): {tls_problem(problem)}"
             ) from None
+
+
+class Itself(NamedTuple):
+    """How a server's servants call its own objects: as whom these `credentials`, or a certificate in `tls`,
+    say.  Not as their callers, whose credentials stay with their proxies.
+    """
+
+    tls: ClientTLS | None = None
+    credentials: Credentials | None = None
 
 
 def binding_of(certificate: bytes | None) -> bytes:

@@ -36,8 +36,8 @@ from objserver.clock import Clock
 from objserver.codecs import Codecs, Types
 from objserver.invocation import Interceptor
 from objserver.machine import machine
-from objserver.references import DAEMON_ID, Location, Reference, arrived, deliver
-from objserver.security import Authentication, ServerTLS
+from objserver.references import DAEMON_ID, Location, Origin, Reference, arrived, deliver
+from objserver.security import Authentication, Itself, ServerTLS
 from objserver.security.tls import Identity
 from objserver.server.connection import LINGER_S, Connection
 from objserver.server.conversation import Conversation
@@ -64,7 +64,8 @@ class ObjectServer:
 
     `tls` encrypts every connection, and with a `client_ca` tells who calls by the clients' certificates;
     `authentication` has other means to tell.  With either, a client that does not prove who it is is refused.
-    Binding beyond the own machine with neither needs `insecure=True`.
+    Binding beyond the own machine with neither needs `insecure=True`.  `itself` is how servants call objects
+    of this very server by reference, and how messages reach them that objects of it send.
 
     Usable as a context manager; leaving it drains and stops.
     """
@@ -79,6 +80,7 @@ class ObjectServer:
         insecure: bool = False,
         tls: ServerTLS | None = None,
         authentication: Authentication | None = None,
+        itself: Itself | None = None,
         interceptors: Sequence[Interceptor] = (),
         clock: Clock | None = None,
         types: Iterable[type] = (),
@@ -121,6 +123,8 @@ class ObjectServer:
             marshal=self.settings.marshal,
             types=known,
         )
+        itself = itself or Itself()
+        self._origin = Origin(self._location, self.codecs.types, itself.tls, itself.credentials)
         self._callable: dict[str, list[Connection]] = {}
         """By client, the connections on which it can be called."""
         self.memory = SharedMemory(
@@ -287,18 +291,18 @@ class ObjectServer:
         """What a reference that one of our peers sent becomes: an object of this server is itself."""
         if reference.location is not None and reference.location.client:
             find = partial(self._find_client, reference.location.client)
-            return arrived(reference, find, self.codecs.types)
+            return arrived(reference, find, self._origin)
         if self.is_here(reference):
             servant = self.adapter.servant_at(reference.object_id)
             if servant is not EMPTY:
                 return servant
-        return arrived(reference, origin=self.codecs.types)
+        return arrived(reference, origin=self._origin)
 
-    def _deliver(self, *message: Any) -> None:
+    def _deliver(self, target: str, method: str, payload: bytes, call: Any, acked: int) -> None:
         """Make the call that a message is; another worker may have this one's place meanwhile."""
         self.engine.about_to_block()
         try:
-            deliver(*message)
+            deliver(target, method, payload, call, acked, self._origin)
         finally:
             self.engine.no_longer_blocked()
 

@@ -14,12 +14,24 @@ import Pyro5.errors
 import pytest
 from Pyro5.api import Proxy as StockProxy
 
-from objserver import AsyncProxy, ObjectServer, PerClient, Proxy, ServerSettings, Shared, errors, expose
+from objserver import (
+    AsyncProxy,
+    ObjectServer,
+    PerClient,
+    Persistent,
+    Proxy,
+    ServerSettings,
+    Shared,
+    errors,
+    expose,
+    oneway,
+)
 from objserver.codecs import Codecs
 from objserver.security import (
     AcceptedKey,
     Authentication,
     ClientTLS,
+    Itself,
     Principal,
     ServerTLS,
     SharedKey,
@@ -433,6 +445,60 @@ def test_a_proxy_that_comes_back_from_elsewhere_has_no_credentials(server):
             lured = bait.reference()
             with pytest.raises(errors.AuthenticationFailed, match="wants to know who calls"):
                 lured.value()
+
+
+@expose
+class Account:
+    def __init__(self):
+        self.balance = 0
+
+    def deposit(self, amount):
+        self.balance += amount
+        return self.balance
+
+    @oneway
+    def receive(self, amount):
+        self.balance += amount
+
+    def pay(self, other, amount):
+        self.balance -= amount
+        other.receive(amount)  # waits in the outbox
+
+    def ask(self, other):
+        return other.deposit(0)
+
+
+@contextlib.contextmanager
+def bank(lab, tmp_path, itself):
+    own = ServerTLS(certificate=str(lab / "server.pem"), key=str(lab / "server.key"))
+    means = Authentication(keys={"lab": SECRET, "server": bytes(32)})
+    store = f"sqlite:///{tmp_path}/bank.db"
+    with ObjectServer(tls=own, authentication=means, itself=itself, store=store) as server:
+        server.register(Account, "Account", activation=Persistent())
+        options = {"tls": ClientTLS(ca=str(lab / "ca.pem")), "credentials": LAB}
+        with Proxy(f"PYRO:Account/ann@{server.address}", **options) as ann:
+            with Proxy(f"PYRO:Account/bob@{server.address}", **options) as bob:
+                yield server, ann, bob
+
+
+def test_objects_of_a_server_call_each_other_as_the_server_itself(lab, tmp_path):
+    itself = Itself(ClientTLS(ca=str(lab / "ca.pem")), SharedKey("server", bytes(32)))
+    with bank(lab, tmp_path, itself) as (server, ann, bob):
+        assert ann.ask(bob) == 0
+        ann.pay(bob, 5)
+        deadline = time.monotonic() + WAIT_S
+        while bob.deposit(0) != 5 and time.monotonic() < deadline:
+            pass
+        assert bob.deposit(0) == 5
+        assert ann.deposit(0) == -5
+        assert {principal.name for principal in principals(server)} == {"lab/ann", "server"}
+
+
+def test_objects_of_a_server_that_is_nobody_itself_do_not(lab, tmp_path):
+    itself = Itself(ClientTLS(ca=str(lab / "ca.pem")))
+    with bank(lab, tmp_path, itself) as (_, ann, bob):
+        with pytest.raises(errors.AuthenticationFailed, match="wants to know who calls"):
+            ann.ask(bob)
 
 
 # -- over TLS ------------------------------------------------------------------------------------------
