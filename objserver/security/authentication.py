@@ -60,9 +60,11 @@ class Authentication:
     def __post_init__(self) -> None:
         for id, key in self.keys.items():
             try:
-                _accepted(key)
+                name = _accepted(key).name or id
             except ValueError as problem:
                 raise ValueError(f"the key {id!r}: {problem}") from None
+            if "/" in name:
+                raise ValueError(f"the key {id!r} is called {name!r}; a slash comes before holders' names")
 
 
 def _accepted(key: AcceptedKey | bytes | str) -> AcceptedKey:
@@ -126,6 +128,8 @@ class Proving:
             )
         self.proof = proof(secret, "server", claim, self.challenge, self._binding).hex()
         name = key.name or claim[0]
+        if "/" in name:  # it came after the start, and could be taken for one of another key's holders
+            raise errors.AuthenticationFailed(f"the key {claim[0]!r} has a name with a slash here")
         name = f"{name}/{claim[1]}" if claim[1] else name
         return self._admitted(Principal(name, key.roles, "key", key.expires_at), now)
 

@@ -36,6 +36,18 @@ def test_a_holder_that_says_a_name_is_that_one_among_the_holders():
     assert found == Principal("lab/ann", frozenset({"reader"}), "key", 99.0)
 
 
+def test_no_key_is_called_like_a_holder_of_another():
+    """`lab/ann` is ann, who holds the key lab."""
+    for keys in ({"lab/ann": SECRET}, {"other": AcceptedKey(SECRET, "lab/ann")}):
+        with pytest.raises(ValueError, match="a slash comes before holders' names"):
+            Authentication(keys=keys)
+    late = {}
+    means = Authentication(keys=late)
+    late["lab/ann"] = SECRET
+    with pytest.raises(errors.AuthenticationFailed, match="a name with a slash"):
+        proven(means, SharedKey("lab/ann", SECRET))
+
+
 def test_while_a_key_is_rotated_both_are_the_same_principal():
     means = Authentication(keys={"old": AcceptedKey(SECRET, "lab"), "new": AcceptedKey(OTHER, "lab")})
     assert proven(means, SharedKey("old", SECRET)) == proven(means, SharedKey("new", OTHER))
