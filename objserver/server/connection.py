@@ -150,6 +150,11 @@ class Connection(Answering):
         return f"<Connection {self.address} {state} session={self.session!r}>"
 
     @property
+    def principal_name(self) -> str | None:
+        """Whose it is, where that is asked."""
+        return None if self.principal is None else self.principal.name
+
+    @property
     def link(self) -> object:
         """The connection itself."""
         return self

@@ -320,7 +320,9 @@ class ObjectServer:
             connections = self._callable.get(client)
             if not connections:
                 raise errors.ConnectFailed("the client whose object is to be called has no connection here")
-            return connections[-1].conversation
+            # The newest of whoever was first: another who says that it is this client takes nothing away.
+            first = connections[0].principal_name
+            return next(one for one in reversed(connections) if one.principal_name == first).conversation
 
     def dump(self, path: str) -> None:
         """Write the whole store, as it is at one moment, to a file that `objserver store load` reads.

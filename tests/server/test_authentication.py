@@ -26,6 +26,7 @@ from objserver import (
     expose,
     oneway,
 )
+from objserver.client.identity import process_id
 from objserver.codecs import Codecs
 from objserver.security import (
     AcceptedKey,
@@ -37,6 +38,7 @@ from objserver.security import (
     SharedKey,
     Token,
 )
+from objserver.security.exchange import Introduction, proof
 from objserver.settings import Limits
 from objserver.wire import FrameParser, FrameType, encode_frame
 
@@ -229,8 +231,6 @@ def test_a_wrong_answer_is_refused_and_the_next_not_even_read(server, answer):
 
 
 def test_a_proof_that_was_overheard_opens_nothing(server):
-    from objserver.security.exchange import Introduction
-
     with Peer(server) as ann, Peer(server) as thief:
         introduction = Introduction(LAB, bytes(32), b"", True)
         claim = {"key": list(introduction.claim)}
@@ -276,6 +276,23 @@ def test_a_session_belongs_to_the_principal_that_began_it():
             with Proxy(mine, credentials=key, session="shared") as thing:
                 counts.append(thing.count())
         assert counts == [1, 1, 1, 2]
+
+
+def test_who_says_that_it_is_another_client_is_not_called_in_its_place():
+    class Spy(Peer):
+        def prove(self, client):
+            claim = "other", "", "00" * 32
+            challenge = self.greet({"key": list(claim), "client": client, "multiplexed": True})
+            self.send(FrameType.PROOF, proof(bytes(32), "client", claim, bytes(challenge.payload), b""))
+            return self.read().type
+
+    with serving(Authentication(keys={"lab": SECRET, "other": bytes(32)})) as server, Spy(server) as spy:
+        with Proxy(uri(server), credentials=LAB) as thing:
+            child = Child()
+            thing.keep(child)
+            assert thing.call_other() == 7
+            assert spy.prove(process_id()) == FrameType.CONNECT_OK
+            assert thing.call_other() == 7
 
 
 def test_a_server_with_keys_may_bind_to_every_address():

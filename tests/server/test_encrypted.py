@@ -260,6 +260,40 @@ def test_a_silent_client_is_closed_in_time_and_delays_nobody(lab):
             sock.close()
 
 
+def test_a_hello_that_is_damaged_anywhere_is_closed_at_once_or_in_time(lab):
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = client_tls(lab).context.wrap_bio(to_client, to_server, server_hostname="localhost")
+    with pytest.raises(ssl.SSLWantReadError):
+        tls.do_handshake()
+    hello = to_server.read()
+    with serving(lab, settings=ServerSettings(handshake_timeout_s=0.5)) as server:
+        socks = []
+        for at in range(0, len(hello), 3):
+            damaged = bytearray(hello)
+            damaged[at] ^= 1 << at % 8
+            sock = raw(server)
+            with contextlib.suppress(OSError):
+                sock.sendall(damaged)
+                sock.sendall(bytes(at))
+            socks.append(sock)
+        with Proxy(uri(server), tls=client_tls(lab)) as thing:
+            assert thing.add(1, 1) == 2
+        begun = time.monotonic()
+        for sock in socks:
+            read_all(sock)
+            sock.close()
+        assert time.monotonic() - begun < WAIT_S / 2
+
+
+def test_garbage_after_the_handshake_ends_the_connection_and_no_other(lab, server):
+    with Proxy(uri(server), tls=client_tls(lab)) as thing, raw(server) as sock:
+        with client_tls(lab).context.wrap_socket(sock, server_hostname="localhost") as tls:
+            with socket.socket(fileno=tls.detach()) as below:
+                below.sendall(b"\x17\x03\x03\x00\x30" + bytes(48))
+                read_all(below)
+        assert thing.add(1, 1) == 2
+
+
 def test_half_a_handshake_is_closed_in_time(lab):
     with serving(lab, settings=ServerSettings(handshake_timeout_s=0.2)) as server, raw(server) as sock:
         sock.sendall(b"\x16\x03\x01\x02\x00\x01")
