@@ -289,6 +289,7 @@ def test_garbage_after_the_handshake_ends_the_connection_and_no_other(lab, serve
     with Proxy(uri(server), tls=client_tls(lab)) as thing, raw(server) as sock:
         with client_tls(lab).context.wrap_socket(sock, server_hostname="localhost") as tls:
             with socket.socket(fileno=tls.detach()) as below:
+                below.settimeout(WAIT_S)
                 below.sendall(b"\x17\x03\x03\x00\x30" + bytes(48))
                 read_all(below)
         assert thing.add(1, 1) == 2
