@@ -19,6 +19,7 @@
     │   └── StateError             the servant's state cannot be stored as data (also TypeError)
     ├── CommunicationError         the network
     │   ├── ConnectFailed          no connection: the call was not sent (also ConnectionError)
+    │   │   └── AuthenticationFailed   one end did not prove to the other who it is (also PermissionError)
     │   ├── ProtocolError          the peer broke the protocol
     │   │   ├── MessageTooLarge    a limit on size, count or depth
     │   │   └── SerializeError     a value that cannot be encoded or decoded
@@ -43,6 +44,7 @@ from objserver import pyro5
 __all__ = [
     "ActivationError",
     "ArgumentError",
+    "AuthenticationFailed",
     "CallTimeout",
     "Cancelled",
     "CommunicationError",
@@ -177,6 +179,13 @@ class CommunicationError(ObjServerError, pyro5.CommunicationError):
 
 class ConnectFailed(CommunicationError, ConnectionError):
     """No usable connection could be made, so the call was certainly not executed."""
+
+
+class AuthenticationFailed(ConnectFailed, PermissionError):
+    """The server does not know who the client is, or the client does not believe that it is the server.
+
+    The call was not sent, and is not sent again: the next attempt would end the same.
+    """
 
 
 class ProtocolError(CommunicationError, pyro5.ProtocolError):

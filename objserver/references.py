@@ -13,7 +13,7 @@ import importlib
 import re
 import urllib.parse
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from objserver import errors, pyro5
 
@@ -144,7 +144,20 @@ def on_arrival(make: Arrival) -> None:
     _arrival[:] = [make]
 
 
-Deliver = Callable[[str, str, bytes, Any, int], None]
+class Origin(NamedTuple):
+    """Where a reference came to: a server at `location`, which knows these types.
+
+    `tls` and `credentials` are what its servants call its own objects with; other servers are shown nothing.
+    """
+
+    location: Location
+    types: Any
+    tls: Any = None
+    credentials: Any = None
+    handshake: Any = "hello"
+
+
+Deliver = Callable[[str, str, bytes, Any, int, Origin | None], None]
 _delivery: list[Deliver] = []
 
 
@@ -153,20 +166,24 @@ def on_delivery(deliver: Deliver) -> None:
     _delivery[:] = [deliver]
 
 
-def deliver(target: str, method: str, payload: bytes, call: Any, acked: int) -> None:
+def deliver(
+    target: str, method: str, payload: bytes, call: Any, acked: int, origin: Origin | None = None
+) -> None:
     """Call `method` of the object at the URI `target`, as `payload` encodes it, under the id `call`.
+
+    `origin` is the server of the object that sent it.
 
     Whoever makes calls is above us, and perhaps not loaded in a process that only serves.
     """
     if not _delivery:
         importlib.import_module("objserver.client.courier")
-    _delivery[0](target, method, payload, call, acked)
+    _delivery[0](target, method, payload, call, acked, origin)
 
 
 def arrived(reference: Reference, find: Find | None = None, origin: Any = None) -> Any:
     """What a reference that came over the wire is handed out as.
 
-    `find` is given for a client's object.  `origin` is the part of a proxy through which it came, or of the
-    server to which it came the types it knows.
+    `find` is given for a client's object.  `origin` is the part of a proxy through which it came, or the
+    server to which it came (`Origin`).
     """
     return _arrival[0](reference, find, origin) if _arrival else reference

@@ -13,6 +13,7 @@ import importlib
 import inspect
 import os
 import pathlib
+import signal
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,35 @@ _PATIENCE_S = 10.0
     metavar="[HOST:PORT]",
     help="Register the objects in a name server: this one, or the usual one (then give the option last).",
 )
+@click.option(
+    "--tls-cert",
+    envvar="OBJSERVER_TLS_CERT",
+    show_envvar=True,
+    metavar="FILE",
+    help="Encrypt: the server's certificate.",
+)
+@click.option(
+    "--tls-key",
+    envvar="OBJSERVER_TLS_KEY",
+    show_envvar=True,
+    metavar="FILE",
+    help="... and its key, if that is in another file.",
+)
+@click.option(
+    "--tls-client-ca",
+    envvar="OBJSERVER_TLS_CLIENT_CA",
+    show_envvar=True,
+    metavar="FILE",
+    help="Clients prove who they are by certificates of this authority.",
+)
+@click.option(
+    "--keys",
+    "keys_file",
+    envvar="OBJSERVER_KEYS",
+    show_envvar=True,
+    metavar="FILE",
+    help="Clients prove who they are by these shared keys.",
+)
 @click.option("--insecure", is_flag=True, help="Allow an address that other machines can reach.")
 @click.option("--verbose", is_flag=True, help="Log to standard error also what is no problem.")
 def serve(
@@ -72,26 +102,36 @@ def serve(
     address: str,
     workers: int | None,
     nameserver: str | None,
+    tls_cert: str | None,
+    tls_key: str | None,
+    tls_client_ca: str | None,
+    keys_file: str | None,
     insecure: bool,
     verbose: bool,
 ) -> None:
     """Serve objects until SIGTERM or Ctrl-C; prints the URI of each, then `ready`.
 
     NAME is a class, an instance or a function from key to servant; the current directory is searched too.
+    SIGHUP reads the files of certificates and keys again, for the clients that come from then on.
 
     \b
     Examples:
       objserver serve bank:Account
       objserver serve bank:Account --activation persistent --store sqlite:///bank.db
       objserver serve bank:Account shop:cart --address localhost:9092 --nameserver
+      objserver serve bank:Account --address 0.0.0.0:9091 --tls-cert s.pem --keys keys.toml
     """
     from objserver import adapter
+    from objserver.security import Authentication, ServerTLS
+    from objserver.security.files import load_keys
     from objserver.server import ObjectServer
 
     persistent = activation == "persistent"
     if persistent and store is None:
         raise click.UsageError("persistent objects need a store; add for example --store sqlite:///bank.db")
     parse_address(address)
+    if tls_cert is None and (tls_key or tls_client_ca):
+        raise click.UsageError("--tls-key and --tls-client-ca go with --tls-cert, the server's certificate")
     labels = _labels(targets, name)
     things = {label: load(target) for label, target in labels.items()}
     for label, thing in things.items():
@@ -99,8 +139,27 @@ def serve(
     # After the imports: a module that sets up logging itself has the first word.
     log_to_stderr(verbose)
     directory = name_server_proxy(nameserver, _PATIENCE_S) if nameserver is not None else None
-    server = ObjectServer(address, store=store, workers=workers, insecure=insecure)
+    tls = ServerTLS(certificate=tls_cert, key=tls_key, client_ca=tls_client_ca) if tls_cert else None
+    server = ObjectServer(
+        address,
+        store=store,
+        workers=workers,
+        insecure=insecure,
+        tls=tls,
+        authentication=Authentication(keys=load_keys(keys_file)) if keys_file else None,
+    )
     made: dict[str, str] = {}
+
+    def read_again(*_: object) -> None:
+        try:
+            server.reload_tls()
+            if keys_file:
+                server.authentication = Authentication(keys=load_keys(keys_file))
+            click.echo("certificates and keys were read again", err=True)
+        except errors.RegistrationError as problem:
+            click.echo(f"certificates and keys stay as they were: {problem}", err=True)
+
+    signal.signal(signal.SIGHUP, read_again)
     try:
         with until_stopped():
             references = {

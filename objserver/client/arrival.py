@@ -14,11 +14,11 @@ from objserver import references
 from objserver.client.leases import LeaseKeeper
 from objserver.client.proxy import Proxy, ProxyOptions
 from objserver.client.stub import ConnectionPool, LinkPool, Stub
-from objserver.codecs import Types
-from objserver.references import LEASED, Find, Reference
+from objserver.references import LEASED, Find, Origin, Reference
 
 __all__: list[str] = []
 
+_WITH_TYPES = (ConnectionPool, Origin)
 _leases = [LeaseKeeper()]
 """One; a fork begins another, for it has no thread that would renew, and holds nothing itself."""
 os.register_at_fork(after_in_child=lambda: _leases.__setitem__(0, LeaseKeeper()))
@@ -28,13 +28,14 @@ LEASE_TIMEOUT_S = 5.0
 
 def _arrived(reference: Reference, find: Find | None, origin: Any) -> Any:
     """The proxy of a reference that came inside a value; `origin` is the pool of the proxy it came
-    through."""
+    through, or the server that it came to."""
     options: ProxyOptions = {}
-    known = origin.types if isinstance(origin, ConnectionPool) else origin
-    if isinstance(known, Types):
-        options["types"] = known
-    if isinstance(origin, ConnectionPool) and origin.location == reference.location:
+    if isinstance(origin, _WITH_TYPES):
+        options["types"] = origin.types
+    if isinstance(origin, _WITH_TYPES) and origin.location == reference.location:
+        # The same server, which has been shown these already; another one is shown nothing.
         options["handshake"] = origin.handshake
+        options["tls"], options["credentials"] = origin.tls, origin.credentials
     proxy = Proxy(reference, **options)
     pool: ConnectionPool | LinkPool
     if find is None:

@@ -178,7 +178,7 @@ class Attempts:
             self.patient = self.patient or isinstance(problem, errors.Unsettled)  # it did answer
             return self.repeatable or (self.id is not None and self.remembered)
         if isinstance(problem, errors.ConnectFailed) and not self.answered:
-            return True
+            return not isinstance(problem, errors.AuthenticationFailed)  # it would be refused again
         # A refusal says nothing of the attempt before.
         passes = isinstance(problem, (errors.StoreError, errors.ServerBusy))
         numbered = self.id is not None and self.remembered

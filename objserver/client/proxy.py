@@ -23,6 +23,7 @@ from objserver.codecs import Types
 from objserver.errors import did_you_mean
 from objserver.invocation import CallId, Interceptor, in_progress
 from objserver.references import Reference
+from objserver.security import ClientTLS, Credentials, SharedKey
 from objserver.wire import Flag
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ class ProxyOptions(TypedDict, total=False):
     serializer: str | None
     session: str | None
     handshake: Any
+    tls: ClientTLS | None
+    credentials: Credentials | None
     interceptors: Sequence[Interceptor]
     types: Iterable[type] | Types
 
@@ -56,6 +59,9 @@ class Proxy:
       our own codec is used with our servers, and serpent with stock ones.
     - `session`: proxies with the same session name share the servants of PerClient objects.
     - `handshake`: data for the server's handshake check.
+    - `tls`: encrypt the connections, and check that the server is who it should be; see `ClientTLS`.
+    - `credentials`: a `SharedKey` or a `Token`, to be let in.  They stay with this proxy: what is made of a
+      reference that it returns has them at the same server only, and a copy in another process has none.
     - `interceptors`: put around every call; see `Interceptor`.
     - `types`: classes whose values (and exceptions) may arrive as what they are; classes that this proxy has
       sent are known too.
@@ -73,15 +79,26 @@ class Proxy:
         serializer: str | None = None,
         session: str | None = None,
         handshake: Any = "hello",
+        tls: ClientTLS | None = None,
+        credentials: Credentials | None = None,
         interceptors: Sequence[Interceptor] = (),
         types: Iterable[type] | Types = (),
     ) -> None:
         if serializer is not None and serializer not in ("serpent", "json", "msgpack", "marshal"):
             raise ValueError(f"unknown serializer {serializer!r}; choose serpent, json, msgpack or marshal")
+        if serializer is not None and isinstance(credentials, SharedKey):
+            raise ValueError(f"serializer={serializer!r} talks as a stock peer does, who cannot prove a key")
         parsed = Reference.parse(reference)
         known = types if isinstance(types, Types) else Types(types)
         pool = ConnectionPool(
-            parsed, _resolve, serializer=serializer, session=session, handshake=handshake, types=known
+            parsed,
+            _resolve,
+            serializer=serializer,
+            session=session,
+            handshake=handshake,
+            types=known,
+            tls=tls,
+            credentials=credentials,
         )
         stub = Stub(pool, checked(timeout_s), interceptors=interceptors)
         self.__dict__.update(_objserver_reference=parsed, _objserver_stub=stub)

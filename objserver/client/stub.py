@@ -34,6 +34,7 @@ from objserver.codecs import Codec, Codecs, Types
 from objserver.invocation import Awaited, Call, CallId, Facts, Interceptor, in_progress, intercepted
 from objserver.machine import machine
 from objserver.references import DAEMON_ID, Find, Location, Reference
+from objserver.security import ClientTLS, Credentials
 from objserver.settings import CLIENT_LIMITS
 from objserver.wire import CallContext, Flag, Frame
 from objserver.wire import extension as wire_extension
@@ -80,6 +81,8 @@ class ConnectionPool:
         session: str | None,
         handshake: Any,
         types: Types | None = None,
+        tls: ClientTLS | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
         self.types = types or Types()
         self.reference = reference
@@ -97,6 +100,8 @@ class ConnectionPool:
         self._resolve = resolve
         self._monotonic = machine.get().monotonic
         self.handshake = handshake
+        self.tls = tls
+        self.credentials = credentials
         self.asynchronous = False
         """It belongs to an AsyncProxy."""
         self.lease: Lease | None = None
@@ -144,7 +149,7 @@ class ConnectionPool:
             reference is not None and not self.asynchronous
         ):  # else it is called on the connection that is there
             assert self.location is not None
-            home.open_channel(self.location, self.handshake, HANDSHAKE_TIMEOUT_S)
+            home.open_channel(self.location, self.handshake, HANDSHAKE_TIMEOUT_S, self.tls, self.credentials)
         return reference
 
     def take(self, timeout_s: float | None) -> ClientConnection:
@@ -204,6 +209,8 @@ class ConnectionPool:
             self.session,
             process_id(),
             multiplexed,
+            self.tls,
+            self.credentials,
         )
 
     def met(self, greeting: Greeting, metadata: Metadata, store: str) -> None:

@@ -4,6 +4,19 @@ Pure: this room opens no socket and reads no clock of its own.  Servers and prox
 what it says.
 """
 
+from objserver.security.authentication import AcceptedKey, Authentication
+from objserver.security.credentials import Credentials, SharedKey, Token
 from objserver.security.principal import Principal
+from objserver.security.tls import ClientTLS, Itself, ServerTLS
 
-__all__ = ["Principal"]
+__all__ = [
+    "AcceptedKey",
+    "Authentication",
+    "ClientTLS",
+    "Credentials",
+    "Itself",
+    "Principal",
+    "ServerTLS",
+    "SharedKey",
+    "Token",
+]

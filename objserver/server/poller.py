@@ -130,7 +130,7 @@ class SocketPoller:
             if sock.family != socket.AF_UNIX:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._accepted += 1
-            connection = Connection(server, sock, address or None, self._accepted)
+            connection = server.accepted(sock, address or None, self._accepted)
             self.connections[sock.fileno()] = connection
             server.hurried[connection] = None
             self._epoll.register(sock.fileno(), select.EPOLLIN)
