@@ -33,6 +33,8 @@ class Member(NamedTuple):
     asynchronous: bool = False
     check: Arguments | None = None
     """Refuses what the annotations do not allow; only of members exposed by our decorator."""
+    roles: frozenset[str] = frozenset()
+    """Who may call it has one of them, where the server knows who calls; none: the class does not say."""
 
 
 class Skeleton:
@@ -54,11 +56,15 @@ class Skeleton:
                 continue
             exposed.append(functions[0])
             if isinstance(raw, property):
+                roles: frozenset[str] = getattr(functions[0], "_objserver_roles", frozenset())
                 if raw.fget is not None:
-                    self.getters[name] = Member(name, raw.fget, readonly=True)
+                    self.getters[name] = Member(name, raw.fget, readonly=True, roles=roles)
                 if raw.fset is not None:
                     self.setters[name] = Member(
-                        name, raw.fset, check=self._check(name, raw.fset, functions[0])
+                        name,
+                        raw.fset,
+                        check=self._check(name, raw.fset, functions[0]),
+                        roles=getattr(raw.fset, "_objserver_roles", roles),
                     )
             else:
                 self.methods[name] = self._method(name, raw, functions[0])
@@ -110,6 +116,7 @@ class Skeleton:
             idempotent=getattr(function, "_objserver_idempotent", False),
             asynchronous=inspect.iscoroutinefunction(function),
             check=self._check(name, function, function, bound=not isinstance(raw, staticmethod)),
+            roles=getattr(function, "_objserver_roles", frozenset()),
         )
 
     @staticmethod

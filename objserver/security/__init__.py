@@ -4,6 +4,22 @@ Pure: this room opens no socket and reads no clock of its own.  Servers and prox
 what it says.
 """
 
-from objserver.security.principal import Principal
+from objserver.security.audit import JsonAuditFormatter, write_audit
+from objserver.security.authorization import ALLOW_AUTHENTICATED, Authorization, Decision, Policy
+from objserver.security.principal import Principal, Restrictions
+from objserver.security.quotas import Quotas
+from objserver.security.rules import Rule, Rules
 
-__all__ = ["Principal"]
+__all__ = [
+    "ALLOW_AUTHENTICATED",
+    "Authorization",
+    "Decision",
+    "JsonAuditFormatter",
+    "Policy",
+    "Principal",
+    "Quotas",
+    "Restrictions",
+    "Rule",
+    "Rules",
+    "write_audit",
+]
