@@ -73,7 +73,7 @@ class Greeting(NamedTuple):
     def answered(self, reply: Frame, codecs: Codecs) -> Greeted:
         """What the server said; ObjectNotFound, ConnectFailed with its reason, or ProtocolError."""
         answer = codecs.get(reply.serializer_id).decode(reply.payload) if reply.payload else None
-        if isinstance(answer, errors.ObjectNotFound):
+        if isinstance(answer, (errors.ObjectNotFound, errors.NotAuthorized, errors.QuotaExceeded)):
             raise answer
         if reply.type != FrameType.CONNECT_OK:
             raise errors.ConnectFailed(f"{self.location} refused the connection: {answer}")

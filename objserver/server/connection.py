@@ -68,6 +68,8 @@ Start = Callable[[Callable[[], None]], None]
 # As globals: reading an attribute of a class takes longer.
 _INVOKE, _KEEP_SERIALIZED = FrameType.INVOKE, Flag.KEEP_SERIALIZED
 _LISTS = (list, tuple)
+_NATIVE = (errors.ObjectNotFound, errors.NotAuthorized, errors.QuotaExceeded)
+"""Refusals that our peers get as what they are."""
 _HTTP = (b"GET ", b"POST", b"HEAD", b"PUT ", b"OPTI", b"DELE", b"PATC", b"CONN")
 _HTTP_ANSWER = (
     b"HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n"
@@ -78,16 +80,16 @@ _HTTP_ANSWER = (
 class Weight:
     """Counts bytes as held for as long as it lives, which is as long as the invocation that has it."""
 
-    __slots__ = ("_hold", "_size")
+    __slots__ = ("_hold", "size")
 
     def __init__(self, hold: Callable[[int], None], size: int) -> None:
         hold(size)
-        self._hold, self._size = hold, size
+        self._hold, self.size = hold, size
 
     def __del__(self) -> None:
         # Without the attributes if `hold` refused.
-        if hasattr(self, "_size"):
-            self._hold(-self._size)
+        if hasattr(self, "size"):
+            self._hold(-self.size)
 
 
 class Connection(Answering):
@@ -302,7 +304,7 @@ class Connection(Answering):
             ):
                 raise errors.ProtocolError("the connect frame names no object, or by too long an id")
             self.peer = Extension.from_handshake(data)
-            skeleton = server.adapter.skeleton(data["object"])
+            skeleton = server.adapter.greet(data["object"], self)
             answer: dict[str, Any] = {
                 "handshake": server.validate_handshake(data.get("handshake")),
                 "meta": dict(skeleton.metadata),
@@ -322,7 +324,7 @@ class Connection(Answering):
             payload, kind = codec.encode(answer), FrameType.CONNECT_OK
         except BaseException as problem:  # a locator or a handshake check may raise anything
             kind = FrameType.CONNECT_FAIL
-            if self.peer is not None and isinstance(problem, errors.ObjectNotFound):
+            if self.peer is not None and isinstance(problem, _NATIVE):
                 codec = server.codecs.native
                 payload = codec.encode(problem)
             else:

@@ -37,6 +37,7 @@ from objserver.codecs import Codecs, Types
 from objserver.invocation import Interceptor
 from objserver.machine import machine
 from objserver.references import DAEMON_ID, Location, Reference, arrived, deliver
+from objserver.security import Authorization
 from objserver.server.connection import LINGER_S, Connection
 from objserver.server.conversation import Conversation
 from objserver.server.engine import WorkerEngine
@@ -57,7 +58,8 @@ class ObjectServer:
     `address` is `host:port` (port 0: any free one), `[ipv6]:port` or `./u:path` for a Unix socket. `store`
     is the URL of the store for Persistent objects.  `workers` bounds the threads that run servants (those
     that wait for other objects have a bound of their own, a setting); one makes the server iterative.
-    Binding beyond the own machine without authentication needs `insecure=True`.  `interceptors` are put
+    Binding beyond the own machine without authentication needs `insecure=True`.  `authorization` says who may
+    call what; without it, everybody may call everything.  `interceptors` are put
     around every call of a servant.  `types` are classes whose values may arrive as what they are, beside
     those that the annotations of registered classes mention.  Usable as a context manager; leaving it drains
     and stops.
@@ -71,6 +73,7 @@ class ObjectServer:
         workers: int | None = None,
         settings: ServerSettings | None = None,
         insecure: bool = False,
+        authorization: Authorization | None = None,
         interceptors: Sequence[Interceptor] = (),
         clock: Clock | None = None,
         types: Iterable[type] = (),
@@ -138,6 +141,7 @@ class ObjectServer:
             pyro5_daemon=Pyro5Daemon(self),
             interceptors=interceptors,
             deliver=self._deliver,
+            authorization=authorization,
         )
         self.adapter.register(DaemonObject(self.adapter, self._describe), DAEMON_ID, Shared(), Concurrent())
         self._state = "new"
