@@ -8,7 +8,7 @@
     │   ├── ObjectNotFound         no such object here (also LookupError)
     │   ├── MemberNotFound         no such exposed member (also AttributeError)
     │   ├── ArgumentError          arguments that the member does not take (also TypeError)
-    │   ├── NotAuthorized          the caller may not do this (also PermissionError, Pyro5's SecurityError)
+    │   ├── NotAuthorized          the caller may not do this (also Pyro5's SecurityError)
     │   ├── ServerBusy             a bounded queue or a capacity is full; later may work
     │   │   └── QuotaExceeded      ... or the caller has had its share; `retry_after_s` tells when
     │   ├── DeadlineExceeded       its time was up before it began (also TimeoutError)
@@ -113,10 +113,10 @@ class ObjectNotFound(ObjectError, LookupError):
     """No object of that id is served at that address."""
 
 
-class NotAuthorized(pyro5.SecurityError, ObjectError, PermissionError):
+class NotAuthorized(pyro5.SecurityError, ObjectError):
     """Who calls may not call this, or there is no object of that id: which of the two, it is not told.
 
-    The server's audit log has the reason.
+    The server's audit log has the reason.  No PermissionError, which is an OSError: the network is in order.
     """
 
 

@@ -82,7 +82,7 @@ class Guard:
         """By whose table it is allowed; by another it has to be confirmed.  NotAuthorized, QuotaExceeded."""
         if invocation.batch is not None:
             return self._admit_batch(invocation)
-        principal = invocation.principal
+        principal = getattr(invocation.caller.link, "principal", None)  # as principal_of, without a call
         method = invocation.method
         object_id = invocation.object_id
         name: Any = method if method not in _ATTRIBUTES else (method, _attribute(invocation.args))
@@ -91,13 +91,14 @@ class Guard:
             if principal is not None and self.quotas.counts_calls(principal):
                 self._count(invocation, principal)
             return self._decide(invocation, name)
-        if found.counted or found.principal.expires_at is not None:
-            self._check_expiry(invocation, found.principal, name)
-            if found.counted:
-                self._count(invocation, found.principal)
-        if audit.isEnabledFor(_INFO) and found.skeleton is not None:
-            self._log(invocation, name, True, found.reason)
-        return found.skeleton
+        owner, reason, counted, skeleton = found
+        if owner.expires_at is not None:
+            self._check_expiry(invocation, owner, name)
+        if counted:
+            self._count(invocation, owner)
+        if audit.isEnabledFor(_INFO) and skeleton is not None:
+            self._log(invocation, name, True, reason)
+        return skeleton
 
     def _admit_batch(self, invocation: Invocation) -> Skeleton | None:
         """All of them, or none.  Each member is asked about once, however often it is called."""
@@ -208,7 +209,8 @@ class Guard:
 
     def _count(self, invocation: Invocation, principal: Principal, calls: int = 1) -> None:
         try:
-            self.quotas.call(principal, self._clock.monotonic(), _size(invocation.weight), calls)
+            size = 0 if invocation.weight is None else _size(invocation.weight)
+            self.quotas.call(principal, self._clock.monotonic(), size, calls)
         except errors.QuotaExceeded as problem:
             self._log(invocation, _name(invocation), False, f"quota {problem.quota}")
             raise
@@ -338,4 +340,5 @@ def _size(weight: Any) -> int:
     """The bytes of a request that are worth counting; see `Invocation.weight`."""
     if type(weight) is tuple:
         return sum(map(_size, weight))
-    return getattr(weight, "size", 0)
+    size: int = getattr(weight, "size", 0)
+    return size

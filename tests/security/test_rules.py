@@ -97,7 +97,7 @@ def test_an_error_names_the_rule_and_its_line(text, sentence):
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(errors.RegistrationError, match="no.toml cannot be read"):
+    with pytest.raises(errors.RegistrationError, match=r"no\.toml cannot be read"):
         Rules.load(tmp_path / "no.toml")
 
 
