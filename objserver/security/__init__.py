@@ -9,6 +9,7 @@ from objserver.security.authorization import ALLOW_AUTHENTICATED, Authorization,
 from objserver.security.principal import Principal, Restrictions
 from objserver.security.quotas import Quotas
 from objserver.security.rules import Rule, Rules
+from objserver.security.tokens import RootKeys, Voucher
 
 __all__ = [
     "ALLOW_AUTHENTICATED",
@@ -19,7 +20,9 @@ __all__ = [
     "Principal",
     "Quotas",
     "Restrictions",
+    "RootKeys",
     "Rule",
     "Rules",
+    "Voucher",
     "write_audit",
 ]
