@@ -61,6 +61,8 @@ _PATIENCE_S = 10.0
     metavar="[HOST:PORT]",
     help="Register the objects in a name server: this one, or the usual one (then give the option last).",
 )
+@click.option("--rules", metavar="FILE", help="Who may call what: a file of rules (TOML).")
+@click.option("--audit", metavar="FILE", help="Add every decision to this file, a JSON object in a line.")
 @click.option("--insecure", is_flag=True, help="Allow an address that other machines can reach.")
 @click.option("--verbose", is_flag=True, help="Log to standard error also what is no problem.")
 def serve(
@@ -72,6 +74,8 @@ def serve(
     address: str,
     workers: int | None,
     nameserver: str | None,
+    rules: str | None,
+    audit: str | None,
     insecure: bool,
     verbose: bool,
 ) -> None:
@@ -86,6 +90,7 @@ def serve(
       objserver serve bank:Account shop:cart --address localhost:9092 --nameserver
     """
     from objserver import adapter
+    from objserver.security import Authorization, Rules, write_audit
     from objserver.server import ObjectServer
 
     persistent = activation == "persistent"
@@ -99,7 +104,15 @@ def serve(
     # After the imports: a module that sets up logging itself has the first word.
     log_to_stderr(verbose)
     directory = name_server_proxy(nameserver, _PATIENCE_S) if nameserver is not None else None
-    server = ObjectServer(address, store=store, workers=workers, insecure=insecure)
+    authorization = Authorization(rules=Rules.load(rules)) if rules is not None else None
+    if audit is not None:
+        try:
+            write_audit(audit)
+        except OSError as problem:
+            raise errors.RegistrationError(f"{audit} cannot be written: {problem}") from None
+    server = ObjectServer(
+        address, store=store, workers=workers, insecure=insecure, authorization=authorization
+    )
     made: dict[str, str] = {}
     try:
         with until_stopped():

@@ -27,6 +27,7 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self
 
 import ormsgpack
@@ -152,6 +153,40 @@ class RootKeys:
         self.audience = audience
         self._verified: dict[str, Principal] = {}
         self._lock = threading.Lock()
+
+    @classmethod
+    def load(cls, path: str | Path, *, audience: str = "") -> Self:
+        """Read a file with a line for each key: its id, a blank, 64 hexadecimal digits or more.
+
+        `objserver token key` writes them.  RegistrationError names the file and the line, not what is in it.
+        """
+        try:
+            lines = Path(path).read_text("utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as problem:
+            raise errors.RegistrationError(f"the keys in {path} cannot be read: {problem}") from None
+        keys: dict[str, bytes] = {}
+        for number, line in enumerate(lines, 1):
+            if not line.strip() or line.startswith("#"):
+                continue
+            try:
+                key_id, digits = line.split()
+                key = bytes.fromhex(digits)
+            except ValueError:
+                key_id, key = "", b""
+            if len(key) < KEY_SIZE_MIN or key_id in keys:
+                raise errors.RegistrationError(
+                    f"{path}, line {number}: each has an id of its own, a blank and {2 * KEY_SIZE_MIN} "
+                    "hexadecimal digits or more"
+                )
+            keys[key_id] = key
+        if not keys:
+            raise errors.RegistrationError(f"there is no key in {path}; make one: objserver token key {path}")
+        return cls(keys, audience=audience)
+
+    @property
+    def ids(self) -> list[str]:
+        """Of the keys, in their order: the last is the newest."""
+        return list(self._keys)
 
     def __repr__(self) -> str:
         return f"<RootKeys {sorted(self._keys)} audience={self.audience!r}>"
