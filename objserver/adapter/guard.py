@@ -66,7 +66,8 @@ class Guard:
         self.authorization = authorization
         self.quotas = Quotas(settings)
         self._registry = registry
-        self._clock = clock
+        self._time, self._monotonic = clock.time, clock.monotonic
+        self._call_plainly = self.quotas.call_plainly
         self._allowed: dict[Any, _Allowed] = {}
         self.denied = 0
 
@@ -92,9 +93,10 @@ class Guard:
                 self._count(invocation, principal)
             return self._decide(invocation, name)
         owner, reason, counted, skeleton = found
-        if owner.expires_at is not None:
+        until = owner.expires_at
+        if until is not None and self._time() >= until:
             self._check_expiry(invocation, owner, name)
-        if counted:
+        if counted and not (invocation.weight is None and self._call_plainly(owner, self._monotonic())):
             self._count(invocation, owner)
         if audit.isEnabledFor(_INFO) and skeleton is not None:
             self._log(invocation, name, True, reason)
@@ -143,7 +145,7 @@ class Guard:
         principal = invocation.principal
         if principal is not None:
             try:
-                self.quotas.activate(principal, self._clock.monotonic())
+                self.quotas.activate(principal, self._monotonic())
             except errors.QuotaExceeded as problem:
                 self._log(invocation, invocation.method, False, f"quota {problem.quota}")
                 raise
@@ -205,12 +207,12 @@ class Guard:
 
     def _has_expired(self, principal: Principal | None) -> bool:
         until = None if principal is None else principal.expires_at
-        return until is not None and self._clock.time() >= until
+        return until is not None and self._time() >= until
 
     def _count(self, invocation: Invocation, principal: Principal, calls: int = 1) -> None:
         try:
             size = 0 if invocation.weight is None else _size(invocation.weight)
-            self.quotas.call(principal, self._clock.monotonic(), size, calls)
+            self.quotas.call(principal, self._monotonic(), size, calls)
         except errors.QuotaExceeded as problem:
             self._log(invocation, _name(invocation), False, f"quota {problem.quota}")
             raise
@@ -274,7 +276,7 @@ class Guard:
         self.denied += 1
         principal = principal_of(caller)
         record_decision(
-            now=self._clock.time(),
+            now=self._time(),
             principal=principal,
             address=caller.address,
             object_id=object_id,
@@ -291,7 +293,7 @@ class Guard:
 
     def _log(self, invocation: Invocation, name: Any, allowed: bool, reason: str) -> None:
         record_decision(
-            now=self._clock.time(),
+            now=self._time(),
             principal=invocation.principal,
             address=invocation.caller.address,
             object_id=invocation.object_id,

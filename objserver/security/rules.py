@@ -35,10 +35,10 @@ _HEADER = re.compile(r"^[ \t]*\[\[[ \t]*rule[ \t]*\]\]", re.MULTILINE)
 
 def covers(patterns: Iterable[str], identifier: str) -> bool:
     """Whether one of the patterns means this identifier."""
-    return any(
-        identifier.startswith(pattern[:-1]) if pattern.endswith("*") else identifier == pattern
-        for pattern in patterns
-    )
+    for pattern in patterns:
+        if pattern == identifier or (pattern[-1:] == "*" and identifier.startswith(pattern[:-1])):
+            return True
+    return False
 
 
 def check_patterns(patterns: Iterable[str], what: str) -> tuple[str, ...]:
@@ -65,8 +65,9 @@ class Rule:
 
     def concerns(self, principal: Principal, roles: frozenset[str], object_id: str) -> bool:
         """Whether it says something of this principal and this object."""
-        who = bool(self.roles & roles) or covers(self.principals, principal.name)
-        return who and covers(self.objects, object_id)
+        return covers(self.objects, object_id) and (
+            not self.roles.isdisjoint(roles) or covers(self.principals, principal.name)
+        )
 
 
 @dataclass(frozen=True)
