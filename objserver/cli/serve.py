@@ -25,6 +25,7 @@ from objserver.references import DAEMON_ID
 
 if TYPE_CHECKING:
     from objserver.client import Proxy
+    from objserver.security import Authorization
 
 __all__ = ["load", "load_module", "serve"]
 
@@ -49,6 +50,8 @@ _PATIENCE_S = 10.0
 @click.option("--name", help="The object's name, instead of that in the module (for a single one).")
 @click.option("--activation", type=click.Choice(list(ACTIVATION)), help="Which servant incarnates an object.")
 @click.option("--threading", type=click.Choice(list(THREADING)), help="How calls to one servant are ordered.")
+@click.option("--rules", metavar="FILE", help="Who may call what: a file of rules (TOML).")
+@click.option("--audit", metavar="FILE", help="Add every decision to this file, a JSON object in a line.")
 @click.option("--store", metavar="URL", help="Where persistent objects are kept, e.g. sqlite:///bank.db.")
 @click.option(
     "--address", default="localhost:0", show_default=True, metavar="HOST:PORT", help="0: a free port."
@@ -61,8 +64,6 @@ _PATIENCE_S = 10.0
     metavar="[HOST:PORT]",
     help="Register the objects in a name server: this one, or the usual one (then give the option last).",
 )
-@click.option("--rules", metavar="FILE", help="Who may call what: a file of rules (TOML).")
-@click.option("--audit", metavar="FILE", help="Add every decision to this file, a JSON object in a line.")
 @click.option("--insecure", is_flag=True, help="Allow an address that other machines can reach.")
 @click.option("--verbose", is_flag=True, help="Log to standard error also what is no problem.")
 def serve(
@@ -70,12 +71,12 @@ def serve(
     name: str | None,
     activation: str | None,
     threading: str | None,
+    rules: str | None,
+    audit: str | None,
     store: str | None,
     address: str,
     workers: int | None,
     nameserver: str | None,
-    rules: str | None,
-    audit: str | None,
     insecure: bool,
     verbose: bool,
 ) -> None:
@@ -90,7 +91,6 @@ def serve(
       objserver serve bank:Account shop:cart --address localhost:9092 --nameserver
     """
     from objserver import adapter
-    from objserver.security import Authorization, Rules, write_audit
     from objserver.server import ObjectServer
 
     persistent = activation == "persistent"
@@ -104,14 +104,12 @@ def serve(
     # After the imports: a module that sets up logging itself has the first word.
     log_to_stderr(verbose)
     directory = name_server_proxy(nameserver, _PATIENCE_S) if nameserver is not None else None
-    authorization = Authorization(rules=Rules.load(rules)) if rules is not None else None
-    if audit is not None:
-        try:
-            write_audit(audit)
-        except OSError as problem:
-            raise errors.RegistrationError(f"{audit} cannot be written: {problem}") from None
     server = ObjectServer(
-        address, store=store, workers=workers, insecure=insecure, authorization=authorization
+        address,
+        store=store,
+        workers=workers,
+        insecure=insecure,
+        authorization=_authorization(rules, audit),
     )
     made: dict[str, str] = {}
     try:
@@ -145,6 +143,18 @@ def serve(
                 _forget(directory, made)
         finally:
             server.stop()
+
+
+def _authorization(rules: str | None, audit: str | None) -> Authorization | None:
+    from objserver.security import Authorization, Rules, write_audit
+
+    found = Authorization(rules=Rules.load(rules)) if rules is not None else None
+    if audit is not None:
+        try:
+            write_audit(audit)
+        except OSError as problem:
+            raise errors.RegistrationError(f"{audit} cannot be written: {problem}") from None
+    return found
 
 
 def _labels(targets: tuple[str, ...], name: str | None) -> dict[str, str]:
