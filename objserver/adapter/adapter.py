@@ -171,6 +171,20 @@ class ObjectAdapter:
             self._durability.timekeeper.look_soon()  # there may be timers of its objects in the store
         return registration
 
+    @property
+    def authorization(self) -> Authorization | None:
+        """Who may call what; None: everybody everything."""
+        return self._guard.authorization if self._guard is not None else None
+
+    @authorization.setter
+    def authorization(self, authorization: Authorization) -> None:
+        if self._guard is None:
+            raise errors.RegistrationError(
+                "this server does not ask who calls, and cannot begin to while it has clients; give it its "
+                "authorization when it is made"
+            )
+        self._guard.change(authorization)
+
     def unregister(self, name: str) -> None:
         """Stop serving `name`; its servants end after the calls that have begun."""
         registration = self._registry.remove(name)

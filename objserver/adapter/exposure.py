@@ -67,7 +67,8 @@ def expose(member_or_class: Any = None, *, roles: Iterable[str] | None = None) -
     `on_activate`, `on_passivate`, `close` and `upgrade_state` of an exposed class stay private.
 
     `roles`: where a server knows who calls, only who has one of them may.  What a member says counts before
-    what its class says; a property's setter without roles of its own has those of the getter.
+    what its class says; a property's setter without roles of its own has those of the getter, and a member
+    without any those of the one it overrides.
     """
     if roles is not None:
         needed = _checked(roles)

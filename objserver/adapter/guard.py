@@ -77,6 +77,11 @@ class Guard:
         if not name.startswith(LEASED):  # which nobody else will ever be called
             self._allowed = {}
 
+    def change(self, authorization: Authorization) -> None:
+        """Decide by another from now on."""
+        self.authorization = authorization
+        self._allowed = {}  # in this order: see `forget`
+
     # -- calls ---------------------------------------------------------------------------------------
 
     def admit(self, invocation: Invocation) -> Skeleton | None:

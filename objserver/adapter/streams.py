@@ -304,8 +304,15 @@ class Streams:
 
 
 def _owns(caller: Client, stream: Stream) -> bool:
-    principal = principal_of(caller)
-    return (principal and principal.name) == (stream.principal and stream.principal.name)
+    return _rights(principal_of(caller)) == _rights(stream.principal)
+
+
+def _rights(principal: Principal | None) -> object:
+    """What tells who may have a stream: a token may have been renewed meanwhile, but not narrowed."""
+    if principal is None:
+        return None
+    narrowed = principal.restrictions
+    return principal.name, narrowed and (narrowed.objects, narrowed.methods)
 
 
 def _terminated() -> errors.ObjectNotFound:

@@ -120,6 +120,9 @@ class Plain:
     def cursor(self):
         return Plain()
 
+    def kind(self, thing):
+        return type(thing).__name__
+
 
 @pytest.fixture
 def served(monkeypatch):
@@ -524,8 +527,41 @@ def test_what_a_servant_returned_needs_a_rule_like_everything_else(served):
     with ours(server, "Plain") as plain:
         assert plain.cursor().set(5) == 5
     server = served(Authorization(rules=Rules.parse(rules.format('["Plain"]'))))
-    with ours(server, "Plain") as plain, pytest.raises(errors.NotAuthorized):
-        plain.cursor().set(5)
+    with ours(server, "Plain") as plain:
+        with pytest.raises(errors.NotAuthorized):
+            plain.cursor().set(5)
+        with pytest.raises(errors.NotAuthorized):
+            plain.future.cursor().set(5).result(10)
+
+
+def test_a_reference_in_an_argument_is_no_way_around(served):
+    rules = '[[rule]]\neffect = "allow"\nprincipals = "alice"\nobjects = ["Plain", "~*"]'
+    server = served(Authorization(rules=Rules.parse(rules)))
+    secret = server.register(Plain(), "Secret")
+    served.who = ALICE
+    with ours(server, "Plain") as plain:
+        assert plain.kind(secret) == "Proxy"
+        assert plain.kind(plain.cursor()) == "Plain"
+    with ObjectServer() as open_to_all:
+        secret = open_to_all.register(Plain(), "Secret")
+        open_to_all.register(Plain, "Plain")
+        with ours(open_to_all, "Plain") as plain:
+            assert plain.kind(secret) == "Plain"
+
+
+def test_other_rules_count_from_the_next_call_on(served):
+    server = served()
+    with ours(server, "Account/a") as account:
+        assert account.deposit(1) == 1
+        server.authorization = Authorization(
+            rules=Rules.parse('[[rule]]\neffect = "deny"\nprincipals = "olga"\nobjects = "*"')
+        )
+        with pytest.raises(errors.NotAuthorized):
+            account.deposit(1)
+        server.authorization = Authorization()
+        assert account.deposit(1) == 2
+    with ObjectServer() as open_to_all, pytest.raises(errors.RegistrationError, match="does not ask who"):
+        open_to_all.authorization = Authorization()
 
 
 def test_what_expires_ends_what_was_allowed(served):
