@@ -281,7 +281,11 @@ class ObjectAdapter:
         """The object itself, for who is in this process: EMPTY where it is more than one servant, or none.
 
         A Persistent object is its state, and the servants of PerClient and PerRequest objects are somebody's.
+        Where it is asked who may call what, only what was given away is handed out, whose id nobody guesses:
+        else a client could have a servant call for him, by a reference in an argument, what he may not.
         """
+        if self._guard is not None and not object_id.startswith(LEASED):
+            return EMPTY
         try:
             registration, key = self._registry.find(object_id)
         except errors.ObjectNotFound:

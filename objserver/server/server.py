@@ -36,7 +36,7 @@ from objserver.clock import Clock
 from objserver.codecs import Codecs, Types
 from objserver.invocation import Interceptor
 from objserver.machine import machine
-from objserver.references import DAEMON_ID, LEASED, Location, Reference, arrived, deliver
+from objserver.references import DAEMON_ID, Location, Reference, arrived, deliver
 from objserver.security import Authorization
 from objserver.server.connection import LINGER_S, Connection
 from objserver.server.conversation import Conversation
@@ -262,16 +262,11 @@ class ObjectServer:
         return None if object_id is None else Reference("PYRO", object_id, self._location)
 
     def _arrive(self, reference: Reference) -> Any:
-        """What a reference that one of our peers sent becomes: an object of this server is itself.
-
-        Where it is asked who may call what, only one that was given away is, whose id nobody guesses: else a
-        client could have a servant call for him what he may not.
-        """
+        """What a reference that one of our peers sent becomes: an object of this server is itself."""
         if reference.location is not None and reference.location.client:
             find = partial(self._find_client, reference.location.client)
             return arrived(reference, find, self.codecs.types)
-        guarded = self.adapter.authorization is not None and not reference.object_id.startswith(LEASED)
-        if self.is_here(reference) and not guarded:
+        if self.is_here(reference):
             servant = self.adapter.servant_at(reference.object_id)
             if servant is not EMPTY:
                 return servant
