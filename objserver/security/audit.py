@@ -7,7 +7,6 @@ end a line or steer a terminal: the sentence has them escaped, and JSON escapes 
 
 from __future__ import annotations
 
-import json
 import logging
 from datetime import UTC, datetime
 from pathlib import Path
@@ -78,6 +77,8 @@ class JsonAuditFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Only ASCII: whatever reads the file, a name cannot disguise itself."""
+        import json  # only who wants it needs it
+
         return json.dumps(getattr(record, "audit", {"message": record.getMessage()}), ensure_ascii=True)
 
 
