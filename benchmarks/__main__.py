@@ -26,8 +26,9 @@ MEASUREMENTS: dict[str, Callable[[bool], Any]] = {
     "sleeping": measures.sleeping,
     "imports": measures.imports,
 }
-MODULES = ("large", "durable", "secure")
-"""Large values, objects that are stored, and TLS: modules that have `tables(quick) -> report.Tables`."""
+MODULES = ("large", "durable", "secure", "authorized")
+"""Large values, objects that are stored, TLS, who may call: modules that have
+`tables(quick) -> report.Tables`."""
 
 
 def main() -> None:

@@ -8,7 +8,9 @@
     │   ├── ObjectNotFound         no such object here (also LookupError)
     │   ├── MemberNotFound         no such exposed member (also AttributeError)
     │   ├── ArgumentError          arguments that the member does not take (also TypeError)
+    │   ├── NotAuthorized          the caller may not do this (also Pyro5's SecurityError)
     │   ├── ServerBusy             a bounded queue or a capacity is full; later may work
+    │   │   └── QuotaExceeded      ... or the caller has had its share; `retry_after_s` tells when
     │   ├── DeadlineExceeded       its time was up before it began (also TimeoutError)
     │   ├── Deadlock               the call would wait for itself
     │   ├── NotExecuted            `outcome` was asked: the call has not happened, and never will
@@ -56,12 +58,14 @@ __all__ = [
     "MemberNotFound",
     "MessageTooLarge",
     "NamingError",
+    "NotAuthorized",
     "NotExecuted",
     "ObjServerError",
     "ObjectError",
     "ObjectNotFound",
     "OutcomeUnknown",
     "ProtocolError",
+    "QuotaExceeded",
     "RegistrationError",
     "RemoteError",
     "SerializeError",
@@ -109,6 +113,13 @@ class ObjectNotFound(ObjectError, LookupError):
     """No object of that id is served at that address."""
 
 
+class NotAuthorized(pyro5.SecurityError, ObjectError):
+    """Who calls may not call this, or there is no object of that id: which of the two, it is not told.
+
+    The server's audit log has the reason.  No PermissionError, which is an OSError: the network is in order.
+    """
+
+
 class MemberNotFound(AttributeError, ObjectError):
     """The object has no exposed member of that name."""
 
@@ -119,6 +130,17 @@ class ArgumentError(TypeError, ObjectError):
 
 class ServerBusy(ObjectError):
     """A bounded queue or a capacity is full.  Nothing happened; the same call may work later."""
+
+
+class QuotaExceeded(ServerBusy):
+    """The caller has had its share of the server.  Nothing happened.
+
+    `quota` is the name of the setting that decides, or "token" where the caller's token does.  The same call
+    may work in `retry_after_s` seconds; None: when the caller gives something back.
+    """
+
+    quota: str = ""
+    retry_after_s: float | None = None
 
 
 class DeadlineExceeded(ObjectError, pyro5.TimeoutError, builtins.TimeoutError):

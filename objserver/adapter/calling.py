@@ -115,7 +115,14 @@ def _call_member(
 ) -> Any:
     if not interceptors:
         return member.call(servant, *args, **kwargs)
-    seen = Call(invocation.object_id, member.name, tuple(args), dict(kwargs), dict(invocation.annotations))
+    seen = Call(
+        invocation.object_id,
+        member.name,
+        tuple(args),
+        dict(kwargs),
+        dict(invocation.annotations),
+        invocation.principal,
+    )
 
     async def run() -> Any:
         # Entered where the coroutine runs, so that what is set around it is set in its context.

@@ -24,6 +24,7 @@ from objserver.cli.nameserver import nameserver
 from objserver.cli.serve import serve
 from objserver.cli.store import store
 from objserver.cli.stubs import stubs
+from objserver.cli.token import token
 
 __all__ = ["main"]
 
@@ -62,5 +63,5 @@ def main() -> None:
     """
 
 
-for command in (call, completion, demo, keys, names, nameserver, serve, store, stubs):
+for command in (call, completion, demo, keys, names, nameserver, serve, store, stubs, token):
     main.add_command(command)

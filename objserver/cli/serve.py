@@ -26,6 +26,7 @@ from objserver.references import DAEMON_ID
 
 if TYPE_CHECKING:
     from objserver.client import Proxy
+    from objserver.security import Authorization
 
 __all__ = ["load", "load_module", "serve"]
 
@@ -50,6 +51,8 @@ _PATIENCE_S = 10.0
 @click.option("--name", help="The object's name, instead of that in the module (for a single one).")
 @click.option("--activation", type=click.Choice(list(ACTIVATION)), help="Which servant incarnates an object.")
 @click.option("--threading", type=click.Choice(list(THREADING)), help="How calls to one servant are ordered.")
+@click.option("--rules", metavar="FILE", help="Who may call what: a file of rules (TOML).")
+@click.option("--audit", metavar="FILE", help="Add every decision to this file, a JSON object in a line.")
 @click.option("--store", metavar="URL", help="Where persistent objects are kept, e.g. sqlite:///bank.db.")
 @click.option(
     "--address", default="localhost:0", show_default=True, metavar="HOST:PORT", help="0: a free port."
@@ -98,6 +101,8 @@ def serve(
     name: str | None,
     activation: str | None,
     threading: str | None,
+    rules: str | None,
+    audit: str | None,
     store: str | None,
     address: str,
     workers: int | None,
@@ -147,6 +152,7 @@ def serve(
         insecure=insecure,
         tls=tls,
         authentication=Authentication(keys=load_keys(keys_file)) if keys_file else None,
+        authorization=_authorization(rules, audit),
     )
     made: dict[str, str] = {}
 
@@ -191,6 +197,18 @@ def serve(
                 _forget(directory, made)
         finally:
             server.stop()
+
+
+def _authorization(rules: str | None, audit: str | None) -> Authorization | None:
+    from objserver.security import Authorization, Rules, write_audit
+
+    found = Authorization(rules=Rules.load(rules)) if rules is not None else None
+    if audit is not None:
+        try:
+            write_audit(audit)
+        except OSError as problem:
+            raise errors.RegistrationError(f"{audit} cannot be written: {problem}") from None
+    return found
 
 
 def _labels(targets: tuple[str, ...], name: str | None) -> dict[str, str]:

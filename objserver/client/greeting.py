@@ -100,7 +100,8 @@ class Greeting(NamedTuple):
             proof = introduction.answer(bytes(reply.payload))
             return encode_frame(FrameType.PROOF, reply.serializer_id, 0, 0, proof)
         answer = codecs.get(reply.serializer_id).decode(reply.payload) if reply.payload else None
-        if isinstance(answer, (errors.ObjectNotFound, errors.AuthenticationFailed)):
+        refused = errors.ObjectNotFound, errors.AuthenticationFailed, errors.NotAuthorized, errors.QuotaExceeded
+        if isinstance(answer, refused):
             raise answer
         if reply.type != FrameType.CONNECT_OK:
             raise errors.ConnectFailed(f"{self.location} refused the connection: {answer}")

@@ -77,7 +77,9 @@ Start = Callable[[Callable[[], None]], None]
 # As globals: reading an attribute of a class takes longer.
 _INVOKE, _KEEP_SERIALIZED = FrameType.INVOKE, Flag.KEEP_SERIALIZED
 _LISTS = (list, tuple)
-_NATIVE = (errors.ObjectNotFound, errors.AuthenticationFailed)
+_NATIVE = (
+    errors.ObjectNotFound, errors.AuthenticationFailed, errors.NotAuthorized, errors.QuotaExceeded
+)  # fmt: skip
 """Refusals that our peers get as what they are."""
 _HTTP = (b"GET ", b"POST", b"HEAD", b"PUT ", b"OPTI", b"DELE", b"PATC", b"CONN")
 _HTTP_ANSWER = (
@@ -89,16 +91,16 @@ _HTTP_ANSWER = (
 class Weight:
     """Counts bytes as held for as long as it lives, which is as long as the invocation that has it."""
 
-    __slots__ = ("_hold", "_size")
+    __slots__ = ("_hold", "size")
 
     def __init__(self, hold: Callable[[int], None], size: int) -> None:
         hold(size)
-        self._hold, self._size = hold, size
+        self._hold, self.size = hold, size
 
     def __del__(self) -> None:
         # Without the attributes if `hold` refused.
-        if hasattr(self, "_size"):
-            self._hold(-self._size)
+        if hasattr(self, "size"):
+            self._hold(-self.size)
 
 
 class Connection(Answering):
@@ -391,7 +393,7 @@ class Connection(Answering):
     def _welcome(self, data: dict[str, Any]) -> dict[str, Any]:
         """The answer to a client that may come in."""
         server = self.server
-        skeleton = server.adapter.skeleton(data["object"])
+        skeleton = server.adapter.greet(data["object"], self)
         answer: dict[str, Any] = {
             "handshake": server.validate_handshake(data.get("handshake")),
             "meta": dict(skeleton.metadata),

@@ -37,7 +37,7 @@ from objserver.codecs import Codecs, Types
 from objserver.invocation import Interceptor
 from objserver.machine import machine
 from objserver.references import DAEMON_ID, Location, Origin, Reference, arrived, deliver
-from objserver.security import Authentication, Itself, ServerTLS
+from objserver.security import Authentication, Authorization, Itself, ServerTLS
 from objserver.security.tls import Identity
 from objserver.server.connection import LINGER_S, Connection
 from objserver.server.conversation import Conversation
@@ -67,6 +67,9 @@ class ObjectServer:
     Binding beyond the own machine with neither needs `insecure=True`.  `itself` is how servants call objects
     of this very server by reference, and how messages reach them that objects of it send.
 
+    `authorization` says who may call what.  Without it, a server that knows who calls allows what `roles` of
+    `@expose` allow, and nothing else; one that does not know allows everything that is exposed.
+
     Usable as a context manager; leaving it drains and stops.
     """
 
@@ -81,6 +84,7 @@ class ObjectServer:
         tls: ServerTLS | None = None,
         authentication: Authentication | None = None,
         itself: Itself | None = None,
+        authorization: Authorization | None = None,
         interceptors: Sequence[Interceptor] = (),
         clock: Clock | None = None,
         types: Iterable[type] = (),
@@ -99,6 +103,8 @@ class ObjectServer:
         if authentication is None and tls is not None and tls.client_ca is not None:
             authentication = Authentication()
         self.authentication = authentication
+        if authorization is None and authentication is not None:
+            authorization = Authorization()
         """None where nobody is asked who it is."""
         self.random_bytes = self._machine.random_bytes
         self._identity: Identity | None = None
@@ -161,6 +167,7 @@ class ObjectServer:
             pyro5_daemon=Pyro5Daemon(self),
             interceptors=interceptors,
             deliver=self._deliver,
+            authorization=authorization,
         )
         self.adapter.register(DaemonObject(self.adapter, self._describe), DAEMON_ID, Shared(), Concurrent())
         self._state = "new"
@@ -174,6 +181,15 @@ class ObjectServer:
     def address(self) -> str:
         """Where the server listens, as it stands in URIs."""
         return str(self._location)
+
+    @property
+    def authorization(self) -> Authorization | None:
+        """Who may call what; another one counts from the next call on.  None: nobody is asked who calls."""
+        return self.adapter.authorization
+
+    @authorization.setter
+    def authorization(self, authorization: Authorization) -> None:
+        self.adapter.authorization = authorization
 
     # -- what is served ------------------------------------------------------------------------------
 
