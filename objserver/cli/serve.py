@@ -52,6 +52,9 @@ _PATIENCE_S = 10.0
 @click.option("--activation", type=click.Choice(list(ACTIVATION)), help="Which servant incarnates an object.")
 @click.option("--threading", type=click.Choice(list(THREADING)), help="How calls to one servant are ordered.")
 @click.option("--rules", metavar="FILE", help="Who may call what: a file of rules (TOML).")
+@click.option(
+    "--allow-authenticated", is_flag=True, help="Whoever has proven who he is may call all that has no roles."
+)
 @click.option("--audit", metavar="FILE", help="Add every decision to this file, a JSON object in a line.")
 @click.option("--store", metavar="URL", help="Where persistent objects are kept, e.g. sqlite:///bank.db.")
 @click.option(
@@ -102,6 +105,7 @@ def serve(
     activation: str | None,
     threading: str | None,
     rules: str | None,
+    allow_authenticated: bool,
     audit: str | None,
     store: str | None,
     address: str,
@@ -124,7 +128,7 @@ def serve(
       objserver serve bank:Account
       objserver serve bank:Account --activation persistent --store sqlite:///bank.db
       objserver serve bank:Account shop:cart --address localhost:9092 --nameserver
-      objserver serve bank:Account --address 0.0.0.0:9091 --tls-cert s.pem --keys keys.toml
+      objserver serve bank:Account --address 0.0.0.0:9091 --tls-cert s.pem --keys keys.toml --rules rules.toml
     """
     from objserver import adapter
     from objserver.security import Authentication, ServerTLS
@@ -152,7 +156,7 @@ def serve(
         insecure=insecure,
         tls=tls,
         authentication=Authentication(keys=load_keys(keys_file)) if keys_file else None,
-        authorization=_authorization(rules, audit),
+        authorization=_authorization(rules, allow_authenticated, audit),
     )
     made: dict[str, str] = {}
 
@@ -199,10 +203,13 @@ def serve(
             server.stop()
 
 
-def _authorization(rules: str | None, audit: str | None) -> Authorization | None:
+def _authorization(rules: str | None, allow_authenticated: bool, audit: str | None) -> Authorization | None:
     from objserver.security import Authorization, Rules, write_audit
 
-    found = Authorization(rules=Rules.load(rules)) if rules is not None else None
+    found = None
+    if rules is not None or allow_authenticated:
+        read = Rules.load(rules) if rules is not None else Rules()
+        found = Authorization(rules=read, allow_authenticated=allow_authenticated)
     if audit is not None:
         try:
             write_audit(audit)

@@ -21,6 +21,10 @@ from objserver.wire.shared_memory import Link, Offer
 
 __all__ = ["HANDSHAKE_TIMEOUT_S", "NOBODY", "Greeted", "Greeting", "Metadata"]
 
+_REFUSALS = (
+    errors.ObjectNotFound, errors.AuthenticationFailed, errors.NotAuthorized, errors.QuotaExceeded
+)  # fmt: skip
+"""What a server of ours says as an error that its caller knows."""
 HANDSHAKE_TIMEOUT_S = 10.0
 """For the answer to the greeting, where the user gave no timeout: a server that never answers is none."""
 
@@ -100,8 +104,7 @@ class Greeting(NamedTuple):
             proof = introduction.answer(bytes(reply.payload))
             return encode_frame(FrameType.PROOF, reply.serializer_id, 0, 0, proof)
         answer = codecs.get(reply.serializer_id).decode(reply.payload) if reply.payload else None
-        refused = errors.ObjectNotFound, errors.AuthenticationFailed, errors.NotAuthorized, errors.QuotaExceeded
-        if isinstance(answer, refused):
+        if isinstance(answer, _REFUSALS):
             raise answer
         if reply.type != FrameType.CONNECT_OK:
             raise errors.ConnectFailed(f"{self.location} refused the connection: {answer}")

@@ -42,8 +42,8 @@ __all__ = [
     "write_audit",
 ]
 
-# Each name is loaded when it is first asked for: most programs need none of it, and a client that proves who it
-# is decides nothing.
+# Each name is loaded when it is first asked for: most programs need none of it, and a client that proves who
+# it is decides nothing.
 _HOMES = {
     "audit": "JsonAuditFormatter write_audit",
     "authentication": "AcceptedKey Authentication",

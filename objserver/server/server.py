@@ -102,7 +102,7 @@ class ObjectServer:
         self._certificates_only = authentication is None
         if authentication is None and tls is not None and tls.client_ca is not None:
             authentication = Authentication()
-        self.authentication = authentication
+        self._authentication = authentication
         if authorization is None and authentication is not None:
             authorization = Authorization()
         """None where nobody is asked who it is."""
@@ -181,6 +181,17 @@ class ObjectServer:
     def address(self) -> str:
         """Where the server listens, as it stands in URIs."""
         return str(self._location)
+
+    @property
+    def authentication(self) -> Authentication | None:
+        """How clients prove who they are; another one counts for those that come from then on."""
+        return self._authentication
+
+    @authentication.setter
+    def authentication(self, authentication: Authentication) -> None:
+        if self.authorization is None:
+            self.authorization = Authorization()
+        self._authentication = authentication
 
     @property
     def authorization(self) -> Authorization | None:

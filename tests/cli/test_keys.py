@@ -32,7 +32,7 @@ class Counter:
 def start(directory: pathlib.Path, *args: str) -> tuple[subprocess.Popen[str], str]:
     """A server process that is ready, and the URI of what it serves."""
     (directory / "counting.py").write_text(MODULE)
-    command = [sys.executable, "-m", "objserver", "serve", "counting:Counter", *args]
+    command = [sys.executable, "-m", "objserver", "serve", "counting:Counter", "--allow-authenticated", *args]
     with open(directory / "stderr", "w") as stderr:
         process = subprocess.Popen(
             command, cwd=directory, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=stderr, text=True

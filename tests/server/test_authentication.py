@@ -29,6 +29,7 @@ from objserver import (
 from objserver.client.identity import process_id
 from objserver.codecs import Codecs
 from objserver.security import (
+    ALLOW_AUTHENTICATED,
     AcceptedKey,
     Authentication,
     ClientTLS,
@@ -49,8 +50,9 @@ codecs = Codecs(Limits())
 
 
 def read(text):
-    """A token is a name, and its expiry."""
-    name, _, expires_at = text.partition(" until ")
+    """A token is a name, something secret or nothing, and its expiry."""
+    words, _, expires_at = text.partition(" until ")
+    name = words.split()[0]
     if name == "nobody":
         raise errors.AuthenticationFailed(f"{text} names nobody")
     return Principal(name, expires_at=float(expires_at) if expires_at else None)
@@ -97,6 +99,7 @@ class Child:
 
 @contextlib.contextmanager
 def serving(means=MEANS, **options):
+    options = {"authorization": ALLOW_AUTHENTICATED, **options}
     with ObjectServer(authentication=means, **options) as server:
         server.register(Thing, "Thing", activation=Shared())
         yield server
@@ -406,7 +409,11 @@ def test_a_stock_client_with_a_wrong_token_is_refused(server):
 def test_no_log_and_no_error_holds_a_secret(server, caplog):
     hidden = "hush-hush"
     with caplog.at_level(logging.DEBUG):
-        for credentials in (Token(f"nobody {hidden}"), SharedKey("lab", hidden.encode() * 4), Token(hidden)):
+        for credentials in (
+            Token(f"nobody {hidden}"),
+            SharedKey("lab", hidden.encode() * 4),
+            Token(f"ann {hidden}"),
+        ):
             try:
                 Proxy(uri(server), credentials=credentials).fail()
             except Exception as problem:
@@ -490,7 +497,8 @@ def bank(lab, tmp_path, itself):
     own = ServerTLS(certificate=str(lab / "server.pem"), key=str(lab / "server.key"))
     means = Authentication(keys={"lab": SECRET, "server": bytes(32)})
     store = f"sqlite:///{tmp_path}/bank.db"
-    with ObjectServer(tls=own, authentication=means, itself=itself, store=store) as server:
+    options = {"authentication": means, "authorization": ALLOW_AUTHENTICATED, "itself": itself}
+    with ObjectServer(tls=own, store=store, **options) as server:
         server.register(Account, "Account", activation=Persistent())
         options = {"tls": ClientTLS(ca=str(lab / "ca.pem")), "credentials": LAB}
         with Proxy(f"PYRO:Account/ann@{server.address}", **options) as ann:

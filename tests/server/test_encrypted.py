@@ -19,7 +19,7 @@ from objserver import (
     expose,
     oneway,
 )
-from objserver.security import ClientTLS, ServerTLS, authority
+from objserver.security import ALLOW_AUTHENTICATED, ClientTLS, ServerTLS, authority
 
 WAIT_S = 10
 MiB = 1 << 20
@@ -61,7 +61,9 @@ def client_tls(lab, name=None):
 
 @contextlib.contextmanager
 def serving(lab, address="localhost:0", settings=None, **more):
-    with ObjectServer(address, tls=server_tls(lab, **more), settings=settings) as server:
+    tls = server_tls(lab, **more)
+    allowed = ALLOW_AUTHENTICATED if tls.client_ca else None
+    with ObjectServer(address, tls=tls, authorization=allowed, settings=settings) as server:
         server.register(Thing(), "Thing")
         yield server
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from objserver import AsyncProxy, ObjectServer, Proxy, errors, expose
-from objserver.security import ClientTLS, ServerTLS
+from objserver.security import ALLOW_AUTHENTICATED, ClientTLS, ServerTLS
 
 WAIT_S = 60
 STOCK_SERVER = """
@@ -114,7 +114,7 @@ def server(lab, request):
         key=str(lab / "server.key"),
         client_ca=str(lab / "ca.pem") if request.param else None,
     )
-    with ObjectServer(tls=tls) as server:
+    with ObjectServer(tls=tls, authorization=ALLOW_AUTHENTICATED if request.param else None) as server:
         thing = Thing()
         thing.server = server
         server.register(thing, "Thing")
