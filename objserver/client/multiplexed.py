@@ -128,7 +128,11 @@ class MultiplexedConnection(asyncio.Protocol, Answering):
         location, loop = greeting.location, self.loop
         encrypted: dict[str, Any] = {}
         if greeting.tls is not None:
-            encrypted = {"ssl": greeting.tls.usable_context(), "server_hostname": greeting.server_name}
+            encrypted = {
+                "ssl": greeting.tls.usable_context(),
+                "server_hostname": greeting.server_name,
+                "ssl_handshake_timeout": HANDSHAKE_TIMEOUT_S,
+            }
         limit_s = HANDSHAKE_TIMEOUT_S if timeout_s is None else timeout_s
         try:
             async with asyncio.timeout(timeout_s):
@@ -435,7 +439,8 @@ class MultiplexedConnection(asyncio.Protocol, Answering):
     def connection_lost(self, problem: Exception | None) -> None:
         reason = f": {problem}" if problem else ""
         lost = errors.ConnectionLost(f"the connection to {self.location} broke before the reply came{reason}")
-        lost.__cause__ = problem
+        if getattr(problem, "library", None) == "SSL":
+            lost.__cause__ = problem  # during the handshake it is the reason: no certificate was shown
         self._fail(lost)
 
     def close(self) -> None:

@@ -317,6 +317,19 @@ def test_one_connection_too_many_is_closed(lab):
                 assert read_all(sock) == b""
 
 
+def test_a_server_that_never_shakes_hands_is_given_up_in_time(lab):
+    with socket.create_server(("localhost", 0)) as silent:
+        silent_uri = f"PYRO:Thing@localhost:{silent.getsockname()[1]}"
+        with pytest.raises(errors.ConnectFailed, match=r"did not answer the handshake in 0\.2 s"):
+            Proxy(silent_uri, tls=client_tls(lab), timeout_s=0.2).add(1, 1)
+
+        async def main():
+            await AsyncProxy(silent_uri, tls=client_tls(lab), timeout_s=0.2).add(1, 1)
+
+        with pytest.raises(errors.ConnectFailed, match=r"cannot connect to .* in 0\.2 s"):
+            asyncio.run(main())
+
+
 # -- certificates of clients ---------------------------------------------------------------------------
 
 
