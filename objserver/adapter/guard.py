@@ -30,7 +30,7 @@ from objserver.adapter.registry import Registry
 from objserver.adapter.skeleton import Skeleton
 from objserver.clock import Clock
 from objserver.invocation import Client, principal_of
-from objserver.references import LEASED
+from objserver.references import DAEMON_ID, LEASED
 from objserver.references import object_id as reference_id
 from objserver.security.audit import log as audit
 from objserver.security.audit import record_decision
@@ -43,6 +43,8 @@ __all__ = ["Guard"]
 
 ALLOWED_MAX = 10_000
 """Decisions that are kept: some 3 MB.  Beyond it all are forgotten, which costs each a few microseconds."""
+GIVING_BACK = frozenset({"close_stream", "release", "release_session", "renew"})
+"""Of `Pyro.Daemon`: who has had its share may still say what it needs no longer, and what it keeps."""
 _ATTRIBUTES = frozenset({"__getattr__", "__setattr__"})
 _INFO = logging.INFO
 
@@ -94,7 +96,7 @@ class Guard:
         name: Any = method if method not in _ATTRIBUTES else (method, _attribute(invocation.args))
         found = self._allowed.get((id(principal), object_id, name))
         if found is None:
-            if principal is not None and self.quotas.counts_calls(principal):
+            if principal is not None and self._counts(principal, object_id, name):
                 self._count(invocation, principal)
             return self._decide(invocation, name)
         owner, reason, counted, skeleton = found
@@ -179,7 +181,7 @@ class Guard:
                 decision = self.authorization.decide(principal, object_id, _plain(name), own)
         if not decision.allowed or principal is None:
             raise self._denied(invocation, name, decision.reason)
-        counted = self.quotas.counts_calls(principal)
+        counted = self._counts(principal, object_id, name)
         kept = _Allowed(principal, decision.reason, counted, skeleton)
         self._keep(allowed, (id(principal), object_id, name), kept)
         if not due and audit.isEnabledFor(_INFO):
@@ -213,6 +215,10 @@ class Guard:
     def _has_expired(self, principal: Principal | None) -> bool:
         until = None if principal is None else principal.expires_at
         return until is not None and self._time() >= until
+
+    def _counts(self, principal: Principal, object_id: str, name: Any) -> bool:
+        """Whether such a call is part of its share."""
+        return self.quotas.counts_calls(principal) and not (object_id == DAEMON_ID and name in GIVING_BACK)
 
     def _count(self, invocation: Invocation, principal: Principal, calls: int = 1) -> None:
         try:

@@ -44,6 +44,12 @@ class Plain:
     def deposit(self): ...
 
 
+@expose
+class Daemon:
+    def ping(self): ...
+    def renew(self): ...
+
+
 def guard(authorization=None, things=(), **settings):
     registry = Registry(has_store=True)
     for name, thing, activation in things or [("Account", Account, Persistent())]:
@@ -157,6 +163,15 @@ def test_who_is_denied_is_counted_too():
         it.admit(call(ALICE, "Account/a", "deposit"))
     with pytest.raises(errors.QuotaExceeded):
         it.admit(call(ALICE, "Account/a", "deposit"))
+
+
+def test_who_has_had_its_share_may_give_back_what_it_has():
+    it = guard(things=[("Pyro.Daemon", Daemon, Shared())], calls_per_principal_s=1.0, quota_burst_s=0.5)
+    it.admit(call(OLGA, "Pyro.Daemon", "ping"))
+    for _ in range(3):
+        it.admit(call(OLGA, "Pyro.Daemon", "renew"))
+        with pytest.raises(errors.QuotaExceeded):
+            it.admit(call(OLGA, "Pyro.Daemon", "ping"))
 
 
 def test_another_class_is_asked_about_anew_where_the_name_changed_hands_in_between():
