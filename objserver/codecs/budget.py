@@ -30,10 +30,15 @@ OBJECT = 2_048
 """Bytes of a value that becomes a proxy or a path, which are objects of several parts."""
 _OBJECTS = frozenset({68, 70})
 _COSTS = (SLOT, SCALAR, CONTAINER, ITEM, OBJECT)
+KEY = "the key of a MessagePack map is a container"
+"""The hashes of tuples are no secret either, see `spread`, and ormsgpack makes the dict before we see its keys.
+No peer sends such a key: stock decoders refuse it too, and our codec writes such a dict as a list of pairs."""
 NODE = 1024  # a syntax node of Python's parser and of the ast module, together
 
 _compiled = compiled("codecs._budget")
 _HEADS = bytes([*range(0x80, 0xA0), *range(0xC7, 0xCA), *range(0xD4, 0xD9), *range(0xDC, 0xE0)])
+_MAPS = frozenset((*range(0x80, 0x90), 0xDE, 0xDF))
+_CONTAINERS = _MAPS | frozenset((*range(0x90, 0xA0), 0xDC, 0xDD))
 _NOT_HEADS = bytes(set(range(256)) - set(_HEADS))
 # First byte of a msgpack value -> how many bytes follow it (fixed), or how long its length field is.
 _FIXED = {0xCA: 4, 0xCB: 8, 0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8}
@@ -110,6 +115,7 @@ def _ending(ended: int, last: int, limits: Limits) -> errors.ProtocolError:
         {
             1: "the MessagePack data ends too early",
             2: "the MessagePack data has an Ext of the wrong length",
+            6: KEY,
         }.get(ended, f"byte {last:#x} starts no MessagePack value")
     )
 
@@ -121,10 +127,11 @@ def _kinds(nested: frozenset[int]) -> bytes:
 
 
 def _walk(data: bytes | bytearray, limits: Limits, nested: frozenset[int]) -> None:
-    """Skip through the value, item by item, keeping only what is open: (items left, where an Ext ends)."""
+    """Skip through the value, item by item, keeping only what is open: (items left, where an Ext ends, whether
+    every other item is a key)."""
     position, cost, size = 0, 0, len(data)
-    left, end = 1, -1
-    opened: list[tuple[int, int]] = []
+    left, end, keyed = 1, -1, False
+    opened: list[tuple[int, int, bool]] = []
     while True:
         while left == 0:
             # Bytes after the value of an Ext would be ignored by the decoder but read by us.
@@ -132,10 +139,12 @@ def _walk(data: bytes | bytearray, limits: Limits, nested: frozenset[int]) -> No
                 raise errors.SerializeError("the MessagePack data has an Ext of the wrong length")
             if not opened:
                 return
-            left, end = opened.pop()
+            left, end, keyed = opened.pop()
         left -= 1
         byte = data[position]
         position += 1
+        if keyed and left & 1 and byte in _CONTAINERS:
+            raise errors.SerializeError(KEY)
         many = 0
         inside = -1
         if byte < 0x80 or byte in (0xC0, 0xC2, 0xC3):
@@ -205,8 +214,8 @@ def _walk(data: bytes | bytearray, limits: Limits, nested: frozenset[int]) -> No
         if cost > limits.decoded_size_max:
             raise too_large(limits)
         if many or inside >= 0:
-            opened.append((left, end))
-            left, end = many, inside
+            opened.append((left, end, keyed))
+            left, end, keyed = many, inside, byte in _MAPS
 
 
 def _check_brackets(text: bytes, limits: Limits) -> None:

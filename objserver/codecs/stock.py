@@ -79,8 +79,9 @@ def _literal(node: ast.expr) -> Any:
         real, imaginary = _literal(node.left), _literal(node.right)
         if type(real) in (int, float) and type(imaginary) is complex:
             return real + imaginary if isinstance(node.op, ast.Add) else real - imaginary
-    if isinstance(node, ast.Call) and ast.unparse(node) == "set()":
-        return set()
+    if isinstance(node, ast.Call) and not node.args and not node.keywords:
+        if isinstance(node.func, ast.Name) and node.func.id == "set":
+            return set()
     raise ValueError(f"malformed node {type(node).__name__} on line {node.lineno}")
 
 

@@ -169,6 +169,7 @@ damaged = st.one_of(
         lambda p: p[0][: p[2]] + p[1] + p[0][p[2] :]
     ),
     st.integers(1, 12).map(lambda n: b"\x91" * n + b"\x01"),
+    st.lists(packed, max_size=4).map(lambda items: bytes([0x80 | len(items) // 2]) + b"".join(items)),
 )
 
 
