@@ -133,6 +133,19 @@ class Reference:
 
 pyro5.travels_as_uri(Reference)
 
+Rule = Callable[[Location], bool]
+"""Whether a connection may be made to a place that a peer has named."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where a reference came to that did not come through a proxy of ours: the types known there, and the
+    rule for what its proxy may connect to."""
+
+    types: Any = None
+    rule: Rule | None = None
+
+
 Find = Callable[[], Any]
 """Gives the connection on which a client's object is called; ConnectFailed if it is gone."""
 Arrival = Callable[[Reference, Find | None, Any], Any]
@@ -166,7 +179,7 @@ def deliver(target: str, method: str, payload: bytes, call: Any, acked: int) -> 
 def arrived(reference: Reference, find: Find | None = None, origin: Any = None) -> Any:
     """What a reference that came over the wire is handed out as.
 
-    `find` is given for a client's object.  `origin` is the part of a proxy through which it came, or of the
-    server to which it came the types it knows.
+    `find` is given for a client's object.  `origin` is an Origin, or the part of a proxy through which it
+    came, which has the attributes of one.
     """
     return _arrival[0](reference, find, origin) if _arrival else reference

@@ -2,12 +2,16 @@
 
 A reference to an exported object is leased, and its proxy keeps the lease.  One to an object of a client gets
 a proxy that calls on the connection which the client made.
+
+Nothing is connected to because its address stood in a message.  So a lease begins at once only where there
+is a connection already, to the client or to the server that sent the reference; elsewhere it begins when the
+proxy is first used.
 """
 
 from __future__ import annotations
 
 import os
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from objserver import references
@@ -28,22 +32,28 @@ LEASE_TIMEOUT_S = 5.0
 
 def _arrived(reference: Reference, find: Find | None, origin: Any) -> Any:
     """The proxy of a reference that came inside a value; `origin` is the pool of the proxy it came
-    through."""
+    through, or an Origin."""
     options: ProxyOptions = {}
-    known = origin.types if isinstance(origin, ConnectionPool) else origin
-    if isinstance(known, Types):
-        options["types"] = known
-    if isinstance(origin, ConnectionPool) and origin.location == reference.location:
+    if origin is not None and isinstance(origin.types, Types):
+        options["types"] = origin.types
+    from_there = isinstance(origin, ConnectionPool) and origin.location == reference.location
+    if from_there:
         options["handshake"] = origin.handshake
     proxy = Proxy(reference, **options)
     pool: ConnectionPool | LinkPool
     if find is None:
         pool = proxy._objserver_stub.pool
+        assert isinstance(pool, ConnectionPool)
+        pool.rule = None if origin is None else origin.rule
     else:
         pool = LinkPool(reference, find)
         proxy.__dict__["_objserver_stub"] = Stub(pool, None)
     if reference.object_id.startswith(LEASED):
-        pool.lease = _leases[0].arrived(reference, partial(_ask, find, options))
+        hold = partial(_leases[0].arrived, reference, partial(_ask, find, options))
+        if from_there or isinstance(pool, LinkPool):
+            pool.lease = hold()
+        else:
+            pool.begin_lease = cache(hold)
     if isinstance(origin, ConnectionPool) and origin.asynchronous:
         from objserver.client.async_proxy import AsyncProxy
 

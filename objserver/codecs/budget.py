@@ -31,8 +31,9 @@ OBJECT = 2_048
 _OBJECTS = frozenset({68, 70})
 _COSTS = (SLOT, SCALAR, CONTAINER, ITEM, OBJECT)
 KEY = "the key of a MessagePack map is a container"
-"""The hashes of tuples are no secret either, see `spread`, and ormsgpack makes the dict before we see its keys.
-No peer sends such a key: stock decoders refuse it too, and our codec writes such a dict as a list of pairs."""
+"""The hashes of tuples are no secret either, see `spread`, and ormsgpack makes the dict before we see its
+keys.  No peer sends such a key: stock decoders refuse it too, and our codec writes such a dict as a list of
+pairs."""
 NODE = 1024  # a syntax node of Python's parser and of the ast module, together
 
 _compiled = compiled("codecs._budget")
@@ -127,8 +128,8 @@ def _kinds(nested: frozenset[int]) -> bytes:
 
 
 def _walk(data: bytes | bytearray, limits: Limits, nested: frozenset[int]) -> None:
-    """Skip through the value, item by item, keeping only what is open: (items left, where an Ext ends, whether
-    every other item is a key)."""
+    """Skip through the value, item by item, keeping only what is open: (items left, where an Ext ends,
+    whether every other item is a key)."""
     position, cost, size = 0, 0, len(data)
     left, end, keyed = 1, -1, False
     opened: list[tuple[int, int, bool]] = []

@@ -79,8 +79,9 @@ BYTES_ASIDE_MIN = 64 * 1024
 
 
 FRACTION_BITS_MAX = 32_768
-"""Bits above and below, or as many fewer in one as more in the other: dividing by what they have in common takes
-time in the square, inside a single call of C; some milliseconds for ten thousand digits, hours for a frame full."""
+"""Bits above and below, or as many fewer in one as more in the other: dividing by what they have in common
+takes time in the square, inside a single call of C.  Milliseconds for ten thousand digits, hours for a frame
+full of them."""
 
 
 class _Pairs(list[Any]):

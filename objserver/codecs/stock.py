@@ -29,7 +29,7 @@ import serpent
 from objserver import errors, pyro5, references
 from objserver.codecs import budget, exceptions, marshalled
 from objserver.codecs.base import Call, Payload, Substitute, call_of, cannot, proxy_reference, where
-from objserver.references import Location, Reference
+from objserver.references import Location, Origin, Reference
 from objserver.settings import Limits
 
 __all__ = ["JsonCodec", "MarshalCodec", "MsgpackCodec", "SerpentCodec"]
@@ -79,18 +79,20 @@ def _literal(node: ast.expr) -> Any:
         real, imaginary = _literal(node.left), _literal(node.right)
         if type(real) in (int, float) and type(imaginary) is complex:
             return real + imaginary if isinstance(node.op, ast.Add) else real - imaginary
-    if isinstance(node, ast.Call) and not node.args and not node.keywords:
-        if isinstance(node.func, ast.Name) and node.func.id == "set":
-            return set()
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not (node.args or node.keywords):
+        if node.func.id != "set":
+            raise ValueError(f"a call of {node.func.id}")
+        return set()
     raise ValueError(f"malformed node {type(node).__name__} on line {node.lineno}")
 
 
 class Classes:
     """Between objects and the class dicts that stand for them."""
 
-    def __init__(self, substitute: Substitute | None, codec: str) -> None:
+    def __init__(self, substitute: Substitute | None, codec: str, origin: Origin | None) -> None:
         self._substitute = substitute
         self._codec = codec
+        self._origin = origin
 
     def special(self, value: Any) -> Any:
         """The form of a value that Pyro gives a meaning of its own, or None for other values."""
@@ -202,7 +204,7 @@ class Classes:
         if name == "Pyro5.core.URI":
             return _reference(data["state"])
         if name == "Pyro5.client.Proxy":
-            return references.arrived(Reference.parse(data["state"][0]))
+            return references.arrived(Reference.parse(data["state"][0]), origin=self._origin)
         if name == "Pyro5.core._ExceptionWrapper":
             inner = data["exception"]
             return pyro5.ExceptionWrapper(self._object(inner) if isinstance(inner, dict) else inner)
@@ -218,9 +220,11 @@ class _StockCodec:
     name = ""
     _inner_first = False
 
-    def __init__(self, limits: Limits, substitute: Substitute | None = None) -> None:
+    def __init__(
+        self, limits: Limits, substitute: Substitute | None = None, origin: Origin | None = None
+    ) -> None:
         self._limits = limits
-        self._classes = Classes(substitute, self.name)
+        self._classes = Classes(substitute, self.name, origin)
 
     def _dump(self, value: Any) -> bytes:
         raise NotImplementedError

@@ -36,10 +36,11 @@ from objserver.clock import Clock
 from objserver.codecs import Codecs, Types
 from objserver.invocation import Interceptor
 from objserver.machine import machine
-from objserver.references import DAEMON_ID, Location, Reference, arrived, deliver
+from objserver.references import DAEMON_ID, Location, Origin, Reference, Rule, arrived, deliver
 from objserver.server.connection import LINGER_S, Connection
 from objserver.server.conversation import Conversation
 from objserver.server.engine import WorkerEngine
+from objserver.server.outgoing import rule_of
 from objserver.server.poller import SocketPoller
 from objserver.server.pyro5_daemon import Pyro5Daemon
 from objserver.settings import ServerSettings
@@ -59,8 +60,10 @@ class ObjectServer:
     that wait for other objects have a bound of their own, a setting); one makes the server iterative.
     Binding beyond the own machine without authentication needs `insecure=True`.  `interceptors` are put
     around every call of a servant.  `types` are classes whose values may arrive as what they are, beside
-    those that the annotations of registered classes mention.  Usable as a context manager; leaving it drains
-    and stops.
+    those that the annotations of registered classes mention.  `connects_to` limits where a servant may
+    connect to by calling a proxy that came in an argument: names, addresses and networks (`["*.lab:9090",
+    "10.1.0.0/16"]`, `[]` for nowhere), or a callable from Location to bool.  Usable as a context manager;
+    leaving it drains and stops.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class ObjectServer:
         interceptors: Sequence[Interceptor] = (),
         clock: Clock | None = None,
         types: Iterable[type] = (),
+        connects_to: Iterable[str] | Rule | None = None,
     ) -> None:
         self.settings = settings or ServerSettings()
         if workers is not None:
@@ -83,6 +87,7 @@ class ObjectServer:
         self._machine = machine.get()
         self.clock: Clock = clock or self._machine
         known = Types(types)
+        self._rule = rule_of(connects_to)
         self._location = Location.parse(address)
         # Whoever reaches the port must find somebody at home, so the store is opened first.
         self._store = open_store(store) if isinstance(store, str) else store
@@ -96,11 +101,13 @@ class ObjectServer:
             self._location = Location(self._location.host, self._listener.getsockname()[1])
         self._committer = Committer(self._store) if self._store is not None else None
         self.store_id = self._store.id if self._store is not None else ""
+        self._origin = Origin(known, None if self._rule is None else self._allows)
         self.codecs = Codecs(
             self.settings.limits,
             substitute=self._substitute,
             export=self._export,
             arrive=self._arrive,
+            origin=self._origin,
             marshal=self.settings.marshal,
             types=known,
         )
@@ -252,12 +259,16 @@ class ObjectServer:
         """What a reference that one of our peers sent becomes: an object of this server is itself."""
         if reference.location is not None and reference.location.client:
             find = partial(self._find_client, reference.location.client)
-            return arrived(reference, find, self.codecs.types)
+            return arrived(reference, find, self._origin)
         if self.is_here(reference):
             servant = self.adapter.servant_at(reference.object_id)
             if servant is not EMPTY:
                 return servant
-        return arrived(reference, origin=self.codecs.types)
+        return arrived(reference, origin=self._origin)
+
+    def _allows(self, location: Location) -> bool:
+        """Whether a proxy that came in an argument may connect there; to this server it always may."""
+        return location == self._location or (self._rule is not None and self._rule(location))
 
     def _deliver(self, *message: Any) -> None:
         """Make the call that a message is; another worker may have this one's place meanwhile."""
