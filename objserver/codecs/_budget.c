@@ -21,10 +21,10 @@ static uint64_t number(const unsigned char *at, int width) {
     return value;
 }
 
-/* How it ends, and the byte that it ended at.  `costs` are those of a slot, a scalar, a container, an item of a
+/* How it ends, the byte that it ended at, and what it costs.  `costs` are those of a slot, a scalar, a container, an item of a
    dict and an object; `kinds` says of each Ext tag what its data is. */
 static int walk(const unsigned char *data, uint64_t size, uint64_t nesting_max, uint64_t cost_max,
-                const uint64_t *costs, const unsigned char *kinds, Open *opened, int *last) {
+                const uint64_t *costs, const unsigned char *kinds, Open *opened, int *last, uint64_t *cost_of_all) {
     const uint64_t slot = costs[0], scalar = costs[1], container = costs[2], item = costs[3], object = costs[4];
     uint64_t position = 0, cost = 0, left = 1, end = 0, depth = 0;
     int bounded = 0, keyed = 0;
@@ -32,8 +32,10 @@ static int walk(const unsigned char *data, uint64_t size, uint64_t nesting_max, 
         while (left == 0) {
             if (bounded && position != end)
                 return WRONG_EXT;
-            if (depth == 0)
+            if (depth == 0) {
+                *cost_of_all = cost;
                 return FINE;
+            }
             depth--;
             left = opened[depth].left, end = opened[depth].end;
             bounded = opened[depth].bounded, keyed = opened[depth].keyed;
@@ -134,7 +136,7 @@ static int walk(const unsigned char *data, uint64_t size, uint64_t nesting_max, 
     }
 }
 
-/* measure(data, nesting_max, cost_max, costs, kinds) -> (how it ends, the last head byte) */
+/* measure(data, nesting_max, cost_max, costs, kinds) -> (how it ends, the last head byte, its cost) */
 static PyObject *measure(PyObject *module, PyObject *args) {
     Py_buffer data, kinds;
     unsigned long long nesting_max, cost_max, costs[5];
@@ -152,8 +154,9 @@ static PyObject *measure(PyObject *module, PyObject *args) {
     else if ((opened = PyMem_Malloc((nesting_max + 1) * sizeof(Open))) == NULL)
         PyErr_NoMemory();
     else {
-        int ended = walk(data.buf, (uint64_t)data.len, nesting_max, cost_max, values, kinds.buf, opened, &last);
-        answer = Py_BuildValue("ii", ended, last);
+        uint64_t cost = 0;
+        int ended = walk(data.buf, (uint64_t)data.len, nesting_max, cost_max, values, kinds.buf, opened, &last, &cost);
+        answer = Py_BuildValue("iiK", ended, last, (unsigned long long)cost);
     }
     PyMem_Free(opened);
     PyBuffer_Release(&data);

@@ -17,13 +17,14 @@ from objserver import errors
 from objserver.compiled import compiled
 from objserver.settings import Limits
 
-__all__ = ["check_json", "check_msgpack", "check_serpent", "spread", "too_deep", "too_large"]
+__all__ = ["check_json", "check_msgpack", "check_serpent", "spread", "too_deep", "too_large", "weigh_msgpack"]
 
 CONTAINER = 88  # an empty dict or list with its slot in the parent
 SCALAR = 40  # a number with its slot
 SLOT = 8  # None, bools and small ints are shared: only the slot counts
 ITEM = 100  # a key's place in a dict, with the growth of its table
 BYTE = 136  # no byte of MessagePack costs more; the worst are nested dicts of one empty string each
+MARSHAL_BYTE = 16  # nor of marshal: an empty list has five bytes, a reference to what came before too
 SAME_HASH_MAX = 1_000
 """Items of one set or dict whose hashes may coincide: they do by chance far more rarely."""
 OBJECT = 2_048
@@ -95,15 +96,25 @@ def check_msgpack(
     heads = len(data.translate(None, _NOT_HEADS))
     if heads <= limits.nesting_max and len(data) * 48 <= limits.decoded_size_max:
         return
+    weigh_msgpack(data, limits, nested)
+
+
+def weigh_msgpack(
+    payload: bytes | bytearray | memoryview, limits: Limits, nested: frozenset[int] = frozenset()
+) -> int:
+    """As `check_msgpack`; about how many bytes of memory the value will take."""
+    data = bytes(payload) if isinstance(payload, memoryview) else payload
     if _compiled is None:
         try:
-            _walk(data, limits, nested)
+            return _walk(data, limits, nested)
         except IndexError:
             raise errors.SerializeError("the MessagePack data ends too early") from None
-        return
-    ended, last = _compiled.measure(data, limits.nesting_max, limits.decoded_size_max, _COSTS, _kinds(nested))
+    ended, last, cost = _compiled.measure(
+        data, limits.nesting_max, limits.decoded_size_max, _COSTS, _kinds(nested)
+    )
     if ended:
         raise _ending(ended, last, limits)
+    return int(cost)
 
 
 def _ending(ended: int, last: int, limits: Limits) -> errors.ProtocolError:
@@ -127,7 +138,7 @@ def _kinds(nested: frozenset[int]) -> bytes:
     return bytes(1 if tag in nested else 2 if tag in _OBJECTS else 0 for tag in range(256))
 
 
-def _walk(data: bytes | bytearray, limits: Limits, nested: frozenset[int]) -> None:
+def _walk(data: bytes | bytearray, limits: Limits, nested: frozenset[int]) -> int:
     """Skip through the value, item by item, keeping only what is open: (items left, where an Ext ends,
     whether every other item is a key)."""
     position, cost, size = 0, 0, len(data)
@@ -139,7 +150,7 @@ def _walk(data: bytes | bytearray, limits: Limits, nested: frozenset[int]) -> No
             if end >= 0 and position != end:
                 raise errors.SerializeError("the MessagePack data has an Ext of the wrong length")
             if not opened:
-                return
+                return cost
             left, end, keyed = opened.pop()
         left -= 1
         byte = data[position]
@@ -234,15 +245,21 @@ def _check_brackets(text: bytes, limits: Limits) -> None:
         raise too_deep(limits)
 
 
-def check_json(payload: bytes | bytearray | memoryview, limits: Limits) -> None:
-    """Refuse JSON beyond the limits."""
+def _weight(text: bytes) -> int:
+    """What the containers and scalars take in JSON or serpent, of which the strings have been taken out."""
+    containers = text.count(b"[") + text.count(b"{") + text.count(b"(")
+    return containers * CONTAINER + text.count(b",") * SCALAR + text.count(b":") * ITEM
+
+
+def check_json(payload: bytes | bytearray | memoryview, limits: Limits) -> int:
+    """Refuse JSON beyond the limits; about how many bytes of memory the value will take."""
     data = bytes(payload)
     text = _JSON_STRING.sub(b"", data)
-    containers = text.count(b"[") + text.count(b"{")
-    cost = containers * CONTAINER + text.count(b",") * SCALAR + text.count(b":") * ITEM + len(data)
+    cost = _weight(text) + len(data)
     if cost > limits.decoded_size_max:
         raise too_large(limits)
     _check_brackets(text, limits)
+    return cost
 
 
 def spread(items: list[Any]) -> list[Any]:
@@ -256,8 +273,9 @@ def spread(items: list[Any]) -> list[Any]:
     return items
 
 
-def check_serpent(payload: bytes | bytearray | memoryview, limits: Limits) -> None:
-    """Refuse serpent beyond the limits, and Python source that is more than literals.
+def check_serpent(payload: bytes | bytearray | memoryview, limits: Limits) -> int:
+    """Refuse serpent beyond the limits, and Python source that is more than literals; about how many bytes of
+    memory the value will take.
 
     `ast.literal_eval` refuses the latter too, but only after the parser built trees of it, for which
     memory and depth follow no simple rule.
@@ -271,3 +289,4 @@ def check_serpent(payload: bytes | bytearray | memoryview, limits: Limits) -> No
     _check_brackets(text, limits)
     if _NOT_DATA.search(_NAMES.sub(b"0", text)):
         raise errors.SerializeError("serpent data holds something that is not a literal")
+    return _weight(text) + len(payload)

@@ -395,6 +395,14 @@ class NativeCodec:
             self._raise_interrupt()
             raise self._explain(payload, problem) from None
 
+    def weigh(self, payload: Any) -> int:
+        if type(payload) is not Arrived:
+            return budget.weigh_msgpack(payload, self._limits, NESTED)
+        try:
+            return len(payload) + budget.weigh_msgpack(payload.open(), self._limits, NESTED)
+        finally:
+            payload.close()
+
     def _decode_parts(self, arrived: Arrived) -> Any:
         try:
             data = arrived.open()

@@ -232,8 +232,12 @@ class _StockCodec:
     def _load(self, payload: bytes) -> Any:
         raise NotImplementedError
 
-    def _check(self, payload: bytes) -> None:
+    def _check(self, payload: bytes) -> int:
+        """Refuse what is beyond the limits; about how many bytes of memory the value will take."""
         raise NotImplementedError
+
+    def weigh(self, payload: Payload) -> int:
+        return self._check(bytes(payload))
 
     def encode_call(
         self, object_id: str, method: str, args: Sequence[Any], kwargs: Mapping[str, Any] | None
@@ -311,8 +315,8 @@ class SerpentCodec(_StockCodec):
                     raise
         raise AssertionError
 
-    def _check(self, payload: bytes) -> None:
-        budget.check_serpent(payload, self._limits)
+    def _check(self, payload: bytes) -> int:
+        return budget.check_serpent(payload, self._limits)
 
 
 class MarshalCodec(_StockCodec):
@@ -342,8 +346,8 @@ class MarshalCodec(_StockCodec):
             payload, nesting_max=limits.nesting_max, items_max=limits.decoded_size_max // budget.CONTAINER
         )
 
-    def _check(self, payload: bytes) -> None:
-        pass  # the reader counts while it reads
+    def _check(self, payload: bytes) -> int:
+        return len(payload) * budget.MARSHAL_BYTE  # the reader counts while it reads
 
 
 class JsonCodec(_StockCodec):
@@ -383,8 +387,8 @@ class JsonCodec(_StockCodec):
     def _load(self, payload: bytes) -> Any:
         return json.loads(payload.decode("utf-8"))
 
-    def _check(self, payload: bytes) -> None:
-        budget.check_json(payload, self._limits)
+    def _check(self, payload: bytes) -> int:
+        return budget.check_json(payload, self._limits)
 
 
 class MsgpackCodec(_StockCodec):
@@ -464,5 +468,5 @@ class MsgpackCodec(_StockCodec):
         keys = ormsgpack.OPT_NON_STR_KEYS
         return self._kept(self._ext, lambda hook: ormsgpack.unpackb(payload, ext_hook=hook, option=keys))
 
-    def _check(self, payload: bytes) -> None:
-        budget.check_msgpack(payload, self._limits)
+    def _check(self, payload: bytes) -> int:
+        return budget.weigh_msgpack(payload, self._limits)
