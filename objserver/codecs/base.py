@@ -58,7 +58,7 @@ class Codec(Protocol):
     def encode(self, value: Any) -> Encoded: ...
     def decode(self, payload: Payload) -> Any: ...
     def weigh(self, payload: Payload) -> int:
-        """About how many bytes of memory the decoded value will take; what `decode` would refuse is refused."""
+        """About how many bytes of memory the decoded value will take; refuses what `decode` would."""
 
 
 def call_of(parts: Any) -> Call:

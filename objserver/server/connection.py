@@ -26,6 +26,7 @@ from objserver.adapter import Answering, Invocation
 from objserver.codecs import Codec, marshalled
 from objserver.codecs.base import NAME_LENGTH_MAX, call_of
 from objserver.codecs.exceptions import text_of
+from objserver.logs import escaping
 from objserver.references import DAEMON_ID
 from objserver.server.conversation import Conversation
 from objserver.wire import (
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Connection"]
 
-log = logging.getLogger("objserver.server")
+log = escaping(logging.getLogger("objserver.server"))
 
 READ_SIZE = 8 * 1024
 """Bytes asked for at a time.  A larger buffer is mapped and unmapped by the allocator at every call, which

@@ -35,6 +35,7 @@ from objserver.adapter import (
 from objserver.clock import Clock
 from objserver.codecs import Codecs, Types
 from objserver.invocation import Interceptor
+from objserver.logs import escaping
 from objserver.machine import machine
 from objserver.references import DAEMON_ID, Location, Origin, Reference, Rule, arrived, deliver
 from objserver.server.connection import LINGER_S, Connection
@@ -49,7 +50,7 @@ from objserver.wire.shared_memory import SharedMemory
 
 __all__ = ["ObjectServer"]
 
-log = logging.getLogger("objserver.server")
+log = escaping(logging.getLogger("objserver.server"))
 
 
 class ObjectServer:
