@@ -30,6 +30,7 @@ are in objserver/testing/hostile.py, and are played against every listener.
 """
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -44,12 +45,11 @@ import pytest
 
 from objserver import ObjectServer, Proxy, ServerSettings, errors, expose
 from objserver.settings import Limits
-from objserver.testing import fuzz
+from objserver.testing import fuzz, hostile
 from objserver.testing.hostile import (
     JSON,
     Attack,
     Peer,
-    attacks,
     call,
     forget_peak,
     greeting,
@@ -159,6 +159,9 @@ def wait_until(condition):
 # -- what is sent ----------------------------------------------------------------------------------------
 
 
+attacks = functools.cache(lambda *target: [*hostile.attacks(*target)])
+
+
 def withstood(victim, wanted):
     played = play(victim.address, victim.object_id, wanted, WITHIN_S + SLACK_S)
     assert len(played) == len(wanted) > 0
@@ -181,7 +184,7 @@ def test_every_attack_is_refused_in_words_or_ended_in_time(victim, point):
 @pytest.mark.parametrize("victim", ["unix", "names"], indirect=True)
 def test_every_listener_withstands_attacks_of_each_kind(victim):
     """A part of them: the parser and the codecs are the same behind each."""
-    some = [*attacks(victim.object_id, victim.method)][::9]
+    some = attacks(victim.object_id, victim.method)[::9]
     assert {attack.point for attack in some} == {*POINTS}
     withstood(victim, some)
 

@@ -142,6 +142,18 @@ def test_what_a_client_sends_before_its_greeting_is_not_connected_to(trap):
     assert not trap.was_visited
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["__array__", "__array_interface__", "__array_struct__", "__index__", "__fspath__", "__deepcopy__",
+     "__length_hint__", "__conform__", "__buffer__", "__dataclass_fields__", "_ipython_display_"],
+)  # fmt: skip
+def test_no_protocol_of_python_is_fetched_from_a_peer(trap, name):
+    """Libraries ask arguments for such names; what a peer answered would be believed, perhaps executed."""
+    with pytest.raises(AttributeError):
+        getattr(Proxy(f"PYRO:x@{trap.location}"), name)
+    assert not trap.was_visited
+
+
 # -- the rule --------------------------------------------------------------------------------------------
 
 
