@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from objserver.logs import escaping
+
 if TYPE_CHECKING:
     from objserver.references import Location
     from objserver.security import Principal
@@ -37,7 +39,7 @@ __all__ = [
     "principal_of",
 ]
 
-log = logging.getLogger("objserver.adapter")
+log = escaping(logging.getLogger("objserver.adapter"))
 
 _NOTHING: Mapping[str, bytes] = {}
 _cancelling = threading.Lock()

@@ -133,6 +133,26 @@ class Reference:
 
 pyro5.travels_as_uri(Reference)
 
+Rule = Callable[[Location], bool]
+"""Whether a connection may be made to a place that a peer has named."""
+
+
+class Origin(NamedTuple):
+    """Where a reference came to that did not come through a proxy of ours: the types known there, and the
+    rule for what its proxy may connect to.
+
+    If that is a server, it is at `location`; `tls`, `credentials` and `handshake` are what its servants call
+    its own objects with.  Other servers are shown nothing.
+    """
+
+    types: Any = None
+    rule: Rule | None = None
+    location: Location | None = None
+    tls: Any = None
+    credentials: Any = None
+    handshake: Any = "hello"
+
+
 Find = Callable[[], Any]
 """Gives the connection on which a client's object is called; ConnectFailed if it is gone."""
 Arrival = Callable[[Reference, Find | None, Any], Any]
@@ -142,19 +162,6 @@ _arrival: list[Arrival] = []
 def on_arrival(make: Arrival) -> None:
     """Say what a reference becomes when it arrives inside a value; the client room makes it a proxy."""
     _arrival[:] = [make]
-
-
-class Origin(NamedTuple):
-    """Where a reference came to: a server at `location`, which knows these types.
-
-    `tls` and `credentials` are what its servants call its own objects with; other servers are shown nothing.
-    """
-
-    location: Location
-    types: Any
-    tls: Any = None
-    credentials: Any = None
-    handshake: Any = "hello"
 
 
 Deliver = Callable[[str, str, bytes, Any, int, Origin | None], None]
@@ -183,7 +190,7 @@ def deliver(
 def arrived(reference: Reference, find: Find | None = None, origin: Any = None) -> Any:
     """What a reference that came over the wire is handed out as.
 
-    `find` is given for a client's object.  `origin` is the part of a proxy through which it came, or the
-    server to which it came (`Origin`).
+    `find` is given for a client's object.  `origin` is an Origin, or the part of a proxy through which it
+    came, which has the attributes of one.
     """
     return _arrival[0](reference, find, origin) if _arrival else reference

@@ -58,8 +58,8 @@ class ServerSettings:
     frame_timeout_s: float = 30.0
     """From the first byte of a frame to its last."""
     receive_memory_max: int = 256 * MiB
-    """Bytes over all connections: unfinished frames, large ones not yet decoded, and the arguments over
-    4 KiB of invocations that wait or run."""
+    """Bytes over all connections: unfinished frames, large ones not yet decoded, and what the arguments over
+    256 bytes of invocations that wait or run take in memory, estimated before they are decoded."""
     send_memory_max: int = 32 * MiB
     """Bytes that wait for one peer that does not read; beyond it the peer is disconnected."""
     shared_memory_max: int = 1024 * MiB

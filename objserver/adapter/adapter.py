@@ -54,6 +54,7 @@ from objserver.adapter.waits import Waits
 from objserver.clock import Clock
 from objserver.codecs import Codecs
 from objserver.invocation import Client, Interceptor, in_progress
+from objserver.logs import escaping
 from objserver.references import DAEMON_ID, LEASED, Reference, deliver
 from objserver.references import object_id as reference_id
 from objserver.security import Authorization
@@ -62,7 +63,7 @@ from objserver.storage import Committer, Store
 
 __all__ = ["ObjectAdapter"]
 
-log = logging.getLogger("objserver.adapter")
+log = escaping(logging.getLogger("objserver.adapter"))
 
 
 _DRAW = "get_next_stream_item"

@@ -17,11 +17,12 @@ from objserver import errors, pyro5
 from objserver.adapter.invocation import Invocation
 from objserver.adapter.skeleton import Member
 from objserver.invocation import Call, Interceptor, intercepted
+from objserver.logs import escaping
 from objserver.references import Location
 
 __all__ = ["NOBODY", "Engine", "call", "check_in_time", "not_begun"]
 
-log = logging.getLogger("objserver.adapter")
+log = escaping(logging.getLogger("objserver.adapter"))
 
 
 class Engine(Protocol):

@@ -26,12 +26,13 @@ from objserver.adapter.timers import ObjectTimers, Timekeeper
 from objserver.clock import Clock
 from objserver.codecs import Codecs
 from objserver.invocation import CallId, Interceptor
+from objserver.logs import escaping
 from objserver.settings import ServerSettings
 from objserver.storage import Change, Committer, Reply, Store, Superseded
 
 __all__ = ["Durability", "Repeated"]
 
-log = logging.getLogger("objserver.adapter")
+log = escaping(logging.getLogger("objserver.adapter"))
 
 
 class Repeated(BaseException):

@@ -21,10 +21,11 @@ from collections.abc import Callable
 from objserver import errors
 from objserver.client.books import Book, close
 from objserver.invocation import CallId
+from objserver.logs import escaping
 
 __all__ = ["Attempts"]
 
-log = logging.getLogger("objserver.client")
+log = escaping(logging.getLogger("objserver.client"))
 
 PAUSE_S, PAUSE_MAX_S = 0.01, 1.0
 """Before a call is made again; twice as long each time."""

@@ -27,13 +27,14 @@ from objserver.client.multiplexed import MultiplexedConnection, running_loop
 from objserver.clock import SystemClock
 from objserver.codecs import Codecs
 from objserver.invocation import in_progress
+from objserver.logs import escaping
 from objserver.references import DAEMON_ID, Location, Reference, arrived
 from objserver.security import ClientTLS, Credentials
 from objserver.settings import CLIENT_LIMITS, ServerSettings
 
 __all__ = ["Home", "home"]
 
-log = logging.getLogger("objserver.client")
+log = escaping(logging.getLogger("objserver.client"))
 
 T = TypeVar("T")
 

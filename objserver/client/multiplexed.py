@@ -36,6 +36,7 @@ from objserver.client.sharing import ended, offered, settled
 from objserver.codecs import Codec, Codecs
 from objserver.codecs.base import call_of
 from objserver.invocation import Awaited
+from objserver.logs import escaping
 from objserver.machine import machine
 from objserver.references import DAEMON_ID, Location
 from objserver.security.exchange import NONCE_SIZE, Introduction
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
 
 __all__ = ["IN_FLIGHT_MAX", "MultiplexedConnection"]
 
-log = logging.getLogger("objserver.client")
+log = escaping(logging.getLogger("objserver.client"))
 
 IN_FLIGHT_MAX = 500
 """Calls in flight on one connection; more wait here.  Half of what a server takes, for the mailbox of one

@@ -25,11 +25,12 @@ from typing import Any
 from objserver import errors
 from objserver.adapter import expose
 from objserver.client.proxy import Proxy
+from objserver.logs import escaping
 from objserver.wire import Flag
 
 __all__ = ["Publisher"]
 
-log = logging.getLogger("objserver.client")
+log = escaping(logging.getLogger("objserver.client"))
 
 
 class Publisher:

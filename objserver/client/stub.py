@@ -33,7 +33,7 @@ from objserver.client.leases import Lease
 from objserver.codecs import Codec, Codecs, Types
 from objserver.invocation import Awaited, Call, CallId, Facts, Interceptor, in_progress, intercepted
 from objserver.machine import machine
-from objserver.references import DAEMON_ID, Find, Location, Reference
+from objserver.references import DAEMON_ID, Find, Location, Reference, Rule
 from objserver.security import ClientTLS, Credentials
 from objserver.settings import CLIENT_LIMITS
 from objserver.wire import CallContext, Flag, Frame
@@ -106,6 +106,10 @@ class ConnectionPool:
         """It belongs to an AsyncProxy."""
         self.lease: Lease | None = None
         """Of the object, if it was exported to this process."""
+        self.begin_lease: Callable[[], Lease] | None = None
+        """... and nobody has connected to it yet."""
+        self.rule: Rule | None = None
+        """Of a proxy that arrived in a message: what it may connect to."""
         self.live: MultiplexedConnection | None = None
         """The one connection of this proxy that carries many calls, if it is open."""
         self.background: Closing | None = None
@@ -136,7 +140,10 @@ class ConnectionPool:
 
             return home.arrive(reference, pool)
 
-        return Codecs(CLIENT_LIMITS, export=export, arrive=arrive, marshal=True, types=self.types)
+        origin = references.Origin(self.types, self.rule)
+        return Codecs(
+            CLIENT_LIMITS, export=export, arrive=arrive, origin=origin, marshal=True, types=self.types
+        )
 
     def _export(self, value: object) -> Reference | None:
         """An object of ours that is given to the server, which must be able to call it."""
@@ -198,9 +205,16 @@ class ConnectionPool:
         return connection
 
     def greeting(self, timeout_s: float | None, *, multiplexed: bool = False) -> Greeting:
-        """What to say to the server; finds it first if the reference does not say where it is."""
+        """What to say to the server; finds it first if the reference does not say where it is.
+
+        ConnectFailed if it is at a place, or to be found through one, that the rule of this proxy excludes.
+        """
+        if self.rule is not None and self.reference.location is not None:
+            _check_allowed(self.rule, self.reference.location)
         target = self._resolve(self.reference, timeout_s)
         assert target.location is not None
+        if self.rule is not None:
+            _check_allowed(self.rule, target.location)
         return Greeting(
             target.location,
             target.object_id,
@@ -219,6 +233,8 @@ class ConnectionPool:
         self.object_id = greeting.object_id
         self.location = greeting.location
         self.metadata = metadata
+        if self.begin_lease is not None:
+            self.lease, self.begin_lease = self.begin_lease(), None
 
     def learn(self, timeout_s: float | None) -> None:
         """See what the object offers."""
@@ -241,6 +257,14 @@ class ConnectionPool:
         background, self.background = self.background, None
         if background is not None:
             background.close()
+
+
+def _check_allowed(rule: Rule, location: Location) -> None:
+    if not rule(location):
+        raise errors.ConnectFailed(
+            f"not connected to {location}: a peer named this address in a message, and the rule connects_to "
+            "of this server does not allow it"
+        )
 
 
 class LinkPool:

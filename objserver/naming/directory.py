@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import threading
 import time
 from collections.abc import Collection, Iterable, Mapping
@@ -28,6 +29,10 @@ from objserver.storage import Change, Store
 __all__ = ["NameServer", "NamingLimits"]
 
 Entry = tuple[str, frozenset[str]]
+
+REPEATS_MAX = 1_000
+"""What the numbers in the braces of a regular expression may come to together: compiling writes a repetition
+out, so that `(?:a{9999}){9999}` takes all memory there is before any matching begins."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,6 +173,8 @@ class NameServer:
             return dict(self._snapshot())
         if len(regex) > self._limits.regex_length_max:
             raise errors.NamingError(f"a regex may have {self._limits.regex_length_max} characters at most")
+        if _repeats(regex) > REPEATS_MAX:
+            raise errors.NamingError(f"a regex may repeat something {REPEATS_MAX} times at most: {regex!r}")
         deadline = time.monotonic() + self._limits.regex_timeout_s
         try:
             matches = re.compile(regex).match
@@ -238,6 +245,12 @@ def _check_filters(*filters: object) -> None:
     for given in filters:
         if given is not None and type(given) is not str:
             raise TypeError("names, prefixes and regular expressions are str")
+
+
+def _repeats(regex: str) -> int:
+    """How many times something is repeated, if the counted repetitions are inside each other."""
+    counted = re.findall(r"\{[^}]*", regex)
+    return math.prod(max(1, *map(int, re.findall(r"[0-9]+", bounds)), 1) for bounds in counted)
 
 
 def _is_text(text: str) -> bool:

@@ -29,6 +29,7 @@ from objserver.adapter import Answering, Invocation
 from objserver.codecs import Codec, marshalled
 from objserver.codecs.base import NAME_LENGTH_MAX, call_of
 from objserver.codecs.exceptions import text_of
+from objserver.logs import escaping
 from objserver.references import DAEMON_ID
 from objserver.security.authentication import Authentication, Proving
 from objserver.security.exchange import NONCE_SIZE
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Connection"]
 
-log = logging.getLogger("objserver.server")
+log = escaping(logging.getLogger("objserver.server"))
 
 READ_SIZE = 8 * 1024
 """Bytes asked for at a time.  A larger buffer is mapped and unmapped by the allocator at every call, which
@@ -64,8 +65,9 @@ READ_LARGE = 1024 * 1024
 """... except when the rest of a large frame is known to be coming."""
 LARGE = 64 * 1024
 """Bytes from which decoding a request is work of its own: beyond it, it would hold up the other clients."""
-HEAVY = 4 * 1024
-"""Bytes from which the arguments of a waiting or running invocation count against `receive_memory_max`."""
+HEAVY = 256
+"""Bytes from which the arguments of a waiting or running invocation count against `receive_memory_max`, with
+the memory that they take: that of a byte can be 136 bytes."""
 GATHER_MAX = 64
 """Replies that are sent together at most: the peer has something to do meanwhile."""
 LINGER_S = 1.0
@@ -96,6 +98,11 @@ class Weight:
     def __init__(self, hold: Callable[[int], None], size: int) -> None:
         hold(size)
         self._hold, self.size = hold, size
+
+    def grow(self, size: int) -> None:
+        """So many bytes more."""
+        self._hold(size)
+        self.size += size
 
     def __del__(self) -> None:
         # Without the attributes if `hold` refused.
@@ -434,16 +441,22 @@ class Connection(Answering):
         try:
             if codec.serializer_id != frame.serializer_id:
                 codec = self._codec = self.server.codecs.get(frame.serializer_id)
+            before = len(frame.payload)
+            if before > HEAVY:
+                weight = weight or Weight(self.server.hold, before)
+                if not flags & _KEEP_SERIALIZED:
+                    weight.grow(max(0, codec.weigh(frame.payload) - before))
             if flags & _KEEP_SERIALIZED:
                 object_id, method, args, kwargs = self._blob(frame)
             else:
                 object_id, method, args, kwargs = codec.decode_call(frame.payload)
             payload = frame.payload
-            size = len(payload)  # only now is all of it here
+            if weight is not None and len(payload) > before:
+                weight.grow(len(payload) - before)  # only now is all of it here
             frame.payload = b""  # a request that waits holds its arguments once
             invocation = Invocation(self, object_id, method, args, kwargs, (codec, frame))
-            if size > HEAVY:
-                invocation.weight = weight or Weight(self.server.hold, size)
+            if weight is not None:
+                invocation.weight = weight
         except errors.ProtocolError as problem:
             if not flags & Flag.ONEWAY:
                 self.send(self.encode_error(Invocation(self, DAEMON_ID, "", (), {}, (codec, frame)), problem))
@@ -459,11 +472,14 @@ class Connection(Answering):
         """As `_invoke`, of a request without flags and annotations, where one follows the other."""
         codec, payload = self._codec, frame.payload
         try:
+            weight = None
+            if len(payload) > HEAVY:
+                weight = Weight(self.server.hold, max(len(payload), codec.weigh(payload)))
             object_id, method, args, kwargs = codec.decode_call(payload)
             frame.payload = b""
             invocation = Invocation(self, object_id, method, args, kwargs, (codec, frame))
-            if len(payload) > HEAVY:
-                invocation.weight = Weight(self.server.hold, len(payload))
+            if weight is not None:
+                invocation.weight = weight
         except errors.ProtocolError as problem:
             self.send(self.encode_error(Invocation(self, DAEMON_ID, "", (), {}, (codec, frame)), problem))
             return

@@ -13,6 +13,7 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from objserver.logs import escaping
 from objserver.machine import machine
 from objserver.server.connection import Connection
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SocketPoller"]
 
-log = logging.getLogger("objserver.server")
+log = escaping(logging.getLogger("objserver.server"))
 
 EPOLLOUT = select.EPOLLOUT
 REFUSED_MAX = 100

@@ -35,13 +35,15 @@ from objserver.adapter import (
 from objserver.clock import Clock
 from objserver.codecs import Codecs, Types
 from objserver.invocation import Interceptor
+from objserver.logs import escaping
 from objserver.machine import machine
-from objserver.references import DAEMON_ID, Location, Origin, Reference, arrived, deliver
+from objserver.references import DAEMON_ID, Location, Origin, Reference, Rule, arrived, deliver
 from objserver.security import Authentication, Authorization, Itself, ServerTLS
 from objserver.security.tls import Identity
 from objserver.server.connection import LINGER_S, Connection
 from objserver.server.conversation import Conversation
 from objserver.server.engine import WorkerEngine
+from objserver.server.outgoing import rule_of
 from objserver.server.poller import SocketPoller
 from objserver.server.pyro5_daemon import Pyro5Daemon
 from objserver.settings import ServerSettings
@@ -50,7 +52,7 @@ from objserver.wire.shared_memory import SharedMemory
 
 __all__ = ["ObjectServer"]
 
-log = logging.getLogger("objserver.server")
+log = escaping(logging.getLogger("objserver.server"))
 
 
 class ObjectServer:
@@ -70,6 +72,10 @@ class ObjectServer:
     `authorization` says who may call what.  Without it, a server that knows who calls allows what `roles` of
     `@expose` allow, and nothing else; one that does not know allows everything that is exposed.
 
+    `connects_to` limits where a servant may connect to by calling a proxy that came in an argument: names,
+    addresses and networks (`["*.lab:9090", "10.1.0.0/16"]`, `[]` for nowhere), or a callable from Location to
+    bool.
+
     Usable as a context manager; leaving it drains and stops.
     """
 
@@ -88,6 +94,7 @@ class ObjectServer:
         interceptors: Sequence[Interceptor] = (),
         clock: Clock | None = None,
         types: Iterable[type] = (),
+        connects_to: Iterable[str] | Rule | None = None,
     ) -> None:
         self.settings = settings or ServerSettings()
         if workers is not None:
@@ -97,6 +104,7 @@ class ObjectServer:
         self._machine = machine.get()
         self.clock: Clock = clock or self._machine
         known = Types(types)
+        self._rule = rule_of(connects_to)
         self._location = Location.parse(address)
         self.tls = tls
         self._certificates_only = authentication is None
@@ -121,16 +129,18 @@ class ObjectServer:
             self._location = Location(self._location.host, self._listener.getsockname()[1])
         self._committer = Committer(self._store) if self._store is not None else None
         self.store_id = self._store.id if self._store is not None else ""
+        itself = itself or Itself()
+        rule = None if self._rule is None else self._allows
+        self._origin = Origin(known, rule, self._location, itself.tls, itself.credentials)
         self.codecs = Codecs(
             self.settings.limits,
             substitute=self._substitute,
             export=self._export,
             arrive=self._arrive,
+            origin=Origin(known, rule),
             marshal=self.settings.marshal,
             types=known,
         )
-        itself = itself or Itself()
-        self._origin = Origin(self._location, self.codecs.types, itself.tls, itself.credentials)
         self._callable: dict[str, list[Connection]] = {}
         """By client, the connections on which it can be called."""
         self.memory = SharedMemory(
@@ -324,6 +334,10 @@ class ObjectServer:
             if servant is not EMPTY:
                 return servant
         return arrived(reference, origin=self._origin)
+
+    def _allows(self, location: Location) -> bool:
+        """Whether a proxy that came in an argument may connect there; to this server it always may."""
+        return location == self._location or (self._rule is not None and self._rule(location))
 
     def _deliver(self, target: str, method: str, payload: bytes, call: Any, acked: int) -> None:
         """Make the call that a message is; another worker may have this one's place meanwhile."""

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 from objserver import errors
+from objserver.logs import escaping
 from objserver.machine import machine
 from objserver.storage.base import Change, Store, Superseded, Unstorable
 
@@ -33,7 +34,7 @@ QUEUE_MAX = 10_000
 """Changes that wait.  It is about what a good disk makes durable in a second: beyond it a caller is better
 off with ServerBusy than with more waiting, and each holds a state in memory."""
 
-_log = logging.getLogger("objserver.storage")
+_log = escaping(logging.getLogger("objserver.storage"))
 
 
 class Committer:

@@ -122,3 +122,16 @@ def test_what_is_no_text_is_refused_for_the_sake_of_the_others():
     with pytest.raises(TypeError):
         names.register("a", "PYRO:x@h:1", metadata=Proxy("PYRO:x@localhost:1"))
     assert names.list() == {}
+
+
+@pytest.mark.parametrize(
+    "regex", ["(?:(?:a{999}){999}){999}", "(?:a{9999}){9999}", "a{1,9999}", "(a{40}){40}"]
+)
+def test_a_regex_that_would_take_all_memory_is_refused_before_it_is_compiled(regex):
+    with pytest.raises(errors.NamingError, match="may repeat something 1000 times at most"):
+        NameServer().list(regex=regex)
+
+
+@pytest.mark.parametrize("regex", ["a{3}b{2,}", "[0-9]{1,3}(x{2}){4}", "a{x}", "{", "}{"])
+def test_an_ordinary_regex_may_repeat(regex):
+    assert NameServer().list(regex=regex) == {}
