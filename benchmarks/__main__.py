@@ -26,8 +26,8 @@ MEASUREMENTS: dict[str, Callable[[bool], Any]] = {
     "sleeping": measures.sleeping,
     "imports": measures.imports,
 }
-MODULES = ("large", "durable")
-"""Large values, and objects that are stored: modules that have `tables(quick) -> report.Tables`."""
+MODULES = ("large", "durable", "hostile")
+"""Large values, objects that are stored, and hostile peers: modules that have `tables(quick) -> report.Tables`."""
 
 
 def main() -> None:
