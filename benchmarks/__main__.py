@@ -27,7 +27,7 @@ MEASUREMENTS: dict[str, Callable[[bool], Any]] = {
     "imports": measures.imports,
 }
 MODULES = ("large", "durable", "hostile")
-"""Large values, objects that are stored, and hostile peers: modules that have `tables(quick) -> report.Tables`."""
+"""Large values, stored objects, hostile peers: modules that have `tables(quick) -> report.Tables`."""
 
 
 def main() -> None:
