@@ -62,13 +62,15 @@ LARGE = 64 * 1024
 HEAVY = 256
 """Bytes from which the arguments of a waiting or running invocation count against `receive_memory_max`, with
 the memory that they take: that of a byte can be 136 bytes."""
+INFLATION_MAX = 1_032
+"""Bytes that zlib can make of one."""
 GATHER_MAX = 64
 """Replies that are sent together at most: the peer has something to do meanwhile."""
 LINGER_S = 1.0
 """How long a connection that was refused stays half open: long enough for the reason to arrive."""
 Start = Callable[[Callable[[], None]], None]
 # As globals: reading an attribute of a class takes longer.
-_INVOKE, _KEEP_SERIALIZED = FrameType.INVOKE, Flag.KEEP_SERIALIZED
+_INVOKE, _KEEP_SERIALIZED, _COMPRESSED = FrameType.INVOKE, Flag.KEEP_SERIALIZED, Flag.COMPRESSED
 _LISTS = (list, tuple)
 _HTTP = (b"GET ", b"POST", b"HEAD", b"PUT ", b"OPTI", b"DELE", b"PATC", b"CONN")
 _HTTP_ANSWER = (
@@ -80,21 +82,21 @@ _HTTP_ANSWER = (
 class Weight:
     """Counts bytes as held for as long as it lives, which is as long as the invocation that has it."""
 
-    __slots__ = ("_hold", "_size")
+    __slots__ = ("_hold", "size")
 
     def __init__(self, hold: Callable[[int], None], size: int) -> None:
         hold(size)
-        self._hold, self._size = hold, size
+        self._hold, self.size = hold, size
 
     def grow(self, size: int) -> None:
         """So many bytes more."""
         self._hold(size)
-        self._size += size
+        self.size += size
 
     def __del__(self) -> None:
         # Without the attributes if `hold` refused.
-        if hasattr(self, "_size"):
-            self._hold(-self._size)
+        if hasattr(self, "size"):
+            self._hold(-self.size)
 
 
 class Connection(Answering):
@@ -107,6 +109,7 @@ class Connection(Answering):
         self.session = f"connection:{serial}"
         self.session_is_connection = True
         self.parser = FrameParser(server.settings.limits, server.settings.limits.handshake_size_max)
+        self.parser.inflates = False
         self.deadline: float | None = server.clock.monotonic() + server.settings.handshake_timeout_s
         self.greeted = False
         self.closed = False
@@ -209,7 +212,7 @@ class Connection(Answering):
                 gathers = True
             rest = iter(frames)
             for frame in rest:
-                if len(frame.payload) > LARGE or not self.greeted:
+                if len(frame.payload) > LARGE or not self.greeted or frame.flags & _COMPRESSED:
                     self._set_apart([frame, *rest], start)
                 elif frame.type == _INVOKE:
                     self._invoke(frame, None, start)
@@ -223,6 +226,12 @@ class Connection(Answering):
     def _take(self, frame: Frame, weight: Weight | None, start: Start) -> None:
         if self.lingering or self.closed:
             return
+        if frame.flags & _COMPRESSED:
+            # Nobody knows yet how much it will be, but others are doing the same.
+            most = min(self.parser.frame_size_max, len(frame.payload) * INFLATION_MAX)
+            room = Weight(self.server.hold, most)
+            self.parser.unpack(frame)
+            del room
         if not self.greeted:
             self._greeting(frame)
         elif frame.type == _INVOKE:
@@ -368,6 +377,7 @@ class Connection(Answering):
             before = len(frame.payload)
             if before > HEAVY:
                 weight = weight or Weight(self.server.hold, before)
+                weight.grow(max(0, before - weight.size))  # it was compressed
                 if not flags & _KEEP_SERIALIZED:
                     weight.grow(max(0, codec.weigh(frame.payload) - before))
             if flags & _KEEP_SERIALIZED:
