@@ -26,8 +26,8 @@ MEASUREMENTS: dict[str, Callable[[bool], Any]] = {
     "sleeping": measures.sleeping,
     "imports": measures.imports,
 }
-MODULES = ("large", "durable", "secure", "authorized")
-"""Large values, objects that are stored, TLS, who may call: modules that have
+MODULES = ("large", "durable", "secure", "authorized", "hostile", "names")
+"""Large values, stored objects, TLS, who may call, hostile peers, the name server: modules that have
 `tables(quick) -> report.Tables`."""
 
 

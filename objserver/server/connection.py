@@ -68,6 +68,8 @@ LARGE = 64 * 1024
 HEAVY = 256
 """Bytes from which the arguments of a waiting or running invocation count against `receive_memory_max`, with
 the memory that they take: that of a byte can be 136 bytes."""
+INFLATION_MAX = 1_032
+"""Bytes that zlib can make of one."""
 GATHER_MAX = 64
 """Replies that are sent together at most: the peer has something to do meanwhile."""
 LINGER_S = 1.0
@@ -77,7 +79,7 @@ TLS_ALERT = bytes([21, 3, 1, 0, 2, 2, 40])
 """What TLS clients understand: fatal, handshake failure."""
 Start = Callable[[Callable[[], None]], None]
 # As globals: reading an attribute of a class takes longer.
-_INVOKE, _KEEP_SERIALIZED = FrameType.INVOKE, Flag.KEEP_SERIALIZED
+_INVOKE, _KEEP_SERIALIZED, _COMPRESSED = FrameType.INVOKE, Flag.KEEP_SERIALIZED, Flag.COMPRESSED
 _LISTS = (list, tuple)
 _NATIVE = (
     errors.ObjectNotFound, errors.AuthenticationFailed, errors.NotAuthorized, errors.QuotaExceeded
@@ -125,6 +127,7 @@ class Connection(Answering):
         self.session = f"connection:{serial}"
         self.session_is_connection = True
         self.parser = FrameParser(server.settings.limits, server.settings.limits.handshake_size_max)
+        self.parser.inflates = False
         self.deadline: float | None = server.clock.monotonic() + server.settings.handshake_timeout_s
         self.greeted = False
         self.closed = False
@@ -237,7 +240,7 @@ class Connection(Answering):
                 gathers = True
             rest = iter(frames)
             for frame in rest:
-                if len(frame.payload) > LARGE or not self.greeted:
+                if len(frame.payload) > LARGE or not self.greeted or frame.flags & _COMPRESSED:
                     self._set_apart([frame, *rest], start)
                 elif frame.type == _INVOKE:
                     self._invoke(frame, None, start)
@@ -251,6 +254,12 @@ class Connection(Answering):
     def _take(self, frame: Frame, weight: Weight | None, start: Start) -> None:
         if self.lingering or self.closed:
             return
+        if frame.flags & _COMPRESSED:
+            # Nobody knows yet how much it will be, but others are doing the same.
+            most = min(self.parser.frame_size_max, len(frame.payload) * INFLATION_MAX)
+            room = Weight(self.server.hold, most)
+            self.parser.unpack(frame)
+            del room
         if not self.greeted:
             self._greeting(frame)
         elif frame.type == _INVOKE:
@@ -444,6 +453,7 @@ class Connection(Answering):
             before = len(frame.payload)
             if before > HEAVY:
                 weight = weight or Weight(self.server.hold, before)
+                weight.grow(max(0, before - weight.size))  # it was compressed
                 if not flags & _KEEP_SERIALIZED:
                     weight.grow(max(0, codec.weigh(frame.payload) - before))
             if flags & _KEEP_SERIALIZED:

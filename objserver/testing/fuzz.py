@@ -84,11 +84,11 @@ VALUES: tuple[Any, ...] = (
     [0.5] * 100,
 )
 NUMBERS = (0, 1, 2, 7, 39, 40, 41, 127, 128, 255, 256, 2048, 2049, 65535, 65536, 204800, 2**31, 2**32 - 1)
-LARGE_EVERY = 600
+LARGE_EVERY = 2_000
 """One frame in so many is a large one."""
 KNOWN_MAX = 1_000
 """Payloads that need not be decoded twice: most frames are broken elsewhere."""
-CUT_EVERY = 4
+CUT_EVERY = 5
 """... and one is read in pieces too."""
 
 

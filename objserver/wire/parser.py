@@ -57,13 +57,15 @@ class FrameParser:
 
     __slots__ = (
         "_chunks", "_failed", "_filled", "_head", "_needed", "_payload", "_space", "buffered",
-        "frame_size_max", "limits", "link", "parts_in",
+        "frame_size_max", "inflates", "limits", "link", "parts_in",
     )  # fmt: skip
 
     def __init__(self, limits: Limits, frame_size_max: int | None = None) -> None:
         self.limits = limits
         self.frame_size_max = limits.frame_size_max if frame_size_max is None else frame_size_max
         self.buffered = 0
+        self.inflates = True
+        """Compressed frames are given out as what they were; else `unpack` does that, in another thread."""
         self._chunks: list[bytes | bytearray] = []
         self._needed = HEADER_SIZE
         self._failed = False
@@ -141,6 +143,10 @@ class FrameParser:
         return []
 
     def _finished(self, frame: Frame) -> Frame:
+        return frame if frame.flags & _COMPRESSED and not self.inflates else self.unpack(frame)
+
+    def unpack(self, frame: Frame) -> Frame:
+        """Decompress the payload of a whole frame; ProtocolError if that cannot be, or is too much."""
         if frame.flags & _COMPRESSED:
             frame.payload = inflate(frame.payload, self.frame_size_max)
         annotations = frame.annotations

@@ -1,6 +1,7 @@
 """The parser, fed whole, byte by byte and with what comes behind."""
 
 import random
+import zlib
 
 import pytest
 from hypothesis import given
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from objserver import errors
 from objserver.settings import Limits
-from objserver.wire import FrameParser, encode_frame
+from objserver.wire import Flag, FrameParser, FrameType, encode_frame
 from objserver.wire.parser import AHEAD
 
 FRAMES = [
@@ -133,3 +134,17 @@ def test_a_damaged_large_payload_ends_the_stream():
         parser.receive_data(data[8192:])
     with pytest.raises(errors.ProtocolError, match="earlier"):
         parser.receive_data(FRAMES[0])
+
+
+def test_who_reads_for_many_leaves_decompression_to_others():
+    sent = encode_frame(FrameType.INVOKE, 1, Flag.COMPRESSED, 1, zlib.compress(b"x" * 500))
+    parser = FrameParser(Limits(frame_size_max=600))
+    parser.inflates = False
+    [frame] = parser.receive_data(sent)
+    assert frame.payload == zlib.compress(b"x" * 500)
+    assert parser.unpack(frame).payload == b"x" * 500
+    [frame] = parser.receive_data(
+        encode_frame(FrameType.INVOKE, 1, Flag.COMPRESSED, 2, zlib.compress(bytes(601)))
+    )
+    with pytest.raises(errors.MessageTooLarge, match="frame_size_max"):
+        parser.unpack(frame)
