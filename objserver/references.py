@@ -1,7 +1,8 @@
 """References: immutable values that name an object, and the object ids inside them.
 
 The text form is Pyro's URI:  PYRO:<object id>@<location>,  PYRONAME:<name>[@<name server>]  and
-PYROMETA:<tag>,<tag>...[@<name server>].  A location is `host:port`, `[ipv6]:port`, `./u:path` (a Unix socket)
+PYROMETA:<tag>,<tag>...[@<name server>].  Of the last two several name servers may be given, with commas
+between, of which any will do.  A location is `host:port`, `[ipv6]:port`, `./u:path` (a Unix socket)
 or `./c:id` (a client's process, which is called on the connections that it made).  An object id is `Name` or
 `Name/key`; `object_id()` percent-encodes the few characters of a key that would end the id inside a URI.
 """
@@ -79,6 +80,14 @@ class Location:
             raise ValueError(f"port {port} in {text!r} is above 65535")
         return cls(match["v6"] or match["host"] or "localhost", int(port))
 
+    @classmethod
+    def parse_list(cls, text: str, default_port: int | None = None) -> list[Location]:
+        """Read addresses with commas between; ValueError says what is wrong."""
+        parts = [part.strip() for part in text.split(",")]
+        if len(parts) > 1 and not all(parts):
+            raise ValueError(f"{text!r} has a comma too many")
+        return [cls.parse(part, default_port) for part in parts]
+
     def __str__(self) -> str:
         if self.path:
             return f"./u:{self.path}"
@@ -94,6 +103,8 @@ class Reference:
     protocol: str
     object_id: str
     location: Location | None = None
+    others: tuple[Location, ...] = ()
+    """More name servers, to be asked if that at `location` does not answer."""
 
     @classmethod
     def parse(cls, uri: str | Reference) -> Reference:
@@ -113,8 +124,10 @@ class Reference:
                 raise errors.NamingError(f"{uri!r} lacks a location; write PYRO:object@host:port")
             return cls(protocol, match["object"])
         try:
-            default = None if protocol == "PYRO" else NAMESERVER_PORT
-            return cls(protocol, match["object"], Location.parse(match["location"], default))
+            if protocol == "PYRO":
+                return cls(protocol, match["object"], Location.parse(match["location"]))
+            first, *others = Location.parse_list(match["location"], NAMESERVER_PORT)
+            return cls(protocol, match["object"], first, tuple(others))
         except ValueError as problem:
             raise errors.NamingError(f"{uri!r}: {problem}") from None
 
@@ -127,7 +140,7 @@ class Reference:
         return f"Reference({str(self)!r})"
 
     def __str__(self) -> str:
-        at = f"@{self.location}" if self.location else ""
+        at = "@" + ",".join(map(str, (self.location, *self.others))) if self.location else ""
         return f"{self.protocol}:{self.object_id}{at}"
 
 

@@ -4,7 +4,7 @@ What can be known to be wrong is said before anything is served: a class that no
 objects of one name, a name server that does not answer.
 
 Names in a name server are made after the server serves and removed before it drains, and only if they
-still mean this server: somebody may have taken them over meanwhile.
+still mean this server: somebody may have taken them over meanwhile.  They live as long as the server does.
 """
 
 from __future__ import annotations
@@ -15,16 +15,13 @@ import os
 import pathlib
 import sys
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from objserver import errors
 from objserver.cli import log_to_stderr, name_server_proxy, parse_address, until_stopped
 from objserver.references import DAEMON_ID
-
-if TYPE_CHECKING:
-    from objserver.client import Proxy
 
 __all__ = ["load", "load_module", "serve"]
 
@@ -42,6 +39,8 @@ THREADING = {
 }
 _PATIENCE_S = 10.0
 """A name server that needs longer for one call is as good as none."""
+WAIT_S = 15.0
+"""For a name that a server has which may have died: longer than its lease."""
 
 
 @click.command(short_help="Serve classes, instances or locators of a module.")
@@ -58,8 +57,9 @@ _PATIENCE_S = 10.0
     "--nameserver",
     is_flag=False,
     flag_value="",
-    metavar="[HOST:PORT]",
-    help="Register the objects in a name server: this one, or the usual one (then give the option last).",
+    metavar="[HOST:PORT,...]",
+    help="Register the objects in a name server: the first of these that answers, or the usual one (then "
+    "give the option last).",
 )
 @click.option("--insecure", is_flag=True, help="Allow an address that other machines can reach.")
 @click.option("--verbose", is_flag=True, help="Log to standard error also what is no problem.")
@@ -86,6 +86,7 @@ def serve(
       objserver serve bank:Account shop:cart --address localhost:9092 --nameserver
     """
     from objserver import adapter
+    from objserver.naming import Registrar, load_of
     from objserver.server import ObjectServer
 
     persistent = activation == "persistent"
@@ -98,9 +99,10 @@ def serve(
         _check_can_be_made(label, thing)
     # After the imports: a module that sets up logging itself has the first word.
     log_to_stderr(verbose)
-    directory = name_server_proxy(nameserver, _PATIENCE_S) if nameserver is not None else None
+    if nameserver is not None:
+        name_server_proxy(nameserver, _PATIENCE_S).release()  # one that does not answer is said at once
     server = ObjectServer(address, store=store, workers=workers, insecure=insecure)
-    made: dict[str, str] = {}
+    registrar = Registrar(nameserver or (), load=load_of(server)) if nameserver is not None else None
     try:
         with until_stopped():
             references = {
@@ -113,23 +115,20 @@ def serve(
                 for label, thing in things.items()
             }
             server.start()
+            if registrar is not None:
+                registrar.start()
             for label, reference in references.items():
-                if directory is not None:
-                    # Noted first: a signal between the two must not leave the name behind.
-                    made[label] = str(reference)
-                    try:
-                        directory.register(label, str(reference))
-                    except errors.ConnectFailed:
-                        del made[label]
-                        raise
+                if registrar is not None:
+                    # Of a server that has died the name is free when its lease is over.
+                    registrar.register(label, reference, wait_s=WAIT_S)
                 click.echo(f"{label} {reference}")
                 if persistent:
                     one = f"PYRO:{label}/KEY@{reference.location}"
                     click.echo(f"{label}: one object is {one}, with a KEY of your choice", err=True)
     finally:
         try:
-            if directory is not None:
-                _forget(directory, made)
+            if registrar is not None:
+                registrar.stop()
         finally:
             server.stop()
 
@@ -207,13 +206,3 @@ def _check_can_be_made(label: str, thing: Any) -> None:
             if is_class
             else f"{label} cannot be served: a function is called with the key of an object ({problem})"
         ) from None
-
-
-def _forget(directory: Proxy, made: dict[str, str]) -> None:
-    with directory:
-        for label, uri in made.items():
-            try:
-                if directory.list(prefix=label).get(label) == uri:
-                    directory.remove(label)
-            except errors.ObjServerError as problem:
-                click.echo(f"{label} could not be removed from the name server: {problem}", err=True)

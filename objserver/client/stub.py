@@ -80,6 +80,7 @@ class ConnectionPool:
         session: str | None,
         handshake: Any,
         types: Types | None = None,
+        failed: Callable[[Reference, Location], bool] = lambda reference, location: False,
     ) -> None:
         self.types = types or Types()
         self.reference = reference
@@ -95,6 +96,7 @@ class ConnectionPool:
         self.idle: deque[ClientConnection] = deque()
         self.location: Location | None = None
         self._resolve = resolve
+        self._failed = failed
         self._monotonic = machine.get().monotonic
         self.handshake = handshake
         self.asynchronous = False
@@ -187,10 +189,23 @@ class ConnectionPool:
             facts.caller.no_longer_blocked()
 
     def _connect(self, timeout_s: float | None) -> ClientConnection:
-        greeting = self.greeting(timeout_s)
-        connection = ClientConnection(greeting, codecs=self.codecs, timeout_s=timeout_s, limits=CLIENT_LIMITS)
-        self.met(greeting, connection.metadata, connection.store)
-        return connection
+        while True:
+            greeting = self.greeting(timeout_s)
+            try:
+                connection = ClientConnection(
+                    greeting, codecs=self.codecs, timeout_s=timeout_s, limits=CLIENT_LIMITS
+                )
+            except (errors.ConnectFailed, errors.ObjectNotFound):
+                if self.may_be_elsewhere(greeting):
+                    continue
+                raise
+            self.met(greeting, connection.metadata, connection.store)
+            return connection
+
+    def may_be_elsewhere(self, greeting: Greeting) -> bool:
+        """The object was not found where it was looked for; whether to look again, since it can have moved or
+        another would do as well."""
+        return self.reference.protocol != "PYRO" and self._failed(self.reference, greeting.location)
 
     def greeting(self, timeout_s: float | None, *, multiplexed: bool = False) -> Greeting:
         """What to say to the server; finds it first if the reference does not say where it is."""

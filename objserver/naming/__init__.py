@@ -7,5 +7,15 @@ from objserver.naming.beacon import BEACON_PORT, Beacon
 from objserver.naming.daemon import NameServerDaemon
 from objserver.naming.directory import NameServer, NamingLimits
 from objserver.naming.ownership import Ownership
+from objserver.naming.registrar import Registrar, load_of
 
-__all__ = ["BEACON_PORT", "Beacon", "NameServer", "NameServerDaemon", "NamingLimits", "Ownership"]
+__all__ = [
+    "BEACON_PORT",
+    "Beacon",
+    "NameServer",
+    "NameServerDaemon",
+    "NamingLimits",
+    "Ownership",
+    "Registrar",
+    "load_of",
+]

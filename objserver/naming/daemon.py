@@ -25,8 +25,8 @@ from objserver.server import ObjectServer
 __all__ = ["NameServerDaemon"]
 
 TAG = "class:Pyro5.nameserver.NameServer"
-TICK_S = 0.1
-"""How old an answer of several name servers over one store may be.  A tick costs the store some 2 ms."""
+TICK_S = 0.2
+"""How old an answer of several name servers over one store may be.  A tick costs the store some 4 ms."""
 
 log = logging.getLogger("objserver.naming")
 
@@ -34,8 +34,8 @@ log = logging.getLogger("objserver.naming")
 class NameServerDaemon(ObjectServer):
     """Hosts `names`, a NameServer; `beacon` is the UDP address to be discovered at, None for no discovery.
 
-    With a `store` (a URL) names outlive the process, and several may share one in PostgreSQL.  `ownership` and
-    `principal` as for NameServer; other options as for ObjectServer.
+    With a `store` (a URL) names outlive the process, and several may share one in PostgreSQL.  `ownership`
+    and `principal` as for NameServer; other options as for ObjectServer.
     """
 
     def __init__(

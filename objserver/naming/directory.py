@@ -17,6 +17,7 @@ callers with names but not with its memory: what can be registered is bounded.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import math
 import secrets
@@ -45,8 +46,8 @@ from objserver.storage import Store
 __all__ = ["NameServer", "NamingLimits"]
 
 NAMES, LEASES = 1024, 16
-"""Buckets, in a store for ever.  Of 100,000 names each has a hundred: 12 kB to write for a registration, and a
-thousand versions to compare at every tick.  Leases are few and change often."""
+"""Buckets, in a store for ever.  Of 100,000 names each has a hundred: 12 kB to write for a registration, and
+a thousand versions to compare at every tick.  Leases are few and change often."""
 Changes = Mapping[str, tuple[Entry | None, Entry | None]]
 
 log = logging.getLogger("objserver.naming")
@@ -113,10 +114,7 @@ class NameServer:
         self._leases: Ledger[Lease] = Ledger(
             store, f"{NAMESERVER_ID}.leases", LEASES, list, lambda data: Lease(*data), self._leases_changed
         )
-        self._names: Ledger[Entry] = Ledger(
-            store, NAMESERVER_ID, NAMES, _plain, lambda data: Entry(data[0], frozenset(data[1]), *data[2:]),
-            self._names_changed,
-        )  # fmt: skip
+        self._names: Ledger[Entry] = Ledger(store, NAMESERVER_ID, NAMES, _plain, _made, self._names_changed)
 
     @readonly
     def count(self) -> int:
@@ -267,7 +265,7 @@ class NameServer:
 
     @readonly
     def children(self, context: str = "", after: str = "", limit: int = 1_000) -> dict[str, Any]:
-        """What is directly in a context, in order: by name the URI; by `name/`, a context, how many are in it.
+        """What is directly in a context, in order: by name the URI; by `name/`, a context, how many it has.
 
         `children("bank")` has `vault` of `bank/vault` and `accounts/` of `bank/accounts/alice`.
         """
@@ -276,7 +274,7 @@ class NameServer:
 
     @readonly
     def candidates(self, meta_all: Iterable[str]) -> dict[str, Any]:
-        """The names that have all of the tags: by name the pair of its URI and of how loaded its server is."""
+        """The names that have all of the tags: by name its URI and how loaded its server is."""
         found = {}
         for name, entry in self._tagged(meta_all, None).items():
             lease = self._leases.get(entry.lease) if entry.lease else None
@@ -369,7 +367,7 @@ class NameServer:
         self._watch.told(changes)
 
     def _end(self, leases: Iterable[str]) -> None:
-        self._leases.change(lambda: {id: None for id in leases})
+        self._leases.change(lambda: dict.fromkeys(leases))
         self._forget(leases)
 
     def _forget(self, leases: Iterable[str]) -> None:
@@ -492,6 +490,17 @@ def _shown(entries: Mapping[str, Entry], return_metadata: bool) -> dict[str, Any
 
 def _plain(entry: Entry) -> Any:
     return [entry.uri, sorted(entry.tags), entry.owner, entry.lease]
+
+
+def _made(data: Any) -> Entry:
+    uri, tags, owner, lease = data
+    return Entry(uri, _same_tags(*tags), owner, lease)
+
+
+@functools.lru_cache(4096)
+def _same_tags(*tags: str) -> frozenset[str]:
+    """Many names have the same ones, which then cost memory once."""
+    return frozenset(tags)
 
 
 def _is_peer() -> bool:

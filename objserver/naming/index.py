@@ -58,16 +58,10 @@ class NameIndex:
             self._sorted = sorted(self.entries)
 
     def _file(self, name: str, entry: Entry, add: bool) -> None:
-        places = [(self._tagged, tag) for tag in entry.tags]
+        for tag in entry.tags:
+            _put(self._tagged, tag, name, add)
         if entry.lease:
-            places.append((self._leased, entry.lease))
-        for index, key in places:
-            if add:
-                index.setdefault(key, set()).add(name)
-            else:
-                index[key].discard(name)
-                if not index[key]:
-                    del index[key]
+            _put(self._leased, entry.lease, name, add)
 
     def under(self, lease: str) -> set[str]:
         """The names that live as long as a lease."""
@@ -128,3 +122,15 @@ class NameIndex:
             found[child + "/"] = end - at
             at = end
         return found
+
+
+def _put(index: dict[str, set[str]], key: str, name: str, add: bool) -> None:
+    if add:
+        names = index.get(key)
+        if names is None:
+            names = index[key] = set()
+        names.add(name)
+        return
+    index[key].discard(name)
+    if not index[key]:
+        del index[key]

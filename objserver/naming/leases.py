@@ -1,8 +1,8 @@
 """How long a server that is not heard of any more keeps its names: decisions, and no clock.
 
-A lease is renewed by its server, at whichever name server; the number of its renewals is in the store.  A name
-server that has not seen that number change for the time of the lease ends it.  So the clocks of several
-name servers are never compared, and one that is started anew gives every lease its whole time.
+A lease is renewed by its server, at whichever name server; the number of its renewals is in the store.  A
+name server that has not seen that number change for the time of the lease ends it.  So the clocks of
+several name servers are never compared, and one that is started anew gives every lease its whole time.
 
 Only time in which somebody looked counts.  A name server that was stopped, or cut off from its store, has
 not seen any renewals, and must not take that for the death of all servers.

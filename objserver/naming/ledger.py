@@ -89,8 +89,10 @@ class Ledger(Generic[V]):
     def refresh(self, key: str) -> V | None:
         """The entry as the store has it now."""
         with self._lock:
-            if self._store is not None and not self._store.alone:
-                self._reread(self._bucket(key))
+            bucket = self._bucket(key)
+            read = (self._type, self._keys[bucket], *self._at[bucket])
+            if self._store is not None and not self._store.alone and not self._store.confirm([read]):
+                self._reread(bucket)
             return self.get(key)
 
     def follow(self) -> None:
@@ -166,6 +168,8 @@ class Ledger(Generic[V]):
                 )
             now = {key: self._made(data) for key, data in _codec.decode(record.state).items()}
         self._at[bucket], self._buckets[bucket] = at, now
+        if not before:
+            return {key: (None, entry) for key, entry in now.items()}
         return {
             key: (before.get(key), now.get(key))
             for key in before.keys() | now.keys()

@@ -26,7 +26,7 @@ class Ownership:
     keepers: frozenset[str] = frozenset({"names"})
 
     def refusal(self, who: Principal | None, name: str, owner: str | None) -> str | None:
-        """Why `who` may not change `name`, which `owner` has ("": nobody, None: it is free); None if it may."""
+        """Why `who` may not change `name`, None if it may; `owner` has it ("": nobody, None: it is free)."""
         identities = frozenset() if who is None else {who.name} | who.roles
         if identities & self.keepers:
             return None
