@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from objserver.adapter import expose
@@ -12,11 +12,11 @@ __all__ = ["NameListener"]
 
 @expose
 class NameListener:
-    """Calls `changed` with the names; it is called on the connection that the process made."""
+    """Calls `changed` with what it was told; it is called on the connection that the process made."""
 
-    def __init__(self, changed: Callable[[Collection[str]], None]) -> None:
+    def __init__(self, changed: Callable[[Mapping[str, Any]], None]) -> None:
         self._changed = changed
 
     def names_changed(self, changes: dict[str, Any]) -> None:
         """By name its URI, or None for one that was removed."""
-        self._changed(changes.keys())
+        self._changed(changes)
