@@ -26,8 +26,9 @@ MEASUREMENTS: dict[str, Callable[[bool], Any]] = {
     "sleeping": measures.sleeping,
     "imports": measures.imports,
 }
-MODULES = ("large", "durable")
-"""Large values, and objects that are stored: modules that have `tables(quick) -> report.Tables`."""
+MODULES = ("large", "durable", "names")
+"""Large values, objects that are stored, and the name server: modules that have
+`tables(quick) -> report.Tables`."""
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ or `./c:id` (a client's process, which is called on the connections that it made
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import re
 import urllib.parse
@@ -64,6 +65,11 @@ class Location:
         """Read `host:port`, `[v6]:port` or `./u:path`; ValueError says what is wrong."""
         if not isinstance(text, str):
             raise ValueError(f"an address is a text like 'localhost:9091', not a {type(text).__name__}")
+        return cls._parsed(text, default_port)
+
+    @classmethod
+    @functools.lru_cache(1024)  # there are fewer servers than references to objects of theirs
+    def _parsed(cls, text: str, default_port: int | None) -> Location:
         if text.startswith("./c:") and text[4:]:
             return cls(client=text[4:])
         if text.startswith("./u:"):

@@ -11,6 +11,7 @@ did not answer is asked last for a while, so that a dead name server costs a mom
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import socket
@@ -136,6 +137,8 @@ def resolve(
         return reference
     ask = ask_any(name_servers(reference), call, timeout_s, f"cannot resolve {reference}: ", is_ill, failed)
     if reference.protocol == "PYRONAME":
+        with contextlib.suppress(errors.MemberNotFound):  # of a stock name server
+            return Reference.parse(ask("resolve", reference.object_id))
         return _lookup(reference.object_id, lambda name: ask("lookup", name))
     policy = policy or RandomPick()
     found = _candidates(ask, sorted(reference.tags), policy.asks_load)

@@ -16,6 +16,7 @@ import dataclasses
 import threading
 from collections import OrderedDict
 from collections.abc import Collection
+from typing import Any, TypeVar
 
 from objserver import errors
 from objserver.client.picking import PickPolicy
@@ -25,10 +26,14 @@ from objserver.references import Location, Reference
 
 __all__ = ["Resolver"]
 
+T = TypeVar("T")
+
 BELIEVED_S = 5.0
 """How long a watched name is believed without asking, if no news come."""
 ILL_S = 5.0
 """How long an address that did not answer is thought to be dead, as long as there are others."""
+LACKING_S = 60.0
+"""How long a name server that is a stock one is remembered as that."""
 NAMES_MAX = 10_000
 """Names and addresses remembered; a name costs some 500 bytes."""
 
@@ -53,6 +58,7 @@ class Resolver:
         self._lock = threading.Lock()
         self._known: OrderedDict[Reference, _Known] = OrderedDict()
         self._ill: OrderedDict[Location, float] = OrderedDict()
+        self._lacking: OrderedDict[tuple[Reference, str], float] = OrderedDict()
         self._news = 0
         self._listener: object = None
 
@@ -63,7 +69,7 @@ class Resolver:
         if reference.protocol == "PYRO":
             return reference
         if reference.protocol == "PYROMETA":
-            return resolve(reference, call, timeout_s, policy, self.is_ill, self._fell_ill)
+            return resolve(reference, self._asked(call), timeout_s, policy, self.is_ill, self._fell_ill)
         with self._lock:
             known = self._known.get(reference)
             if known is not None and known.resolved is not None and self._monotonic() < known.until:
@@ -76,7 +82,7 @@ class Resolver:
             news = self._news
         # Before the question: what changes after the answer is then told.
         watched = known is not None and self._watch(reference, call, timeout_s)
-        found = resolve(reference, call, timeout_s, policy, self.is_ill, self._fell_ill)
+        found = resolve(reference, self._asked(call), timeout_s, policy, self.is_ill, self._fell_ill)
         with self._lock:
             if watched and news == self._news:
                 known = self._known.setdefault(reference, _Known())
@@ -85,7 +91,22 @@ class Resolver:
 
     def ask(self, reference: Reference, call: Call, timeout_s: float | None) -> Ask:
         """Asks the first name server of `reference` that answers."""
-        return ask_any(name_servers(reference), call, timeout_s, "", self.is_ill, self._fell_ill)
+        return ask_any(name_servers(reference), self._asked(call), timeout_s, "", self.is_ill, self._fell_ill)
+
+    def _asked(self, call: Call) -> Call:
+        """As `call`, without asking a name server for what it has just said it does not have."""
+
+        def asked(server: Reference, timeout_s: float | None, method: str, *args: Any) -> Any:
+            until = self._lacking.get((server, method))
+            if until is not None and self._monotonic() < until:
+                raise errors.MemberNotFound(f"the name server at {server.location} has no {method}")
+            try:
+                return call(server, timeout_s, method, *args)
+            except errors.MemberNotFound:
+                self._remember(self._lacking, (server, method), LACKING_S)
+                raise
+
+        return asked
 
     def failed(self, reference: Reference, location: Location) -> bool:
         """Nothing of `reference` answers at `location`, where it was resolved to.
@@ -106,10 +127,13 @@ class Resolver:
         return self._ill.get(location, 0.0) > self._monotonic()
 
     def _fell_ill(self, location: Location) -> None:
+        self._remember(self._ill, location, ILL_S)
+
+    def _remember(self, what: OrderedDict[T, float], key: T, seconds: float) -> None:
         with self._lock:
-            self._ill[location] = self._monotonic() + ILL_S
-            while len(self._ill) > NAMES_MAX:
-                self._ill.popitem(last=False)
+            what[key] = self._monotonic() + seconds
+            while len(what) > NAMES_MAX:
+                what.popitem(last=False)
 
     def _watch(self, reference: Reference, call: Call, timeout_s: float | None) -> bool:
         if self._listener is None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import marshal
 import math
+import os
 import sys
 import uuid
 import weakref
@@ -86,7 +87,7 @@ class ConnectionPool:
         self.reference = reference
         self.object_id = reference.object_id
         self.serializer = serializer
-        self.session = session or uuid.uuid4().hex
+        self.session = session or os.urandom(16).hex()
         """Connections of an earlier session are not used again."""
         self.session_is_shared = session is not None
         self.metadata: Metadata | None = None

@@ -244,6 +244,26 @@ class NameServer:
     # -- what Pyro5's does not have ------------------------------------------------------------------
 
     @readonly
+    def resolve(self, name: str) -> str:
+        """The URI behind `name`, or behind the part of it that is a name, with the rest as the object's key.
+
+        Only `Account` is registered where `Account/alice` is meant: every key exists.  As text, since who
+        asks wants to connect there and not to be handed a proxy.
+        """
+        head, key = name, ""
+        while True:
+            try:
+                uri = self._entry(head).uri
+            except errors.NamingError:
+                head, slash, last = head.rpartition("/")
+                if not slash:
+                    raise
+                key = f"/{last}{key}"
+            else:
+                object_id, at, location = uri.partition("@")
+                return f"{object_id}{key}{at}{location}"
+
+    @readonly
     def page(
         self,
         prefix: str = "",

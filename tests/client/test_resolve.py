@@ -16,6 +16,8 @@ class Names:
         self.asked = []
 
     def __call__(self, server, timeout_s, method, *args):
+        if method not in ("lookup", "yplookup"):
+            raise errors.MemberNotFound(f"a stock name server has no {method}")
         self.asked.append((str(server), timeout_s, method, *args))
         if self.problem is not None:
             raise self.problem

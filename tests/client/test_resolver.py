@@ -38,6 +38,8 @@ class Names:
                 raise errors.MemberNotFound("no watch")
             self.listener = args[0]
             return None
+        if method != "lookup":
+            raise errors.MemberNotFound(method)
         self.lookups += 1
         if args[0] not in self.entries:
             raise errors.NamingError(f"unknown name {args[0]!r}")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -172,6 +173,9 @@ def test_the_load_of_a_server_grows_with_what_runs() -> None:
         with Proxy(server.register(slow, "slow")) as proxy:
             calls = [proxy.future.wait() for _ in range(3)]
             assert slow.begun.wait(BOUND_S)
+            until = time.monotonic() + BOUND_S  # another thread takes over reading when it notices the wait
+            while load() <= idle and time.monotonic() < until:
+                threading.Event().wait(0.01)
             assert load() > idle
             slow.end.set()
             for call in calls:
