@@ -279,7 +279,7 @@ def watch(prefix: str, as_json: bool, nameserver: str | None, timeout: float) ->
     from objserver.client.news import NameListener
 
     news: SimpleQueue[dict[str, str | None]] = SimpleQueue()
-    listener = NameListener(news.put)
+    listener = NameListener(lambda changes: news.put(dict(changes)))
     silent = False
     try:
         while True:
@@ -303,6 +303,49 @@ def watch(prefix: str, as_json: bool, nameserver: str | None, timeout: float) ->
                     _print_change(name, uri, as_json)
     except KeyboardInterrupt:
         pass
+
+
+@names.command()
+@click.option(
+    "--interface",
+    default="127.0.0.1",
+    show_default=True,
+    metavar="ADDRESS",
+    help="IPv4 address of the interface to listen on.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=3.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to listen.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print a list of URIs.")
+def discover(interface: str, timeout: float, as_json: bool) -> None:
+    """Print the name servers that announce themselves by multicast DNS; the exit code is 3 if none does.
+
+    Anybody on a network can announce anything: look before you ask one.
+
+    \b
+    Examples:
+      objserver names discover
+      objserver names discover --interface 192.168.1.7
+    """
+    from objserver.naming import mdns
+
+    found = [str(reference) for reference in mdns.discover(timeout, [interface])]
+    if as_json:
+        click.echo(json.dumps(found))
+    else:
+        for uri in found:
+            click.echo(visible(uri))
+    if not found:
+        raise Failure(
+            f"no name server announces itself at {interface}",
+            advice="`objserver nameserver --mdns` starts one that does.",
+            code=ExitCode.NOT_CALLED,
+        )
 
 
 def _print_change(name: str, uri: str | None, as_json: bool) -> None:

@@ -17,6 +17,7 @@ from objserver import errors
 from objserver.adapter import Concurrent
 from objserver.naming.beacon import Beacon
 from objserver.naming.directory import NameServer, NamingLimits
+from objserver.naming.mdns import Announcement
 from objserver.naming.ownership import Ownership
 from objserver.references import NAMESERVER_ID, NAMESERVER_PORT, Reference
 from objserver.security import Principal
@@ -32,7 +33,10 @@ log = logging.getLogger("objserver.naming")
 
 
 class NameServerDaemon(ObjectServer):
-    """Hosts `names`, a NameServer; `beacon` is the UDP address to be discovered at, None for no discovery.
+    """Hosts `names`, a NameServer.
+
+    `beacon` is the UDP address to be discovered at as Pyro5 does it, and `mdns` the IPv4 address of the
+    interface to be announced on by multicast DNS; None is neither.
 
     With a `store` (a URL) names outlive the process, and several may share one in PostgreSQL.  `ownership`
     and `principal` as for NameServer; other options as for ObjectServer.
@@ -44,6 +48,7 @@ class NameServerDaemon(ObjectServer):
         *,
         store: str | None = None,
         beacon: str | None = None,
+        mdns: str | None = None,
         limits: NamingLimits | None = None,
         ownership: Ownership | None = None,
         principal: Callable[[], Principal | None] = lambda: None,
@@ -51,6 +56,7 @@ class NameServerDaemon(ObjectServer):
     ) -> None:
         super().__init__(address, store=store, **options)
         self.beacon: Beacon | None = None
+        self.announcement: Announcement | None = None
         self._ticking: threading.Thread | None = None
         self._ended = False
         try:
@@ -62,6 +68,8 @@ class NameServerDaemon(ObjectServer):
             self.names.be_known_as(self.nameserver, {TAG})
             if beacon is not None:
                 self.beacon = Beacon(self.nameserver, beacon)
+            if mdns is not None:
+                self.announcement = Announcement(self.nameserver, [mdns])
         except BaseException:
             self.stop()
             raise
@@ -70,12 +78,20 @@ class NameServerDaemon(ObjectServer):
         super().start()
         self._ticking = threading.Thread(target=self._tick, name="objserver-names", daemon=True)
         self._ticking.start()
-        if self.beacon is not None:
-            self.beacon.start()
+        try:
+            if self.beacon is not None:
+                self.beacon.start()
+            if self.announcement is not None:
+                self.announcement.start()
+        except BaseException:
+            self.stop()
+            raise
         return self
 
     def stop(self, drain_timeout_s: float | None = None) -> None:
         # Nobody new should be sent here while the calls in progress finish.
+        if self.announcement is not None:
+            self.announcement.stop()
         if self.beacon is not None:
             self.beacon.stop()
         self._ended = True
