@@ -15,13 +15,18 @@ import os
 import pathlib
 import sys
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from objserver import errors
 from objserver.cli import log_to_stderr, name_server_proxy, parse_address, until_stopped
+from objserver.client.resolve import NobodyAnswers
 from objserver.references import DAEMON_ID
+
+if TYPE_CHECKING:
+    from objserver.naming import Registrar
+    from objserver.references import Reference
 
 __all__ = ["load", "load_module", "serve"]
 
@@ -119,8 +124,7 @@ def serve(
                 registrar.start()
             for label, reference in references.items():
                 if registrar is not None:
-                    # Of a server that has died the name is free when its lease is over.
-                    registrar.register(label, reference, wait_s=WAIT_S)
+                    _register(registrar, label, reference)
                 click.echo(f"{label} {reference}")
                 if persistent:
                     one = f"PYRO:{label}/KEY@{reference.location}"
@@ -206,3 +210,14 @@ def _check_can_be_made(label: str, thing: Any) -> None:
             if is_class
             else f"{label} cannot be served: a function is called with the key of an object ({problem})"
         ) from None
+
+
+def _register(registrar: Registrar, label: str, reference: Reference) -> None:
+    try:
+        registrar.register(label, reference)
+    except NobodyAnswers:
+        raise
+    except errors.NamingError as problem:
+        # Perhaps this is a server that was killed and is started again.
+        click.echo(f"{problem}; waiting {WAIT_S:.0f} s for that", err=True)
+        registrar.register(label, reference, wait_s=WAIT_S)

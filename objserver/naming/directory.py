@@ -31,6 +31,7 @@ import regex as re
 from objserver import errors
 from objserver.adapter import expose, readonly
 from objserver.client.proxy import Proxy
+from objserver.client.stub import LinkPool
 from objserver.clock import Clock, SystemClock
 from objserver.codecs.base import proxy_reference
 from objserver.invocation import in_progress
@@ -254,7 +255,8 @@ class NameServer:
         while True:
             try:
                 uri = self._entry(head).uri
-            except errors.NamingError:
+            except (errors.NamingError, errors.StoreError):
+                # Without its store a name server still knows what it knew.
                 head, slash, last = head.rpartition("/")
                 if not slash:
                     raise
@@ -345,8 +347,9 @@ class NameServer:
         `changes` has the URI by name, or None for a name that was removed.  Listeners are told in order, on
         the connection that they came on, until they are gone.
         """
-        if not isinstance(listener, Proxy):
-            raise TypeError("pass an object of an exposed class, which can be called from here")
+        # A reference to somewhere else would have a name server connect wherever a caller says.
+        if not isinstance(listener, Proxy) or not isinstance(listener._objserver_stub.pool, LinkPool):
+            raise TypeError("pass an object of an exposed class of your own, to be called on your connection")
         self.watchers.add(listener, prefix)
 
     def unwatch(self, listener: Any, prefix: str = "") -> None:

@@ -62,8 +62,11 @@ class Ledger(Generic[V]):
         self._doubtful: set[int] = set()
         """Buckets of which nobody knows whether they were written."""
         differences: dict[str, tuple[V | None, V | None]] = {}
+        places = {key: bucket for bucket, key in enumerate(self._keys)}
         for key, record in store.items(type) if store is not None else ():
-            differences |= self._read(int(key, 16), record)
+            if key not in places:
+                raise self._of_another_release()
+            differences |= self._read(places[key], record)
         if differences:
             told(differences)
 
@@ -154,6 +157,12 @@ class Ledger(Generic[V]):
         if differences:
             self._told(differences)
 
+    def _of_another_release(self) -> errors.StoreError:
+        return errors.StoreError(
+            f"the {self._type} in the store were written by another release of objserver, in a form that "
+            "this one does not know; start that release, or begin with an empty store"
+        )
+
     def _read(self, bucket: int, record: Record | None) -> dict[str, tuple[V | None, V | None]]:
         """Take a row into memory; what is different now."""
         at = (record.epoch, record.version) if record is not None else (0, 0)
@@ -162,10 +171,7 @@ class Ledger(Generic[V]):
         before, now = self._buckets[bucket], {}
         if record is not None and record.state is not None:
             if (record.codec, record.state_version) != (CODEC, STATE_VERSION):
-                raise errors.StoreError(
-                    f"the {self._type} in the store were written by another release of objserver, in a form "
-                    "that this one does not know; start that release"
-                )
+                raise self._of_another_release()
             now = {key: self._made(data) for key, data in _codec.decode(record.state).items()}
         self._at[bucket], self._buckets[bucket] = at, now
         if not before:

@@ -17,6 +17,7 @@ import objserver
 from objserver import Proxy
 from objserver.cli.main import main
 from objserver.naming import NameServerDaemon
+from objserver.naming.leases import Lease
 
 # The children run elsewhere, where a relative PYTHONPATH would not find the package.
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(pathlib.Path(objserver.__file__).parents[1])}
@@ -104,6 +105,20 @@ def test_a_name_taken_over_stays(tmp_path: pathlib.Path) -> None:
         daemon.names.register("Counter", "PYRO:other@localhost:1", safe=False)
         assert end(process) == 0
         assert daemon.names.list(prefix="Counter") == {"Counter": "PYRO:other@localhost:1"}
+
+
+def test_a_server_that_was_killed_gets_its_name_again_when_it_is_restarted(tmp_path: pathlib.Path) -> None:
+    with NameServerDaemon("localhost:0") as daemon:
+        process, _ = start(tmp_path, f"--nameserver={daemon.address}")
+        process.kill()
+        process.communicate()
+        before = daemon.names.list(prefix="Counter")
+        for lease in daemon.names._index.leases():
+            daemon.names._leases.change(lambda lease=lease: {lease: Lease(1.0)})
+        process, said = start(tmp_path, f"--nameserver={daemon.address}")
+        assert daemon.names.list(prefix="Counter") == {"Counter": said["Counter"]} != before
+        assert end(process) == 0
+        assert daemon.names.list(prefix="Counter") == {}
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from objserver.naming import NameServer, NamingLimits, Ownership
 from objserver.references import Reference
 from objserver.security import Principal
 from objserver.storage import open_store
+from objserver.storage.sqlite import SqliteStore
 
 URI = "PYRO:thing@localhost:1234"
 
@@ -203,3 +204,29 @@ def test_leases_are_bounded() -> None:
     names.open_lease(5.0)
     with pytest.raises(errors.NamingError, match="leases_max"):
         names.open_lease(5.0)
+
+
+def test_the_key_of_an_object_is_found_behind_its_name() -> None:
+    names = NameServer()
+    names.register("Account", "PYRO:A@localhost:7")
+    names.register("Account/alice", "PYRO:B@./u:/tmp/a@b")
+    names.register("other", "PYRONAME:Account")
+    assert names.resolve("Account") == "PYRO:A@localhost:7"
+    assert names.resolve("Account/bob/x") == "PYRO:A/bob/x@localhost:7"
+    assert names.resolve("Account/alice/x") == "PYRO:B/x@./u:/tmp/a@b"
+    assert names.resolve("other") == "PYRONAME:Account"
+    with pytest.raises(errors.NamingError, match="unknown name: Account2"):
+        names.resolve("Account2/alice")
+
+
+def test_without_its_store_a_name_server_answers_what_it_knows() -> None:
+    store = SqliteStore("sqlite://", alone=False)
+    names = NameServer(store)
+    names.register("Account", "PYRO:A@localhost:7")
+    store.close()
+    assert names.resolve("Account/alice") == "PYRO:A/alice@localhost:7"
+    assert str(names.lookup("Account")) == "PYRO:A@localhost:7"
+    for asked in (lambda: names.lookup("nobody"), lambda: names.register("x", URI), names.tick):
+        with pytest.raises(errors.StoreError):
+            asked()
+    assert names.list() == {"Account": "PYRO:A@localhost:7"}

@@ -122,3 +122,8 @@ def test_rows_of_another_release_are_refused() -> None:
     with pytest.raises(errors.StoreError, match="another release"):
         ledger(store)
     store.close()
+    store = SqliteStore("sqlite://")
+    store.commit([Change("words", "a word itself", 0, 0, 0, 0, b"{}")])
+    with pytest.raises(errors.StoreError, match="another release"):
+        ledger(store)
+    store.close()

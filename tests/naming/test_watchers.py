@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from objserver import Proxy, errors, expose
+from objserver import Proxy, Reference, errors, expose
 from objserver.naming import NameServerDaemon, NamingLimits
 
 BOUND_S = 20
@@ -67,6 +67,8 @@ def test_one_too_many_is_refused(daemon: NameServerDaemon) -> None:
             names.watch(listeners[2], "c")
         with pytest.raises(TypeError, match="exposed class"):
             names.watch("listener")
+        with pytest.raises(TypeError, match="on your connection"):
+            names.watch(Reference.parse("PYRO:x@localhost:1"))
         names.unwatch(listeners[0], "a")
         names.watch(listeners[2], "c")
         assert len(daemon.names.watchers) == 2
