@@ -5,7 +5,8 @@
 The name server and its clients are processes of their own, and nothing is pinned.  A lookup is compared, in
 turns, with a plain call to an object that the same server hosts, of which the client has a proxy too.  There
 are two: `resolve`, which answers text and is what a PYRONAME: proxy asks, and Pyro5's `lookup`, which answers
-a reference, of which the client makes a proxy; that is counted.  Names are asked for at random.  A restart
+a reference, of which our client makes a proxy; that is counted.  A stock client is measured too.  Names are
+asked for at random.  A restart
 is measured from the start of the process, interpreter and imports included, until it has answered a lookup.
 
 For the failover two name servers share one PostgreSQL.  The one that a client asks first is killed, or
@@ -29,6 +30,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import Pyro5.api
 from rich.console import Console
 
 from benchmarks.measures import Spread
@@ -108,7 +110,12 @@ def _restart_s(store: str) -> float:
 def _asked(address: str, rounds: int, times: int) -> dict[str, Spread]:
     """Medians in microseconds, by what was asked."""
     found: dict[str, list[float]] = {}
-    with _names(address) as names, Proxy(f"PYRO:plain@{address}") as plain:
+    with (
+        _names(address) as names,
+        Proxy(f"PYRO:plain@{address}") as plain,
+        Pyro5.api.Proxy(f"PYRO:Pyro.NameServer@{address}") as stock_names,
+        Pyro5.api.Proxy(f"PYRO:plain@{address}") as stock_plain,
+    ):
         dice = Random(1)
         name = _name(NAMES // 3)
         context = name.rpartition("/")[0]
@@ -117,6 +124,11 @@ def _asked(address: str, rounds: int, times: int) -> dict[str, Spread]:
             "a plain call": (lambda: plain.call(_name(dice.randrange(NAMES))), times),
             "resolve": (lambda: names.resolve(_name(dice.randrange(NAMES))), times),
             "lookup": (lambda: names.lookup(_name(dice.randrange(NAMES))), times),
+            "stock client: a plain call": (
+                lambda: stock_plain.call(_name(dice.randrange(NAMES))),
+                times // 4,
+            ),
+            "stock client: lookup": (lambda: stock_names.lookup(_name(dice.randrange(NAMES))), times // 4),
             "list by prefix": (lambda: names.list(prefix=context + "/"), times // 10),
             "page of 1,000": (lambda: names.page("lab/", context), times // 20),
             "children of lab": (lambda: names.children("lab"), times // 20),
@@ -187,9 +199,10 @@ def tables(quick: bool = False) -> Tables:
             for what, spread in us.items():
                 rows.setdefault(f"{what}, us", []).append(spread.text(0))
             rows.setdefault("restart until the first answer, s", []).append(restarts.text())
-            for what in ("resolve", "lookup"):
-                sentence = f"{engine}: {what} at most 1.5x a plain call"
-                made.at_most(sentence, us[what].over(us["a plain call"]), 1.5)
+            for client in ("", "stock client: "):
+                for what in ("lookup",) if client else ("resolve", "lookup"):
+                    sentence = f"{engine}: {client}{what} at most 1.5x a plain call"
+                    made.at_most(sentence, us[client + what].over(us[f"{client}a plain call"]), 1.5)
             listed = Spread(tuple(each / 1e3 for each in us["list by prefix"].starts))
             sentence = f"{engine}: list of {PER_CONTEXT} by prefix among {NAMES:,} names within 5 ms"
             made.at_most(sentence, listed, 5.0, 2, " ms")
