@@ -119,7 +119,14 @@ class Reference:
             return uri
         if isinstance(uri, str) and len(uri) > URI_LENGTH_MAX:
             raise errors.NamingError(f"a URI has at most {URI_LENGTH_MAX} characters: {uri[:60]!r}...")
-        match = _URI.fullmatch(uri) if isinstance(uri, str) else None
+        if not isinstance(uri, str):
+            raise errors.NamingError(f"{uri!r} is not a URI like PYRO:object@host:port or PYRONAME:name")
+        return cls._parsed(uri)
+
+    @classmethod
+    @functools.lru_cache(1024)  # the same ones come again and again
+    def _parsed(cls, uri: str) -> Reference:
+        match = _URI.fullmatch(uri)
         if match is None:
             raise errors.NamingError(f"{uri!r} is not a URI like PYRO:object@host:port or PYRONAME:name")
         protocol = match["protocol"].upper()
