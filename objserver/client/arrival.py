@@ -12,7 +12,7 @@ from typing import Any
 
 from objserver import references
 from objserver.client.leases import LeaseKeeper
-from objserver.client.proxy import Proxy, ProxyOptions
+from objserver.client.proxy import Proxy, ProxyOptions, arrived_proxy
 from objserver.client.stub import ConnectionPool, LinkPool, Stub
 from objserver.codecs import Types
 from objserver.references import LEASED, Find, Reference
@@ -35,6 +35,9 @@ def _arrived(reference: Reference, find: Find | None, origin: Any) -> Any:
         options["types"] = known
     if isinstance(origin, ConnectionPool) and origin.location == reference.location:
         options["handshake"] = origin.handshake
+    leased = reference.object_id.startswith(LEASED)
+    if find is None and not leased and not (isinstance(origin, ConnectionPool) and origin.asynchronous):
+        return arrived_proxy(reference, options)
     proxy = Proxy(reference, **options)
     pool: ConnectionPool | LinkPool
     if find is None:
@@ -42,7 +45,7 @@ def _arrived(reference: Reference, find: Find | None, origin: Any) -> Any:
     else:
         pool = LinkPool(reference, find)
         proxy.__dict__["_objserver_stub"] = Stub(pool, None)
-    if reference.object_id.startswith(LEASED):
+    if leased:
         pool.lease = _leases[0].arrived(reference, partial(_ask, find, options))
     if isinstance(origin, ConnectionPool) and origin.asynchronous:
         from objserver.client.async_proxy import AsyncProxy

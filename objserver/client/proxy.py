@@ -106,7 +106,12 @@ class Proxy:
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
-            raise _private(name)
+            options = self.__dict__.get("_objserver_options") if name == "_objserver_stub" else None
+            if options is None:
+                raise _private(name)
+            made = Proxy(self._objserver_reference, **options)
+            # Of two threads that come here at once both get the same.
+            return self.__dict__.setdefault("_objserver_stub", made._objserver_stub)
         if self._objserver_stub.pool.metadata is None and in_progress.get() is not None and on_event_loop():
             return partial(invoke, self, name)  # asking would block the loop, but a thread may call this
         metadata = self._objserver_stub.metadata()
@@ -271,6 +276,14 @@ class Proxy:
 
     def _pyroRelease(self) -> None:
         self.release()
+
+
+def arrived_proxy(reference: Reference, options: ProxyOptions) -> Proxy:
+    """A proxy that gets what it needs for calls when it makes one: of the references in an answer, most are
+    only looked at or passed on."""
+    proxy = object.__new__(Proxy)
+    proxy.__dict__.update(_objserver_reference=reference, _objserver_options=options)
+    return proxy
 
 
 def _private(name: str) -> AttributeError:
