@@ -6,7 +6,7 @@ PY     := $(VENV)/bin/python
 
 PYTHONS ?= 3.11 3.12 3.13
 
-.PHONY: demo test test-all soak check docs notebooks bench clean
+.PHONY: demo test test-all soak fuzz check docs notebooks bench clean
 
 # One stamp per set of needs, so that a second run installs nothing.
 $(VENV)/base: setup.cfg setup.py pyproject.toml objserver/wire/_kernel.c objserver/codecs/_budget.c
@@ -20,11 +20,14 @@ $(VENV)/%: $(VENV)/base
 demo: $(VENV)/base
 	$(PY) -m objserver demo
 
-# The second run is without the compiled part.
+# First the many short tests, by files; then the few long ones, shared out one by one, or a last file would leave
+# a core idle for minutes.  The third run is without the compiled part.
+LONG := tests/testing tests/demos
 PURE := tests/wire tests/codecs tests/client tests/server/test_connection.py tests/server/test_interop.py \
   tests/server/test_bad_input.py
 test: $(VENV)/test
-	$(PY) -m pytest -n 2 --dist loadfile
+	$(PY) -m pytest -n 2 --dist loadfile $(addprefix --ignore ,$(LONG))
+	$(PY) -m pytest -n 2 --dist worksteal $(LONG)
 	OBJSERVER_PURE=1 $(PY) -m pytest -n 2 --dist loadfile $(PURE)
 
 # What takes hours: the searches of the tests with large numbers.
@@ -34,7 +37,15 @@ soak: $(VENV)/test
 	  -o faulthandler_timeout=0 tests/testing/test_simulator.py
 	POWER_LOSS_POINTS=2000000 $(PY) -m pytest -n 2 --dist load -k acknowledged_commit_is \
 	  -o faulthandler_timeout=0 tests/testing/test_power_loss.py
+	FUZZED_FRAMES=1000000000 FUZZED_FROM=1000 $(PY) -m pytest -n 2 --dist load -k broken_frames \
+	  -o faulthandler_timeout=0 tests/testing/test_fuzz.py
 	KILL_CYCLES=5000 $(PY) -m pytest -n 2 --dist load -o faulthandler_timeout=0 tests/testing/test_kills.py
+
+# Coverage-guided fuzzing with atheris; for as long as you like.
+FUZZ_S ?= 600
+fuzz: $(VENV)/test
+	$(PY) -m pip install --quiet --disable-pip-version-check atheris || echo "atheris does not install here"
+	$(PY) tests/fuzz/atheris_frames.py -max_total_time=$(FUZZ_S)
 
 # The tests under every supported Python that this machine has (on the PATH, or from pyenv).
 test-all:

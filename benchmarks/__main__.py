@@ -26,8 +26,8 @@ MEASUREMENTS: dict[str, Callable[[bool], Any]] = {
     "sleeping": measures.sleeping,
     "imports": measures.imports,
 }
-MODULES = ("large", "durable", "names")
-"""Large values, objects that are stored, and the name server: modules that have
+MODULES = ("large", "durable", "names", "secure", "authorized")
+"""Large values, objects that are stored, the name server, TLS, who may call: modules that have
 `tables(quick) -> report.Tables`."""
 
 

@@ -81,7 +81,12 @@ def execute(notebook: pathlib.Path, directory: pathlib.Path) -> nbformat.Noteboo
 def _end_processes(run: str) -> list[str]:
     """Kill what is still there of a run after a moment; the command lines of those killed."""
     deadline = time.monotonic() + ENDING_S
-    while (found := _processes(run)) and time.monotonic() < deadline:
+    quiet = 0
+    while quiet < 2:  # one that is just becoming another program has no environment to be known by
+        found = _processes(run)
+        quiet = 0 if found else quiet + 1
+        if found and time.monotonic() >= deadline:
+            break
         time.sleep(0.05)
     for process in found:
         try:

@@ -8,7 +8,9 @@
     │   ├── ObjectNotFound         no such object here (also LookupError)
     │   ├── MemberNotFound         no such exposed member (also AttributeError)
     │   ├── ArgumentError          arguments that the member does not take (also TypeError)
+    │   ├── NotAuthorized          the caller may not do this (also Pyro5's SecurityError)
     │   ├── ServerBusy             a bounded queue or a capacity is full; later may work
+    │   │   └── QuotaExceeded      ... or the caller has had its share; `retry_after_s` tells when
     │   ├── DeadlineExceeded       its time was up before it began (also TimeoutError)
     │   ├── Deadlock               the call would wait for itself
     │   ├── NotExecuted            `outcome` was asked: the call has not happened, and never will
@@ -19,6 +21,7 @@
     │   └── StateError             the servant's state cannot be stored as data (also TypeError)
     ├── CommunicationError         the network
     │   ├── ConnectFailed          no connection: the call was not sent (also ConnectionError)
+    │   │   └── AuthenticationFailed   one end did not prove to the other who it is (also PermissionError)
     │   ├── ProtocolError          the peer broke the protocol
     │   │   ├── MessageTooLarge    a limit on size, count or depth
     │   │   └── SerializeError     a value that cannot be encoded or decoded
@@ -43,6 +46,7 @@ from objserver import pyro5
 __all__ = [
     "ActivationError",
     "ArgumentError",
+    "AuthenticationFailed",
     "CallTimeout",
     "Cancelled",
     "CommunicationError",
@@ -54,12 +58,14 @@ __all__ = [
     "MemberNotFound",
     "MessageTooLarge",
     "NamingError",
+    "NotAuthorized",
     "NotExecuted",
     "ObjServerError",
     "ObjectError",
     "ObjectNotFound",
     "OutcomeUnknown",
     "ProtocolError",
+    "QuotaExceeded",
     "RegistrationError",
     "RemoteError",
     "SerializeError",
@@ -107,6 +113,13 @@ class ObjectNotFound(ObjectError, LookupError):
     """No object of that id is served at that address."""
 
 
+class NotAuthorized(pyro5.SecurityError, ObjectError):
+    """Who calls may not call this, or there is no object of that id: which of the two, it is not told.
+
+    The server's audit log has the reason.  No PermissionError, which is an OSError: the network is in order.
+    """
+
+
 class MemberNotFound(AttributeError, ObjectError):
     """The object has no exposed member of that name."""
 
@@ -117,6 +130,17 @@ class ArgumentError(TypeError, ObjectError):
 
 class ServerBusy(ObjectError):
     """A bounded queue or a capacity is full.  Nothing happened; the same call may work later."""
+
+
+class QuotaExceeded(ServerBusy):
+    """The caller has had its share of the server.  Nothing happened.
+
+    `quota` is the name of the setting that decides, or "token" where the caller's token does.  The same call
+    may work in `retry_after_s` seconds; None: when the caller gives something back.
+    """
+
+    quota: str = ""
+    retry_after_s: float | None = None
 
 
 class DeadlineExceeded(ObjectError, pyro5.TimeoutError, builtins.TimeoutError):
@@ -177,6 +201,13 @@ class CommunicationError(ObjServerError, pyro5.CommunicationError):
 
 class ConnectFailed(CommunicationError, ConnectionError):
     """No usable connection could be made, so the call was certainly not executed."""
+
+
+class AuthenticationFailed(ConnectFailed, PermissionError):
+    """The server does not know who the client is, or the client does not believe that it is the server.
+
+    The call was not sent, and is not sent again: the next attempt would end the same.
+    """
 
 
 class ProtocolError(CommunicationError, pyro5.ProtocolError):

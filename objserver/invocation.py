@@ -18,8 +18,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from objserver.logs import escaping
+
 if TYPE_CHECKING:
     from objserver.references import Location
+    from objserver.security import Principal
 
 __all__ = [
     "Awaited",
@@ -33,9 +36,10 @@ __all__ = [
     "current",
     "in_progress",
     "intercepted",
+    "principal_of",
 ]
 
-log = logging.getLogger("objserver.adapter")
+log = escaping(logging.getLogger("objserver.adapter"))
 
 _NOTHING: Mapping[str, bytes] = {}
 _cancelling = threading.Lock()
@@ -63,7 +67,8 @@ class Call:
     """One call, as interceptors see it, on either side.
 
     `annotations` are those that came with it, for an interceptor of a server; for one of a proxy, those that
-    will travel with it: bytes under names of four letters, to be added to.
+    will travel with it: bytes under names of four letters, to be added to.  `caller` is who calls, for an
+    interceptor of a server that knows.
     """
 
     object_id: str
@@ -71,6 +76,7 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     annotations: dict[str, bytes]
+    caller: Principal | None = None
 
 
 Interceptor = Callable[[Call], contextlib.AbstractContextManager[object]]
@@ -143,6 +149,11 @@ class Client(Protocol):
 
     def no_longer_blocked(self) -> None:
         """The wait is over; called once for every `about_to_block` that returned."""
+
+
+def principal_of(caller: Client) -> Principal | None:
+    """Who it has proven to be: a fact about its connection."""
+    return getattr(caller.link, "principal", None)
 
 
 class Timers(Protocol):
@@ -278,6 +289,11 @@ class Facts:
                 call.ask(question)
 
     @property
+    def principal(self) -> Principal | None:
+        """Who the caller has proven to be."""
+        return principal_of(self.caller)
+
+    @property
     def key(self) -> str:
         """What follows the registered name in the object id."""
         return ""
@@ -384,6 +400,15 @@ class Current:
         with it, and a coroutine is, without asking.
         """
         return self._facts().cancelled
+
+    @property
+    def caller(self) -> Principal | None:
+        """Who calls; None where the server does not ask, and where it calls itself, as with timers.
+
+        A call that a servant makes is one of its server: the object called sees that as its caller, and not
+        the client for which it is made.
+        """
+        return self._facts().principal
 
     @property
     def client_address(self) -> Any:

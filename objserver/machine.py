@@ -83,7 +83,11 @@ def _connect(location: Location, timeout_s: float | None) -> socket.socket:
 
 
 def _listen(location: Location, insecure: bool) -> socket.socket:
-    """A listening socket that does not block; RegistrationError, ListenFailed."""
+    """A listening socket that does not block; RegistrationError, ListenFailed.
+
+    `insecure` says that other machines may reach it: somebody wants that, or their clients have to prove who
+    they are.
+    """
     if location.path:
         try:
             if stat.S_ISSOCK(os.stat(location.path).st_mode) and not _answers(location.path):
@@ -102,6 +106,7 @@ def _listen(location: Location, insecure: bool) -> socket.socket:
         if not insecure and not ipaddress.ip_address(target[0]).is_loopback:
             raise errors.RegistrationError(
                 f"{location} can be reached from other machines, and anybody there could call every object; "
+                "demand a proof of who they are with authentication=... or tls=ServerTLS(client_ca=...), or "
                 "pass insecure=True if that is what you want"
             )
         sock = socket.socket(family, socket.SOCK_STREAM)
@@ -145,6 +150,8 @@ class Machine:
     sleep: Callable[[float], None] = staticmethod(time.sleep)
     uniform: Callable[[float, float], float] = staticmethod(Random().uniform)
     """Of our own: the application may have seeded the common dice, and count on them."""
+    random_bytes: Callable[[int], bytes] = staticmethod(os.urandom)
+    """That nobody can guess."""
 
     Condition: Callable[[], Any] = threading.Condition
     Event: Callable[[], Any] = threading.Event

@@ -15,7 +15,7 @@ import importlib
 import re
 import urllib.parse
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from objserver import errors, pyro5
 
@@ -159,6 +159,26 @@ class Reference:
 
 pyro5.travels_as_uri(Reference)
 
+Rule = Callable[[Location], bool]
+"""Whether a connection may be made to a place that a peer has named."""
+
+
+class Origin(NamedTuple):
+    """Where a reference came to that did not come through a proxy of ours: the types known there, and the
+    rule for what its proxy may connect to.
+
+    If that is a server, it is at `location`; `tls`, `credentials` and `handshake` are what its servants call
+    its own objects with.  Other servers are shown nothing.
+    """
+
+    types: Any = None
+    rule: Rule | None = None
+    location: Location | None = None
+    tls: Any = None
+    credentials: Any = None
+    handshake: Any = "hello"
+
+
 Find = Callable[[], Any]
 """Gives the connection on which a client's object is called; ConnectFailed if it is gone."""
 Arrival = Callable[[Reference, Find | None, Any], Any]
@@ -170,7 +190,7 @@ def on_arrival(make: Arrival) -> None:
     _arrival[:] = [make]
 
 
-Deliver = Callable[[str, str, bytes, Any, int], None]
+Deliver = Callable[[str, str, bytes, Any, int, Origin | None], None]
 _delivery: list[Deliver] = []
 
 
@@ -179,20 +199,24 @@ def on_delivery(deliver: Deliver) -> None:
     _delivery[:] = [deliver]
 
 
-def deliver(target: str, method: str, payload: bytes, call: Any, acked: int) -> None:
+def deliver(
+    target: str, method: str, payload: bytes, call: Any, acked: int, origin: Origin | None = None
+) -> None:
     """Call `method` of the object at the URI `target`, as `payload` encodes it, under the id `call`.
+
+    `origin` is the server of the object that sent it.
 
     Whoever makes calls is above us, and perhaps not loaded in a process that only serves.
     """
     if not _delivery:
         importlib.import_module("objserver.client.courier")
-    _delivery[0](target, method, payload, call, acked)
+    _delivery[0](target, method, payload, call, acked, origin)
 
 
 def arrived(reference: Reference, find: Find | None = None, origin: Any = None) -> Any:
     """What a reference that came over the wire is handed out as.
 
-    `find` is given for a client's object.  `origin` is the part of a proxy through which it came, or of the
-    server to which it came the types it knows.
+    `find` is given for a client's object.  `origin` is an Origin, or the part of a proxy through which it
+    came, which has the attributes of one.
     """
     return _arrival[0](reference, find, origin) if _arrival else reference

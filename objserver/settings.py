@@ -58,8 +58,8 @@ class ServerSettings:
     frame_timeout_s: float = 30.0
     """From the first byte of a frame to its last."""
     receive_memory_max: int = 256 * MiB
-    """Bytes over all connections: unfinished frames, large ones not yet decoded, and the arguments over
-    4 KiB of invocations that wait or run."""
+    """Bytes over all connections: unfinished frames, large ones not yet decoded, and what the arguments over
+    256 bytes of invocations that wait or run take in memory, estimated before they are decoded."""
     send_memory_max: int = 32 * MiB
     """Bytes that wait for one peer that does not read; beyond it the peer is disconnected."""
     shared_memory_max: int = 1024 * MiB
@@ -104,6 +104,19 @@ class ServerSettings:
     """Servants that are active or being made, over all policies; beyond it callers get ServerBusy."""
     unsent_memory_max: int = 256 * MiB
     """Bytes of replies that wait for all peers that do not read; who adds to it beyond is disconnected."""
+    calls_per_principal_s: float = 0.0
+    """Calls per second of one principal, where the server knows who calls, those it denies included; 0 is
+    without limit: who shares the server, and how fast it is, only its owner knows."""
+    bytes_per_principal_s: float = 0.0
+    """... and bytes of its requests over 4 KiB (smaller ones are bounded by their number); 0 likewise."""
+    activations_per_principal_s: float = 1_000.0
+    """Persistent objects that calls of one principal make active per second: each may become a row in the
+    store for ever.  Faster than a program walks through objects it works with; 0 is without limit."""
+    quota_burst_s: float = 10.0
+    """For how many seconds' worth a principal that was quiet may take at once: work comes in heaps."""
+    connections_per_principal_max: int = 1_000
+    """Open connections of one principal: threads share theirs, and ten programs gone mad leave the server
+    to others."""
     drain_timeout_s: float = 10.0
     """How long stop() waits for invocations in progress."""
     marshal: bool = False

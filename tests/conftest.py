@@ -5,6 +5,7 @@ from hypothesis import settings
 
 pytest.register_assert_rewrite("objserver.testing.stores")
 
+from objserver.security import authority  # noqa: E402
 from objserver.testing.postgres import PostgresServer, Unavailable  # noqa: E402
 
 settings.register_profile("objserver", deadline=None)
@@ -20,3 +21,13 @@ def postgres():
         pytest.skip(f"no PostgreSQL: {reason}")
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory):
+    """A directory with a private authority, a server's certificate for this machine, and that of ann."""
+    directory = tmp_path_factory.mktemp("lab")
+    authority.make_authority(directory, "Lab")
+    authority.issue_server(directory, ["localhost", "127.0.0.1"])
+    authority.issue_client(directory, "ann")
+    return directory

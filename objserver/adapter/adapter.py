@@ -34,6 +34,7 @@ from objserver.adapter.calling import NOBODY, Engine, call, check_in_time, not_b
 from objserver.adapter.change import Merge, PolicyChange, Surroundings
 from objserver.adapter.durability import Durability, Repeated
 from objserver.adapter.exports import ExportTable
+from objserver.adapter.guard import Guard
 from objserver.adapter.hold import leads_through
 from objserver.adapter.invocation import Caller, Invocation
 from objserver.adapter.mailbox import Mailbox
@@ -52,15 +53,17 @@ from objserver.adapter.streams import Streams
 from objserver.adapter.waits import Waits
 from objserver.clock import Clock
 from objserver.codecs import Codecs
-from objserver.invocation import Interceptor, in_progress
+from objserver.invocation import Client, Interceptor, in_progress
+from objserver.logs import escaping
 from objserver.references import DAEMON_ID, LEASED, Reference, deliver
 from objserver.references import object_id as reference_id
+from objserver.security import Authorization
 from objserver.settings import ServerSettings
 from objserver.storage import Committer, Store
 
 __all__ = ["ObjectAdapter"]
 
-log = logging.getLogger("objserver.adapter")
+log = escaping(logging.getLogger("objserver.adapter"))
 
 
 _DRAW = "get_next_stream_item"
@@ -85,6 +88,7 @@ class ObjectAdapter:
         pyro5_daemon: object = None,
         interceptors: Sequence[Interceptor] = (),
         deliver: Deliver = deliver,
+        authorization: Authorization | None = None,
     ) -> None:
         self.codecs = codecs
         self._interceptors = tuple(interceptors)
@@ -102,6 +106,10 @@ class ObjectAdapter:
         self._clock = clock
         self._pyro5_daemon = pyro5_daemon
         self._registry = Registry(has_store=store is not None)
+        self._guard: Guard | None = None
+        """None where everybody may call everything."""
+        if authorization is not None:
+            self._guard = Guard(authorization, self._registry, settings, clock)
         self._active = ActiveObjects(settings.active_objects_max)
         self._activation_at = self._active.get
         self.waits = Waits(settings.deadlock_check_s, clock, engine, self._withdraw)
@@ -148,6 +156,8 @@ class ObjectAdapter:
     ) -> Registration:
         """Serve a class, an instance or a locator (a function from key to servant) under `name`."""
         registration = self._registry.add(thing, name, activation, ordering)
+        if self._guard is not None:
+            self._guard.forget(name)
         if name == DAEMON_ID and registration.skeleton is not None:
             # So that nobody else's calls have to be compared with it.
             registration.skeleton.methods.pop(_DRAW, None)
@@ -162,9 +172,25 @@ class ObjectAdapter:
             self._durability.timekeeper.look_soon()  # there may be timers of its objects in the store
         return registration
 
+    @property
+    def authorization(self) -> Authorization | None:
+        """Who may call what; None: everybody everything."""
+        return self._guard.authorization if self._guard is not None else None
+
+    @authorization.setter
+    def authorization(self, authorization: Authorization) -> None:
+        if self._guard is None:
+            raise errors.RegistrationError(
+                "this server does not ask who calls, and cannot begin to while it has clients; give it its "
+                "authorization when it is made"
+            )
+        self._guard.change(authorization)
+
     def unregister(self, name: str) -> None:
         """Stop serving `name`; its servants end after the calls that have begun."""
         registration = self._registry.remove(name)
+        if self._guard is not None:
+            self._guard.forget(name)
         if registration.instance is not EMPTY:
             self._active.unname(registration.instance, name)
             for other in self._registry.all():
@@ -222,17 +248,31 @@ class ObjectAdapter:
         activation = self._activation_at(object_id)
         return activation is not None and activation.servant is not EMPTY
 
-    def metadata(self, object_id: str) -> dict[str, set[str]]:
+    def metadata(self, object_id: str, caller: Client | None = None) -> dict[str, set[str]]:
         """What a proxy must know of an object: exposed `methods`, `oneway` methods and `attrs`.
 
-        Runs foreign code where a locator has not been asked before.
+        Runs foreign code where a locator has not been asked before.  NotAuthorized if `caller` may call none
+        of them.
         """
-        return self.skeleton(object_id).metadata
+        return self.skeleton(object_id, caller).metadata
 
-    def skeleton(self, object_id: str) -> Skeleton:
+    def skeleton(self, object_id: str, caller: Client | None = None) -> Skeleton:
         """The skeleton behind `metadata`."""
-        registration, key = self._registry.find(object_id)
-        return self._servants.offers(registration, key, object_id)
+        guard = self._guard
+        if guard is None or caller is None:
+            registration, key = self._registry.find(object_id)
+            return self._servants.offers(registration, key, object_id)
+        registration, key = guard.find(caller, object_id)
+        skeleton = self._servants.offers(registration, key, object_id)
+        guard.show(caller, object_id, skeleton)
+        return skeleton
+
+    def greet(self, object_id: str, caller: Client) -> Skeleton:
+        """The skeleton for a new connection, which counts from now on; NotAuthorized or QuotaExceeded."""
+        skeleton = self.skeleton(object_id, caller)
+        if self._guard is not None:
+            self._guard.connect(caller)
+        return skeleton
 
     def reference_id(self, servant: object) -> str | None:
         """The id of the object that `servant` incarnates here, if it does."""
@@ -242,7 +282,11 @@ class ObjectAdapter:
         """The object itself, for who is in this process: EMPTY where it is more than one servant, or none.
 
         A Persistent object is its state, and the servants of PerClient and PerRequest objects are somebody's.
+        Where it is asked who may call what, only what was given away is handed out, whose id nobody guesses:
+        else a client could have a servant call for him, by a reference in an argument, what he may not.
         """
+        if self._guard is not None and not object_id.startswith(LEASED):
+            return EMPTY
         try:
             registration, key = self._registry.find(object_id)
         except errors.ObjectNotFound:
@@ -312,7 +356,12 @@ class ObjectAdapter:
     def admit(self, invocation: Invocation) -> bool:
         """Put an invocation in its place.  True: the caller must `run` it now."""
         self.invocations += 1
+        guard = self._guard
+        judged: Skeleton | None = None
         try:
+            # One that was located has been admitted before.
+            if guard is not None and invocation.located is EMPTY:
+                judged = guard.admit(invocation)
             while True:
                 activation = self._activation_at(invocation.object_id) or self._activation_for(invocation)
                 if activation is None:
@@ -320,6 +369,8 @@ class ObjectAdapter:
                     return False
                 skeleton = activation.skeleton
                 if skeleton is not None:
+                    if guard is not None and judged is not skeleton:
+                        guard.confirm(invocation, skeleton)
                     member = skeleton.methods.get(invocation.method)
                     if member is not None and invocation.batch is None:
                         invocation.member = member
@@ -381,6 +432,12 @@ class ObjectAdapter:
                 check(args, kwargs, portable)
             members.append((member, args, kwargs))
         invocation.members = members
+
+    def _resolve_late(self, invocation: Invocation, skeleton: Skeleton) -> None:
+        """As `_resolve`, where only the servant has told the class."""
+        if self._guard is not None:
+            self._guard.confirm(invocation, skeleton)
+        self._resolve(invocation, skeleton)
 
     def run(self, invocation: Invocation | None) -> None:
         """Run an admitted invocation, and then those that its end lets this thread run."""
@@ -484,7 +541,7 @@ class ObjectAdapter:
         if persistent:
             assert self._durability is not None
             if invocation.member is None and not invocation.members and invocation.work is None:
-                self._resolve(invocation, skeleton)
+                self._resolve_late(invocation, skeleton)
             self._durability.before(invocation)
             invocation.defers = not invocation.readonly
         elif invocation.call is not None and activation.registration.remembers:
@@ -494,7 +551,7 @@ class ObjectAdapter:
         if invocation.work is not None:
             return invocation.work(servant)
         if invocation.member is None and not invocation.members:
-            self._resolve(invocation, skeleton)
+            self._resolve_late(invocation, skeleton)
         return call(servant, invocation, self._engine, self.settings.tracebacks, self._interceptors)
 
     def _coroutine_done(self, invocation: Invocation, value: Any, error: BaseException | None) -> None:
@@ -649,6 +706,8 @@ class ObjectAdapter:
         found = self._activation_at(slot)
         if found is not None:
             return found
+        if registration.persistent and self._guard is not None:
+            self._guard.activates(invocation)
         made = self._new(slot, object_id, key, registration)
         if servant is not EMPTY:
             self._incarnated(made, servant, skeleton_of(servant, object_id))
@@ -819,6 +878,7 @@ class ObjectAdapter:
             "mailbox_size_max": self.settings.mailbox_size_max,
             **(self._durability.statistics() if self._durability is not None else {}),
             **self.waits.statistics(),
+            **(self._guard.statistics() if self._guard is not None else {}),
         }
 
 

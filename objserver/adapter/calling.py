@@ -17,11 +17,12 @@ from objserver import errors, pyro5
 from objserver.adapter.invocation import Invocation
 from objserver.adapter.skeleton import Member
 from objserver.invocation import Call, Interceptor, intercepted
+from objserver.logs import escaping
 from objserver.references import Location
 
 __all__ = ["NOBODY", "Engine", "call", "check_in_time", "not_begun"]
 
-log = logging.getLogger("objserver.adapter")
+log = escaping(logging.getLogger("objserver.adapter"))
 
 
 class Engine(Protocol):
@@ -115,7 +116,14 @@ def _call_member(
 ) -> Any:
     if not interceptors:
         return member.call(servant, *args, **kwargs)
-    seen = Call(invocation.object_id, member.name, tuple(args), dict(kwargs), dict(invocation.annotations))
+    seen = Call(
+        invocation.object_id,
+        member.name,
+        tuple(args),
+        dict(kwargs),
+        dict(invocation.annotations),
+        invocation.principal,
+    )
 
     async def run() -> Any:
         # Entered where the coroutine runs, so that what is set around it is set in its context.

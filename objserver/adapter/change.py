@@ -41,11 +41,12 @@ from objserver.adapter.registry import Registry
 from objserver.adapter.servants import ServantManager
 from objserver.adapter.skeleton import Skeleton
 from objserver.codecs import Codecs
+from objserver.logs import escaping
 from objserver.storage import Change, Committer, Store
 
 __all__ = ["CONVERSIONS", "Merge", "PolicyChange", "Surroundings", "conversion", "refused"]
 
-log = logging.getLogger("objserver.adapter")
+log = escaping(logging.getLogger("objserver.adapter"))
 
 Merge = Callable[[list[Any]], Any]
 """From the servants of all clients, in the order in which they were made, to the one that goes on."""

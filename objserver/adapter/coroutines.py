@@ -13,10 +13,11 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from objserver.invocation import in_progress
+from objserver.logs import escaping
 
 __all__ = ["run_on"]
 
-log = logging.getLogger("objserver.engine")
+log = escaping(logging.getLogger("objserver.engine"))
 
 
 def run_on(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from objserver.adapter.describe import describe
 from objserver.adapter.exposure import expose, idempotent, oneway, readonly
-from objserver.invocation import current, in_progress
+from objserver.invocation import Client, current, in_progress
 from objserver.wire.extension import CLIENT_SIZE
 
 if TYPE_CHECKING:
@@ -46,12 +46,12 @@ class DaemonObject:
     @readonly
     def get_metadata(self, object_id: str) -> dict[str, set[str]]:
         """Exposed `methods`, `oneway` methods and `attrs` of an object."""
-        return self._adapter.metadata(object_id)
+        return self._adapter.metadata(object_id, _caller())
 
     @readonly
     def describe(self, object_id: str) -> dict[str, Any]:
         """What an object offers, with signatures and docstrings, as plain data; see `adapter.describe`."""
-        return describe(self._adapter.skeleton(object_id).cls)
+        return describe(self._adapter.skeleton(object_id, _caller()).cls)
 
     def get_next_stream_item(self, stream_id: str) -> Any:
         """Listed for stock clients; the adapter routes the call to the object the stream belongs to."""
@@ -61,7 +61,7 @@ class DaemonObject:
     def close_stream(self, stream_id: str) -> None:
         """Forget an item stream."""
         if type(stream_id) is str:
-            self._adapter.streams.close(stream_id)
+            self._adapter.streams.close(stream_id, _caller())
 
     def renew(self, object_ids: Any) -> float:
         """The caller's process still holds these exported objects; returns the seconds of its lease."""
@@ -89,6 +89,11 @@ class DaemonObject:
     def release_session(self) -> None:
         """End the session of the caller: its PerClient servants are closed."""
         self._adapter.end_session(current.session)
+
+
+def _caller() -> Client | None:
+    facts = in_progress.get()
+    return facts.caller if facts is not None else None
 
 
 def _holder() -> str:

@@ -26,12 +26,13 @@ from objserver.adapter.timers import ObjectTimers, Timekeeper
 from objserver.clock import Clock
 from objserver.codecs import Codecs
 from objserver.invocation import CallId, Interceptor
+from objserver.logs import escaping
 from objserver.settings import ServerSettings
 from objserver.storage import Change, Committer, Reply, Store, Superseded
 
 __all__ = ["Durability", "Repeated"]
 
-log = logging.getLogger("objserver.adapter")
+log = escaping(logging.getLogger("objserver.adapter"))
 
 
 class Repeated(BaseException):
@@ -250,20 +251,27 @@ class Durability:
                 released = gate.accepted()
             if gate.waits:
                 self._advance(activation, gate)
-            for held in released:
-                self._release(held)
             if isinstance(step, Change):
                 if step.messages:
-                    self.outbox.add(step.messages)
+                    self.outbox.add(step.messages)  # here, where the order is that of the commits
                 if step.timers:
                     self.timekeeper.stored(step.timers)
-            activation.mailbox.rested()
+            let_out = partial(self._let_out, activation, released)
+            if self._committer.has_more:
+                self._engine.submit(let_out)  # the disk does not wait until all that have waited are told
+            else:
+                let_out()
             return
         if isinstance(step, Change) and step.messages and getattr(problem, "in_doubt", True):
             self.outbox.look()
         with activation.lock:
             in_flight, ahead = gate.failed()
         self._engine.submit(partial(self._undo, activation, in_flight, ahead, problem))
+
+    def _let_out(self, activation: Activation, released: Sequence[Held]) -> None:
+        for held in released:
+            self._release(held)
+        activation.mailbox.rested()
 
     def _release(self, held: Held) -> None:
         invocation = held.invocation

@@ -25,11 +25,12 @@ import ormsgpack
 from objserver import errors
 from objserver.adapter.calling import Engine
 from objserver.invocation import CallId
+from objserver.logs import escaping
 from objserver.storage import Message, Store
 
 __all__ = ["Deliver", "Outbox"]
 
-log = logging.getLogger("objserver.adapter")
+log = escaping(logging.getLogger("objserver.adapter"))
 
 WAITING_MAX = 10_000
 """Messages in memory; more are in the store, and read when there is room."""

@@ -17,11 +17,12 @@ from objserver.adapter.gate import Gate
 from objserver.adapter.policies import Persistent, Shared
 from objserver.adapter.skeleton import Skeleton
 from objserver.codecs import Codecs
+from objserver.logs import escaping
 from objserver.storage import Record, Store
 
 __all__ = ["ServantManager", "skeleton_of"]
 
-log = logging.getLogger("objserver.adapter")
+log = escaping(logging.getLogger("objserver.adapter"))
 
 
 class ServantManager:

@@ -33,6 +33,13 @@ class Member(NamedTuple):
     asynchronous: bool = False
     check: Arguments | None = None
     """Refuses what the annotations do not allow; only of members exposed by our decorator."""
+    roles: frozenset[str] = frozenset()
+    """Who may call it has one of them, where the server knows who calls; none: the class does not say."""
+
+
+def _first(member: Any) -> Any:
+    """The function that decides for a member."""
+    return next(iter(_functions(member)), None)
 
 
 class Skeleton:
@@ -54,11 +61,15 @@ class Skeleton:
                 continue
             exposed.append(functions[0])
             if isinstance(raw, property):
+                roles = self._roles(name)
                 if raw.fget is not None:
-                    self.getters[name] = Member(name, raw.fget, readonly=True)
+                    self.getters[name] = Member(name, raw.fget, readonly=True, roles=roles)
                 if raw.fset is not None:
                     self.setters[name] = Member(
-                        name, raw.fset, check=self._check(name, raw.fset, functions[0])
+                        name,
+                        raw.fset,
+                        check=self._check(name, raw.fset, functions[0]),
+                        roles=self._roles(name, lambda member: getattr(member, "fset", None)) or roles,
                     )
             else:
                 self.methods[name] = self._method(name, raw, functions[0])
@@ -82,6 +93,14 @@ class Skeleton:
             "oneway": {name for name, member in self.methods.items() if member.oneway},
             "attrs": set(self.getters) | set(self.setters),
         }
+
+    def _roles(self, name: str, part: Callable[[Any], Any] = _first) -> frozenset[str]:
+        """Those of the member, or of the one that it overrides: who overrides it does not open it to all."""
+        for base in self.cls.__mro__:
+            roles: frozenset[str] | None = getattr(part(vars(base).get(name)), "_objserver_roles", None)
+            if roles:
+                return roles
+        return frozenset()
 
     def _check(self, name: str, function: Any, marked: Any, bound: bool = True) -> Arguments | None:
         """... for a class written for Pyro5 may rely on being called with anything."""
@@ -110,6 +129,7 @@ class Skeleton:
             idempotent=getattr(function, "_objserver_idempotent", False),
             asynchronous=inspect.iscoroutinefunction(function),
             check=self._check(name, function, function, bound=not isinstance(raw, staticmethod)),
+            roles=self._roles(name),
         )
 
     @staticmethod

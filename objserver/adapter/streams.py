@@ -22,7 +22,8 @@ from objserver.adapter.activation import Activation
 from objserver.adapter.calling import NOBODY, check_in_time
 from objserver.adapter.invocation import Caller, Invocation
 from objserver.clock import Clock
-from objserver.invocation import Client
+from objserver.invocation import Client, principal_of
+from objserver.security import Principal
 from objserver.settings import ServerSettings
 
 __all__ = ["Stream", "StreamTable", "Streams"]
@@ -36,11 +37,17 @@ class Stream:
 
     __slots__ = (
         "activation", "ahead", "caller", "closing", "drawing", "iterator", "opened_at",
-        "orphaned_at", "session",
+        "orphaned_at", "principal", "session",
     )  # fmt: skip
 
     def __init__(
-        self, iterator: Any, activation: Activation, session: str | None, caller: object, now: float
+        self,
+        iterator: Any,
+        activation: Activation,
+        session: str | None,
+        caller: object,
+        now: float,
+        principal: Principal | None = None,
     ) -> None:
         self.iterator = iterator
         """An iterator or an asynchronous one."""
@@ -49,6 +56,8 @@ class Stream:
         """Who may draw; None: whoever knows the id."""
         self.caller = caller
         """The connection on which it was opened or last drawn from; None when that is gone."""
+        self.principal = principal
+        """Who opened it: its items are nobody else's, whoever knows the id."""
         self.opened_at = now
         self.orphaned_at = 0.0
         self.drawing: Invocation | None = None
@@ -78,19 +87,24 @@ class StreamTable:
                 f"this client has {share} item streams open (setting streams_per_session_max)"
             )
         stream_id = str(uuid.uuid4())
-        self._streams[stream_id] = Stream(iterator, activation, caller.session, caller.link, now)
+        self._streams[stream_id] = Stream(
+            iterator, activation, caller.session, caller.link, now, principal_of(caller)
+        )
         return stream_id
 
     def claim(self, stream_id: object, caller: Client) -> Stream:
         """The stream, for `caller` to draw from; ObjectNotFound if it has ended or is somebody else's."""
         stream = self._streams.get(stream_id) if isinstance(stream_id, str) else None
-        if stream is None or stream.session not in (caller.session, None):
+        if stream is None or stream.session not in (caller.session, None) or not _owns(caller, stream):
             raise _terminated()
         stream.session, stream.caller, stream.orphaned_at = caller.session, caller.link, 0.0
         return stream
 
-    def close(self, stream_id: str) -> Stream | None:
-        """Forget a stream; returns it if it was open."""
+    def close(self, stream_id: str, caller: Client | None = None) -> Stream | None:
+        """Forget a stream; returns it if it was open, and not somebody else's than the `caller`'s."""
+        stream = self._streams.get(stream_id)
+        if stream is None or (caller is not None and not _owns(caller, stream)):
+            return None
         return self._streams.pop(stream_id, None)
 
     def orphan(self, caller: Client, now: float) -> list[Stream]:
@@ -228,9 +242,9 @@ class Streams:
                 self._submit(following)
             return
 
-    def close(self, stream_id: str) -> None:
+    def close(self, stream_id: str, caller: Client | None = None) -> None:
         """The client is done with a stream."""
-        stream = self.table.close(stream_id)
+        stream = self.table.close(stream_id, caller)
         if stream is not None:
             self._finish(stream)
 
@@ -287,6 +301,18 @@ class Streams:
             ending = not activation.streams and activation.end_after_streams
         if ending:
             self._end(activation)
+
+
+def _owns(caller: Client, stream: Stream) -> bool:
+    return _rights(principal_of(caller)) == _rights(stream.principal)
+
+
+def _rights(principal: Principal | None) -> object:
+    """What tells who may have a stream: a token may have been renewed meanwhile, but not narrowed."""
+    if principal is None:
+        return None
+    narrowed = principal.restrictions
+    return principal.name, narrowed and (narrowed.objects, narrowed.methods)
 
 
 def _terminated() -> errors.ObjectNotFound:

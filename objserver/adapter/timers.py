@@ -41,6 +41,7 @@ from objserver.adapter.skeleton import Member
 from objserver.clock import Clock
 from objserver.codecs import Codecs
 from objserver.invocation import CallId, Interceptor
+from objserver.logs import escaping
 from objserver.references import object_id
 from objserver.settings import ServerSettings
 from objserver.storage import Due, Store, Timer
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ObjectTimers", "Timekeeper"]
 
-log = logging.getLogger("objserver.adapter")
+log = escaping(logging.getLogger("objserver.adapter"))
 
 NAME_LENGTH_MAX = 200
 """Characters of a timer's name: it is a key in the store, beside the object's own."""

@@ -28,6 +28,7 @@ __all__ = [
     "ExitCode",
     "Failure",
     "exit_code",
+    "in_options",
     "log_to_stderr",
     "name_server_proxy",
     "parse_address",
@@ -38,6 +39,16 @@ __all__ = [
 
 _PATIENCE_S = 1.0
 """For one of several name servers, before the next is asked."""
+
+_IN_OPTIONS = {
+    "pass insecure=True": "add --insecure",
+    "with authentication=... or tls=ServerTLS(client_ca=...)": "with --keys or --tls-client-ca",
+    "connect with tls=ClientTLS(...)": "add --tls-ca",
+    "give the proxy credentials=SharedKey(...) or Token(...), or tls=ClientTLS(certificate=...)": (
+        "add --credentials, or --tls-cert and --tls-key"
+    ),
+    "choose another address or do without a beacon": "choose another --beacon-address, or add --no-beacon",
+}
 
 
 class ExitCode(enum.IntEnum):
@@ -61,6 +72,13 @@ def exit_code(problem: BaseException) -> ExitCode:
     if isinstance(problem, (errors.ConnectFailed, errors.NamingError, errors.ObjectError)):
         return ExitCode.NOT_CALLED
     return ExitCode.FAILED
+
+
+def in_options(sentence: str) -> str:
+    """An error's sentence, which advises programmers, for people at a command line."""
+    for python, option in _IN_OPTIONS.items():
+        sentence = sentence.replace(python, option)
+    return sentence
 
 
 class Failure(click.ClickException):

@@ -14,22 +14,19 @@ import click
 
 import objserver
 from objserver import errors
-from objserver.cli import Failure, exit_code
+from objserver.cli import Failure, exit_code, in_options
 from objserver.cli.call import call
 from objserver.cli.completion import completion
 from objserver.cli.demo import demo
+from objserver.cli.keys import keys
 from objserver.cli.names import names
 from objserver.cli.nameserver import nameserver
 from objserver.cli.serve import serve
 from objserver.cli.store import store
 from objserver.cli.stubs import stubs
+from objserver.cli.token import token
 
 __all__ = ["main"]
-
-_IN_OPTIONS = {
-    "pass insecure=True": "add --insecure",
-    "choose another address or do without a beacon": "choose another --beacon-address, or add --no-beacon",
-}
 
 
 class _Sentences(click.Group):
@@ -39,10 +36,7 @@ class _Sentences(click.Group):
         try:
             return super().invoke(ctx)
         except errors.ObjServerError as problem:
-            sentence = " ".join(str(problem).split())
-            for python, option in _IN_OPTIONS.items():
-                sentence = sentence.replace(python, option)
-            raise Failure(sentence, code=exit_code(problem)) from problem
+            raise Failure(in_options(" ".join(str(problem).split())), code=exit_code(problem)) from problem
 
 
 @click.group(cls=_Sentences)
@@ -69,5 +63,5 @@ def main() -> None:
     """
 
 
-for command in (call, completion, demo, names, nameserver, serve, store, stubs):
+for command in (call, completion, demo, keys, names, nameserver, serve, store, stubs, token):
     main.add_command(command)

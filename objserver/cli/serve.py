@@ -13,6 +13,7 @@ import importlib
 import inspect
 import os
 import pathlib
+import signal
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from objserver.references import DAEMON_ID
 if TYPE_CHECKING:
     from objserver.naming import Registrar
     from objserver.references import Reference
+    from objserver.security import Authorization
 
 __all__ = ["load", "load_module", "serve"]
 
@@ -53,6 +55,11 @@ WAIT_S = 15.0
 @click.option("--name", help="The object's name, instead of that in the module (for a single one).")
 @click.option("--activation", type=click.Choice(list(ACTIVATION)), help="Which servant incarnates an object.")
 @click.option("--threading", type=click.Choice(list(THREADING)), help="How calls to one servant are ordered.")
+@click.option("--rules", metavar="FILE", help="Who may call what: a file of rules (TOML).")
+@click.option(
+    "--allow-authenticated", is_flag=True, help="Whoever has proven who he is may call all that has no roles."
+)
+@click.option("--audit", metavar="FILE", help="Add every decision to this file, a JSON object in a line.")
 @click.option("--store", metavar="URL", help="Where persistent objects are kept, e.g. sqlite:///bank.db.")
 @click.option(
     "--address", default="localhost:0", show_default=True, metavar="HOST:PORT", help="0: a free port."
@@ -66,6 +73,35 @@ WAIT_S = 15.0
     help="Register the objects in a name server: the first of these that answers, or the usual one (then "
     "give the option last).",
 )
+@click.option(
+    "--tls-cert",
+    envvar="OBJSERVER_TLS_CERT",
+    show_envvar=True,
+    metavar="FILE",
+    help="Encrypt: the server's certificate.",
+)
+@click.option(
+    "--tls-key",
+    envvar="OBJSERVER_TLS_KEY",
+    show_envvar=True,
+    metavar="FILE",
+    help="... and its key, if that is in another file.",
+)
+@click.option(
+    "--tls-client-ca",
+    envvar="OBJSERVER_TLS_CLIENT_CA",
+    show_envvar=True,
+    metavar="FILE",
+    help="Clients prove who they are by certificates of this authority.",
+)
+@click.option(
+    "--keys",
+    "keys_file",
+    envvar="OBJSERVER_KEYS",
+    show_envvar=True,
+    metavar="FILE",
+    help="Clients prove who they are by these shared keys.",
+)
 @click.option("--insecure", is_flag=True, help="Allow an address that other machines can reach.")
 @click.option("--verbose", is_flag=True, help="Log to standard error also what is no problem.")
 def serve(
@@ -73,31 +109,44 @@ def serve(
     name: str | None,
     activation: str | None,
     threading: str | None,
+    rules: str | None,
+    allow_authenticated: bool,
+    audit: str | None,
     store: str | None,
     address: str,
     workers: int | None,
     nameserver: str | None,
+    tls_cert: str | None,
+    tls_key: str | None,
+    tls_client_ca: str | None,
+    keys_file: str | None,
     insecure: bool,
     verbose: bool,
 ) -> None:
     """Serve objects until SIGTERM or Ctrl-C; prints the URI of each, then `ready`.
 
     NAME is a class, an instance or a function from key to servant; the current directory is searched too.
+    SIGHUP reads the files of certificates and keys again, for the clients that come from then on.
 
     \b
     Examples:
       objserver serve bank:Account
       objserver serve bank:Account --activation persistent --store sqlite:///bank.db
       objserver serve bank:Account shop:cart --address localhost:9092 --nameserver
+      objserver serve bank:Account --address 0.0.0.0:9091 --tls-cert s.pem --keys keys.toml --rules rules.toml
     """
     from objserver import adapter
     from objserver.naming import Registrar, load_of
+    from objserver.security import Authentication, ServerTLS
+    from objserver.security.files import load_keys
     from objserver.server import ObjectServer
 
     persistent = activation == "persistent"
     if persistent and store is None:
         raise click.UsageError("persistent objects need a store; add for example --store sqlite:///bank.db")
     parse_address(address)
+    if tls_cert is None and (tls_key or tls_client_ca):
+        raise click.UsageError("--tls-key and --tls-client-ca go with --tls-cert, the server's certificate")
     labels = _labels(targets, name)
     things = {label: load(target) for label, target in labels.items()}
     for label, thing in things.items():
@@ -106,8 +155,28 @@ def serve(
     log_to_stderr(verbose)
     if nameserver is not None:
         name_server_proxy(nameserver, _PATIENCE_S).release()  # one that does not answer is said at once
-    server = ObjectServer(address, store=store, workers=workers, insecure=insecure)
+    tls = ServerTLS(certificate=tls_cert, key=tls_key, client_ca=tls_client_ca) if tls_cert else None
+    server = ObjectServer(
+        address,
+        store=store,
+        workers=workers,
+        insecure=insecure,
+        tls=tls,
+        authentication=Authentication(keys=load_keys(keys_file)) if keys_file else None,
+        authorization=_authorization(rules, allow_authenticated, audit),
+    )
     registrar = Registrar(nameserver or (), load=load_of(server)) if nameserver is not None else None
+
+    def read_again(*_: object) -> None:
+        try:
+            server.reload_tls()
+            if keys_file:
+                server.authentication = Authentication(keys=load_keys(keys_file))
+            click.echo("certificates and keys were read again", err=True)
+        except errors.RegistrationError as problem:
+            click.echo(f"certificates and keys stay as they were: {problem}", err=True)
+
+    signal.signal(signal.SIGHUP, read_again)
     try:
         with until_stopped():
             references = {
@@ -135,6 +204,21 @@ def serve(
                 registrar.stop()
         finally:
             server.stop()
+
+
+def _authorization(rules: str | None, allow_authenticated: bool, audit: str | None) -> Authorization | None:
+    from objserver.security import Authorization, Rules, write_audit
+
+    found = None
+    if rules is not None or allow_authenticated:
+        read = Rules.load(rules) if rules is not None else Rules()
+        found = Authorization(rules=read, allow_authenticated=allow_authenticated)
+    if audit is not None:
+        try:
+            write_audit(audit)
+        except OSError as problem:
+            raise errors.RegistrationError(f"{audit} cannot be written: {problem}") from None
+    return found
 
 
 def _labels(targets: tuple[str, ...], name: str | None) -> dict[str, str]:

@@ -58,14 +58,17 @@ class AsyncProxy:
     _objserver_stub: Stub
 
     def __init__(self, reference: Reference | str | Proxy, **options: Unpack[ProxyOptions]) -> None:
-        lease = None
+        given: Any = None
         if isinstance(reference, Proxy):
-            lease = reference._objserver_stub.pool.lease
+            given = reference._objserver_stub.pool
             reference = reference._objserver_reference
         proxy = Proxy(reference, **options)
         pool = cast(ConnectionPool, proxy._objserver_stub.pool)
         pool.asynchronous = True
-        pool.lease = lease
+        if given is not None:
+            pool.lease = given.lease
+        if isinstance(given, ConnectionPool):
+            pool.begin_lease, pool.rule = given.begin_lease, given.rule
         self.__dict__.update(
             _objserver_reference=proxy._objserver_reference, _objserver_stub=proxy._objserver_stub
         )

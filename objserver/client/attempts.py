@@ -21,10 +21,11 @@ from collections.abc import Callable
 from objserver import errors
 from objserver.client.books import Book, close
 from objserver.invocation import CallId
+from objserver.logs import escaping
 
 __all__ = ["Attempts"]
 
-log = logging.getLogger("objserver.client")
+log = escaping(logging.getLogger("objserver.client"))
 
 PAUSE_S, PAUSE_MAX_S = 0.01, 1.0
 """Before a call is made again; twice as long each time."""
@@ -178,7 +179,7 @@ class Attempts:
             self.patient = self.patient or isinstance(problem, errors.Unsettled)  # it did answer
             return self.repeatable or (self.id is not None and self.remembered)
         if isinstance(problem, errors.ConnectFailed) and not self.answered:
-            return True
+            return not isinstance(problem, errors.AuthenticationFailed)  # it would be refused again
         # A refusal says nothing of the attempt before.
         passes = isinstance(problem, (errors.StoreError, errors.ServerBusy))
         numbered = self.id is not None and self.remembered

@@ -15,17 +15,18 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from objserver import errors
-from objserver.client.greeting import HANDSHAKE_TIMEOUT_S, Greeting, too_large
+from objserver.client.greeting import HANDSHAKE_TIMEOUT_S, NOBODY, Greeted, Greeting, too_large
 from objserver.client.sharing import ended, offered, settled
 from objserver.codecs import Codec, Codecs
 from objserver.invocation import Awaited
 from objserver.machine import machine
 from objserver.references import Location
+from objserver.security.exchange import NONCE_SIZE, Introduction
 from objserver.settings import Limits
 from objserver.wire import Flag, Frame, FrameParser, FrameType, encode_frame
 from objserver.wire.buffers import Parts, parts_frame
 from objserver.wire.frames import NO_CORRELATION, plain_frame, plain_reply, plain_start
-from objserver.wire.shared_memory import Link
+from objserver.wire.shared_memory import Link, is_local
 
 __all__ = ["Cancellable", "ClientConnection"]
 
@@ -74,15 +75,25 @@ class ClientConnection:
         self._sequence = 0
         self._timeout_s: float | None = None
         self._memory: Link | None = None
-        self._sock: socket.socket = _connect(greeting.location, timeout_s)
-        self._sendall = self._sock.sendall
-        self._recv = self._sock.recv
+        self._sock: Any = _connect(greeting.location, timeout_s)
+        self._receives_in_place = greeting.tls is None
         try:
-            self._memory = offered(greeting, self._sock)
             self._set_timeout(HANDSHAKE_TIMEOUT_S if timeout_s is None else timeout_s)
-            self._sendall(greeting.frame(codecs, self._memory))
-            reply = (self._parser.receive_data(self._recv(READ_SIZE)) or self._rest())[0]
-            greeted = greeting.answered(reply, codecs)
+            binding = b"" if greeting.tls is None else self._encrypt(greeting)
+            self._sendall = self._sock.sendall
+            self._recv = self._sock.recv
+            self._memory = offered(greeting, self._sock)
+            introduction = NOBODY
+            if greeting.credentials is not None:
+                nonce = machine.get().random_bytes(NONCE_SIZE)
+                confidential = bool(binding) or is_local(self._sock)
+                introduction = Introduction(greeting.credentials, nonce, binding, confidential)
+            self._sendall(greeting.frame(codecs, self._memory, introduction))
+            greeted = greeting.answered(self._reply(), codecs, introduction)
+            if isinstance(greeted, bytes):
+                self._sendall(greeted)
+                greeted = greeting.answered(self._reply(), codecs, introduction)
+            assert isinstance(greeted, Greeted)
             self._set_timeout(timeout_s)
             self._memory = settled(self._memory, greeted, self._parser)
             self.handshake = greeted.handshake
@@ -97,11 +108,28 @@ class ClientConnection:
             self.close()
             if isinstance(problem, (BlockingIOError, errors.CallTimeout)):
                 raise greeting.unanswered(self._timeout_s) from None
+            if getattr(problem, "library", None) == "SSL":
+                raise greeting.not_encrypted(problem) from None
             if isinstance(problem, OSError) and not isinstance(problem, errors.ConnectFailed):
                 raise errors.ConnectFailed(
                     f"{self.location} closed the connection during the handshake"
                 ) from None
             raise
+
+    def _encrypt(self, greeting: Greeting) -> bytes:
+        """Go on in TLS; what proofs are bound to from then on."""
+        from objserver.security.channel import TLSSocket  # it loads OpenSSL, which most clients do without
+        from objserver.security.tls import binding_of
+
+        assert greeting.tls is not None
+        encrypted = TLSSocket(self._sock, greeting.tls.usable_context(), greeting.server_name)
+        encrypted.shake_as_client(self._timeout_s)
+        self._sock = encrypted
+        return binding_of(encrypted.peer_certificate_bytes())
+
+    def _reply(self) -> Frame:
+        """The next frame, in the handshake."""
+        return (self._parser.receive_data(self._recv(READ_SIZE)) or self._rest())[0]
 
     def call(
         self,
@@ -191,7 +219,7 @@ class ClientConnection:
     @property
     def is_open(self) -> bool:
         """Whether it has not been closed on this side."""
-        return self._sock.fileno() >= 0
+        return bool(self._sock.fileno() >= 0)
 
     def close(self) -> None:
         """Close the socket.  Safe to call twice."""
@@ -206,7 +234,7 @@ class ClientConnection:
         # The kernel bounds each wait; a reply that comes in drops is bounded here.
         deadline = None if self._timeout_s is None else self._monotonic() + self._timeout_s
         while True:
-            space = parser.space()
+            space = parser.space() if self._receives_in_place else None
             data: Any
             if space is None:
                 data = self._recv(min(max(parser.missing, READ_SIZE), READ_LARGE))

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from typing import Any
 
 from objserver import references
-from objserver.client.proxy import Proxy
+from objserver.client.proxy import Proxy, ProxyOptions
 from objserver.invocation import CallId
 from objserver.machine import machine
+from objserver.references import Origin, Reference
 
 __all__: list[str] = []
 
@@ -27,19 +29,25 @@ class _Targets:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._proxies: OrderedDict[str, tuple[Proxy, set[bytes]]] = OrderedDict()
+        self._proxies: OrderedDict[Any, tuple[Proxy, set[bytes]]] = OrderedDict()
 
-    def of(self, target: str) -> tuple[Proxy, set[bytes]]:
+    def of(self, target: str, origin: Origin | None) -> tuple[Proxy, set[bytes]]:
+        options: ProxyOptions = {"timeout_s": TIMEOUT_S}
+        if origin is not None and origin.location == Reference.parse(target).location:
+            options["tls"], options["credentials"] = origin.tls, origin.credentials
+        key = target, options.get("tls"), options.get("credentials")
         with self._lock:
-            found = self._proxies.pop(target, None) or (Proxy(target, timeout_s=TIMEOUT_S), set())
-            self._proxies[target] = found
+            found = self._proxies.pop(key, None) or (Proxy(target, **options), set())
+            self._proxies[key] = found
             if len(self._proxies) > TARGETS_MAX:
                 self._proxies.popitem(last=False)
         return found
 
 
-def _deliver(target: str, method: str, payload: bytes, call: CallId, acked: int) -> None:
-    proxy, senders = machine.get().own(_Targets).of(target)
+def _deliver(
+    target: str, method: str, payload: bytes, call: CallId, acked: int, origin: Origin | None
+) -> None:
+    proxy, senders = machine.get().own(_Targets).of(target, origin)
     stub = proxy._objserver_stub
     stub.metadata()
     if stub.pool.exactly_once and call.client not in senders:

@@ -11,12 +11,20 @@ from typing import Any, NamedTuple
 from objserver import errors
 from objserver.codecs import Codec, Codecs
 from objserver.references import Location
+from objserver.security import ClientTLS, Credentials
+from objserver.security.authentication import TOKEN_PREFIX
+from objserver.security.exchange import Introduction
+from objserver.security.tls import tls_problem
 from objserver.wire import Extension, Frame, FrameType, encode_frame
 from objserver.wire import extension as wire_extension
 from objserver.wire.shared_memory import Link, Offer
 
-__all__ = ["HANDSHAKE_TIMEOUT_S", "Greeted", "Greeting", "Metadata"]
+__all__ = ["HANDSHAKE_TIMEOUT_S", "NOBODY", "Greeted", "Greeting", "Metadata"]
 
+_REFUSALS = (
+    errors.ObjectNotFound, errors.AuthenticationFailed, errors.NotAuthorized, errors.QuotaExceeded
+)  # fmt: skip
+"""What a server of ours says as an error that its caller knows."""
 HANDSHAKE_TIMEOUT_S = 10.0
 """For the answer to the greeting, where the user gave no timeout: a server that never answers is none."""
 
@@ -42,10 +50,15 @@ class Metadata:
             raise errors.ProtocolError("the server sent no usable description of the object") from None
 
 
+NOBODY = Introduction(None, b"", b"", False)
+"""What a client says of itself that has no credentials."""
+
+
 class Greeting(NamedTuple):
     """What a client says first.
 
-    `serializer` is the name of a stock one, for who wants a stock conversation, or None.
+    `serializer` is the name of a stock one, for who wants a stock conversation, or None.  `tls` and
+    `credentials` are how the connection is made, and what it is opened with.
     """
 
     location: Location
@@ -55,31 +68,50 @@ class Greeting(NamedTuple):
     session: str
     client: str = ""
     multiplexed: bool = False
+    tls: ClientTLS | None = None
+    credentials: Credentials | None = None
 
-    def frame(self, codecs: Codecs, memory: Link | None = None) -> bytes:
+    @property
+    def server_name(self) -> str:
+        """What the server's certificate must say."""
+        assert self.tls is not None
+        return self.tls.server_name or self.location.host or "localhost"
+
+    def frame(self, codecs: Codecs, memory: Link | None = None, introduction: Introduction = NOBODY) -> bytes:
         """Its bytes, with the offer to share `memory`."""
         codec = codecs.by_name[self.serializer or "serpent"]
         data = {"handshake": self.handshake, "object": self.object_id}
+        if introduction.token and self.serializer is not None:
+            data["handshake"] = TOKEN_PREFIX + introduction.token
         if self.serializer is None:
             peer = Extension(
                 session=self.session,
                 client=self.client,
                 multiplexed=self.multiplexed,
                 shared=memory.offer if memory is not None else None,
+                claim=introduction.claim,
+                token=introduction.token,
             )
             data[wire_extension.KEY] = peer.to_data()
         return encode_frame(FrameType.CONNECT, codec.serializer_id, 0, 0, codec.encode(data))
 
-    def answered(self, reply: Frame, codecs: Codecs) -> Greeted:
-        """What the server said; ObjectNotFound, ConnectFailed with its reason, or ProtocolError."""
+    def answered(self, reply: Frame, codecs: Codecs, introduction: Introduction = NOBODY) -> Greeted | bytes:
+        """What the server said, or the frame to answer it with, if it wants a proof first.
+
+        ObjectNotFound, ConnectFailed with its reason (AuthenticationFailed), or ProtocolError.
+        """
+        if reply.type == FrameType.PROOF:
+            proof = introduction.answer(bytes(reply.payload))
+            return encode_frame(FrameType.PROOF, reply.serializer_id, 0, 0, proof)
         answer = codecs.get(reply.serializer_id).decode(reply.payload) if reply.payload else None
-        if isinstance(answer, errors.ObjectNotFound):
+        if isinstance(answer, _REFUSALS):
             raise answer
         if reply.type != FrameType.CONNECT_OK:
             raise errors.ConnectFailed(f"{self.location} refused the connection: {answer}")
         if not isinstance(answer, dict):
             raise errors.ProtocolError(f"{self.location} answered the handshake with {type(answer).__name__}")
         peer = Extension.from_handshake(answer)
+        introduction.check(peer.proof if peer is not None else "")
         return Greeted(
             handshake=answer.get("handshake"),
             metadata=Metadata(answer.get("meta")),
@@ -89,6 +121,17 @@ class Greeting(NamedTuple):
             shared=peer.shared if peer is not None else None,
             store=peer.store if peer is not None else "",
         )
+
+    def not_encrypted(self, problem: BaseException) -> errors.ConnectFailed:
+        """The error for a TLS connection that did not come about; AuthenticationFailed if it is the server's
+        certificate that is not accepted."""
+        sentence = f"no TLS connection to {self.location}: {tls_problem(problem)}"
+        if getattr(problem, "verify_message", ""):
+            return errors.AuthenticationFailed(sentence)
+        reason = str(getattr(problem, "reason", ""))
+        if "WRONG_VERSION" in reason or "HANDSHAKE_FAILURE" in reason or "UNKNOWN_PROTOCOL" in reason:
+            sentence += "; does the server speak TLS?"
+        return errors.ConnectFailed(sentence)
 
     def unanswered(self, timeout_s: float | None) -> errors.ConnectFailed:
         """The error for a server that keeps silent."""

@@ -27,12 +27,14 @@ from objserver.client.multiplexed import MultiplexedConnection, running_loop
 from objserver.clock import SystemClock
 from objserver.codecs import Codecs
 from objserver.invocation import in_progress
+from objserver.logs import escaping
 from objserver.references import DAEMON_ID, Location, Reference, arrived
+from objserver.security import ClientTLS, Credentials
 from objserver.settings import CLIENT_LIMITS, ServerSettings
 
 __all__ = ["Home", "home"]
 
-log = logging.getLogger("objserver.client")
+log = escaping(logging.getLogger("objserver.client"))
 
 T = TypeVar("T")
 
@@ -103,8 +105,8 @@ class Home:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._channels: dict[tuple[Location, str], asyncio.Task[MultiplexedConnection]] = {}
-        """By server, and by what the server was told in the handshake."""
+        self._channels: dict[tuple[Any, ...], asyncio.Task[MultiplexedConnection]] = {}
+        """By server, and by what the server was told and shown in the handshake."""
 
     @cached_property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -181,22 +183,34 @@ class Home:
 
     # -- channels ------------------------------------------------------------------------------------
 
-    def open_channel(self, location: Location, handshake: Any, timeout_s: float | None) -> None:
+    def open_channel(
+        self,
+        location: Location,
+        handshake: Any,
+        timeout_s: float | None,
+        tls: ClientTLS | None = None,
+        credentials: Credentials | None = None,
+    ) -> None:
         """See that the server at `location` can call this process; waits for the connection.
 
         ConnectFailed if it cannot be made.  On the loop itself it only begins: what passes an object there
         has a connection to be called on.
         """
-        opening = self._channel(location, handshake, timeout_s)
+        opening = self._channel(location, handshake, timeout_s, tls, credentials)
         if running_loop() is self.loop:
             self.loop.create_task(opening).add_done_callback(_seen)
         else:
             self.run(opening)
 
     async def _channel(
-        self, location: Location, handshake: Any, timeout_s: float | None
+        self,
+        location: Location,
+        handshake: Any,
+        timeout_s: float | None,
+        tls: ClientTLS | None,
+        credentials: Credentials | None,
     ) -> MultiplexedConnection:
-        key = location, repr(handshake)
+        key = location, repr(handshake), tls, credentials
         task = self._channels.get(key)
         if task is None or (task.done() and (task.exception() is not None or task.result().closed)):
             types = self.adapter.codecs.types
@@ -209,6 +223,8 @@ class Home:
                 session=uuid.uuid4().hex,
                 client=process_id(),
                 multiplexed=True,
+                tls=tls,
+                credentials=credentials,
             )
             opening = MultiplexedConnection.open(
                 greeting, codecs=codecs, home=self, timeout_s=timeout_s, limits=CLIENT_LIMITS

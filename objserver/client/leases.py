@@ -20,11 +20,12 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from objserver import errors
+from objserver.logs import escaping
 from objserver.references import DAEMON_ID, Reference
 
 __all__ = ["Lease", "LeaseKeeper"]
 
-log = logging.getLogger("objserver.client")
+log = escaping(logging.getLogger("objserver.client"))
 
 RENEWALS_PER_LEASE = 3
 PASSED_ON_S = 2.0

@@ -24,12 +24,23 @@ from typing import TYPE_CHECKING, Any, Self
 
 from objserver import errors
 from objserver.adapter import Answering, Invocation
-from objserver.client.greeting import HANDSHAKE_TIMEOUT_S, Greeted, Greeting, stream_id, too_large
+from objserver.client.greeting import (
+    HANDSHAKE_TIMEOUT_S,
+    NOBODY,
+    Greeted,
+    Greeting,
+    stream_id,
+    too_large,
+)
 from objserver.client.sharing import ended, offered, settled
 from objserver.codecs import Codec, Codecs
 from objserver.codecs.base import call_of
 from objserver.invocation import Awaited
+from objserver.logs import escaping
+from objserver.machine import machine
 from objserver.references import DAEMON_ID, Location
+from objserver.security.exchange import NONCE_SIZE, Introduction
+from objserver.security.tls import binding_of
 from objserver.settings import Limits
 from objserver.wire import (
     CallContext,
@@ -44,13 +55,14 @@ from objserver.wire import (
 from objserver.wire import extension as wire_extension
 from objserver.wire.buffers import Parts, parts_frame
 from objserver.wire.frames import NO_CORRELATION, plain_frame, plain_start
+from objserver.wire.shared_memory import is_local
 
 if TYPE_CHECKING:
     from objserver.client.home import Home
 
 __all__ = ["IN_FLIGHT_MAX", "MultiplexedConnection"]
 
-log = logging.getLogger("objserver.client")
+log = escaping(logging.getLogger("objserver.client"))
 
 IN_FLIGHT_MAX = 500
 """Calls in flight on one connection; more wait here.  Half of what a server takes, for the mailbox of one
@@ -59,6 +71,8 @@ CALLED_MAX = 1_000
 """Calls of the server under way on one connection; more are refused."""
 
 _RESULT = FrameType.RESULT
+_ANSWERS = (FrameType.CONNECT_OK, FrameType.CONNECT_FAIL, FrameType.PROOF)
+"""... to the greeting."""
 
 
 class _Request(Awaited):
@@ -97,6 +111,9 @@ class MultiplexedConnection(asyncio.Protocol, Answering):
         self._transport: asyncio.Transport | None = None
         self._answer: asyncio.Future[Frame] = self.loop.create_future()
         self._out: list[bytes] = []
+        self._together = greeting.tls is None
+        """Frames may leave in one piece.  A stock server that multiplexes does not see that TLS has decrypted
+        more than one, so each gets a record of its own, as long as it is not known to be one of ours."""
         self._writable = True
         self._waiting: deque[Callable[[], None]] = deque()
         """What goes on when there is room, in the order in which it came."""
@@ -110,6 +127,13 @@ class MultiplexedConnection(asyncio.Protocol, Answering):
         """Connect and greet; ConnectFailed, ObjectNotFound or ProtocolError."""
         self = cls(greeting, codecs, home, limits)
         location, loop = greeting.location, self.loop
+        encrypted: dict[str, Any] = {}
+        if greeting.tls is not None:
+            encrypted = {
+                "ssl": greeting.tls.usable_context(),
+                "server_hostname": greeting.server_name,
+                "ssl_handshake_timeout": HANDSHAKE_TIMEOUT_S,
+            }
         limit_s = HANDSHAKE_TIMEOUT_S if timeout_s is None else timeout_s
         try:
             async with asyncio.timeout(timeout_s):
@@ -119,12 +143,14 @@ class MultiplexedConnection(asyncio.Protocol, Answering):
                         "`await asyncio.to_thread(...)`"
                     )
                 if location.path:
-                    await loop.create_unix_connection(lambda: self, location.path)
+                    await loop.create_unix_connection(lambda: self, location.path, **encrypted)
                 else:
-                    await loop.create_connection(lambda: self, location.host, location.port)
+                    await loop.create_connection(lambda: self, location.host, location.port, **encrypted)
         except TimeoutError:
             raise errors.ConnectFailed(f"cannot connect to {location} in {timeout_s} s") from None
         except OSError as problem:
+            if getattr(problem, "library", None) == "SSL":
+                raise greeting.not_encrypted(problem) from None
             reason = problem.strerror or problem
             if problem.errno and not isinstance(problem, socket.gaierror):
                 reason = os.strerror(problem.errno)  # asyncio words it with the address, which is said
@@ -132,22 +158,42 @@ class MultiplexedConnection(asyncio.Protocol, Answering):
         try:
             assert self._transport is not None
             self._memory = offered(greeting, self._transport.get_extra_info("socket"))
-            self.write(greeting.frame(codecs, self._memory))
+            introduction = self._introduction()
+            self.write(greeting.frame(codecs, self._memory, introduction))
             async with asyncio.timeout(limit_s):
-                reply = await self._answer
-            self.greeted = greeting.answered(reply, codecs)
+                greeted = greeting.answered(await self._answer, codecs, introduction)
+                if isinstance(greeted, bytes):
+                    self._answer = loop.create_future()
+                    self.write(greeted)
+                    greeted = greeting.answered(await self._answer, codecs, introduction)
+            assert isinstance(greeted, Greeted)
+            self.greeted = greeted
             self._memory = settled(self._memory, self.greeted, self._parser)
         except BaseException as problem:
             self.close()
             if isinstance(problem, TimeoutError):
                 raise greeting.unanswered(limit_s) from None
+            if getattr(problem.__cause__ or problem, "library", None) == "SSL":
+                raise greeting.not_encrypted(problem.__cause__ or problem) from None
             if isinstance(problem, OSError) and not isinstance(problem, errors.ConnectFailed):
                 raise errors.ConnectFailed(f"{location} closed the connection during the handshake") from None
             raise
         self.native = self.greeted.native
+        self._together = self._together or self.native
         self.codec = self.greeted.codec
         self._start = plain_start(FrameType.INVOKE, self.codec.serializer_id)
         return self
+
+    def _introduction(self) -> Introduction:
+        """What is said of this client, on this connection."""
+        credentials = self.greeting.credentials
+        if credentials is None:
+            return NOBODY
+        assert self._transport is not None
+        tls = self._transport.get_extra_info("ssl_object")
+        binding = binding_of(tls.getpeercert(True)) if tls is not None else b""
+        confidential = bool(binding) or is_local(self._transport.get_extra_info("socket"))
+        return Introduction(credentials, machine.get().random_bytes(NONCE_SIZE), binding, confidential)
 
     # -- calls ---------------------------------------------------------------------------------------
 
@@ -301,7 +347,11 @@ class MultiplexedConnection(asyncio.Protocol, Answering):
     def _flush(self) -> None:
         out, self._out = self._out, []
         if self._transport is not None and not self.closed:
-            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+            if len(out) > 1 and not self._together:
+                for data in out:
+                    self._transport.write(data)
+            else:
+                self._transport.write(out[0] if len(out) == 1 else b"".join(out))
 
     def pause_writing(self) -> None:
         self._writable = False
@@ -328,6 +378,8 @@ class MultiplexedConnection(asyncio.Protocol, Answering):
         if self.when_closed is not None:
             self.when_closed()
         transport: Any = self._transport
+        if transport is not None and self.greeting.tls is not None:
+            transport = transport._ssl_protocol._transport
         if transport is not None and transport._sock is not None:
             transport._sock.close()  # nothing else must be touched: the loops share one epoll set
 
@@ -351,7 +403,7 @@ class MultiplexedConnection(asyncio.Protocol, Answering):
             self._make_room()
 
     def _take(self, frame: Frame) -> None:
-        if frame.type in (FrameType.CONNECT_OK, FrameType.CONNECT_FAIL) and not self._answer.done():
+        if frame.type in _ANSWERS and not self._answer.done():
             self._answer.set_result(frame)
         elif frame.type == FrameType.INVOKE:
             self._be_called(frame)
@@ -387,9 +439,10 @@ class MultiplexedConnection(asyncio.Protocol, Answering):
 
     def connection_lost(self, problem: Exception | None) -> None:
         reason = f": {problem}" if problem else ""
-        self._fail(
-            errors.ConnectionLost(f"the connection to {self.location} broke before the reply came{reason}")
-        )
+        lost = errors.ConnectionLost(f"the connection to {self.location} broke before the reply came{reason}")
+        if getattr(problem, "library", None) == "SSL":
+            lost.__cause__ = problem  # during the handshake it is the reason: no certificate was shown
+        self._fail(lost)
 
     def close(self) -> None:
         """Close the socket.  Safe to call twice."""

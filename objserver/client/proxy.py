@@ -26,6 +26,7 @@ from objserver.errors import did_you_mean
 from objserver.invocation import CallId, Interceptor, in_progress
 from objserver.machine import machine
 from objserver.references import Location, Reference
+from objserver.security import ClientTLS, Credentials, SharedKey
 from objserver.wire import Flag
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class ProxyOptions(TypedDict, total=False):
     serializer: str | None
     session: str | None
     handshake: Any
+    tls: ClientTLS | None
+    credentials: Credentials | None
     interceptors: Sequence[Interceptor]
     types: Iterable[type] | Types
     name_servers: str | Sequence[str]
@@ -61,6 +64,9 @@ class Proxy:
       our own codec is used with our servers, and serpent with stock ones.
     - `session`: proxies with the same session name share the servants of PerClient objects.
     - `handshake`: data for the server's handshake check.
+    - `tls`: encrypt the connections, and check that the server is who it should be; see `ClientTLS`.
+    - `credentials`: a `SharedKey` or a `Token`, to be let in.  They stay with this proxy: what is made of a
+      reference that it returns has them at the same server only, and a copy in another process has none.
     - `interceptors`: put around every call; see `Interceptor`.
     - `types`: classes whose values (and exceptions) may arrive as what they are; classes that this proxy has
       sent are known too.
@@ -81,6 +87,8 @@ class Proxy:
         serializer: str | None = None,
         session: str | None = None,
         handshake: Any = "hello",
+        tls: ClientTLS | None = None,
+        credentials: Credentials | None = None,
         interceptors: Sequence[Interceptor] = (),
         types: Iterable[type] | Types = (),
         name_servers: str | Sequence[str] = (),
@@ -88,6 +96,8 @@ class Proxy:
     ) -> None:
         if serializer is not None and serializer not in ("serpent", "json", "msgpack", "marshal"):
             raise ValueError(f"unknown serializer {serializer!r}; choose serpent, json, msgpack or marshal")
+        if serializer is not None and isinstance(credentials, SharedKey):
+            raise ValueError(f"serializer={serializer!r} talks as a stock peer does, who cannot prove a key")
         parsed = with_name_servers(Reference.parse(reference), name_servers)
         known = types if isinstance(types, Types) else Types(types)
         pool = ConnectionPool(
@@ -98,6 +108,8 @@ class Proxy:
             handshake=handshake,
             types=known,
             failed=_failed,
+            tls=tls,
+            credentials=credentials,
         )
         stub = Stub(pool, checked(timeout_s), interceptors=interceptors)
         self.__dict__.update(_objserver_reference=parsed, _objserver_stub=stub)
@@ -106,12 +118,7 @@ class Proxy:
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
-            options = self.__dict__.get("_objserver_options") if name == "_objserver_stub" else None
-            if options is None:
-                raise _private(name)
-            made = Proxy(self._objserver_reference, **options)
-            # Of two threads that come here at once both get the same.
-            return self.__dict__.setdefault("_objserver_stub", made._objserver_stub)
+            raise _private(name)
         if self._objserver_stub.pool.metadata is None and in_progress.get() is not None and on_event_loop():
             return partial(invoke, self, name)  # asking would block the loop, but a thread may call this
         metadata = self._objserver_stub.metadata()
@@ -276,14 +283,6 @@ class Proxy:
 
     def _pyroRelease(self) -> None:
         self.release()
-
-
-def arrived_proxy(reference: Reference, options: ProxyOptions) -> Proxy:
-    """A proxy that gets what it needs for calls when it makes one: of the references in an answer, most are
-    only looked at or passed on."""
-    proxy = object.__new__(Proxy)
-    proxy.__dict__.update(_objserver_reference=reference, _objserver_options=options)
-    return proxy
 
 
 def _private(name: str) -> AttributeError:

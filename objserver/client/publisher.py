@@ -26,11 +26,12 @@ from objserver import errors
 from objserver.adapter import expose
 from objserver.client.proxy import Proxy
 from objserver.client.stub import LinkPool
+from objserver.logs import escaping
 from objserver.wire import Flag
 
 __all__ = ["Publisher"]
 
-log = logging.getLogger("objserver.client")
+log = escaping(logging.getLogger("objserver.client"))
 
 
 class Publisher:

@@ -34,7 +34,8 @@ from objserver.client.leases import Lease
 from objserver.codecs import Codec, Codecs, Types
 from objserver.invocation import Awaited, Call, CallId, Facts, Interceptor, in_progress, intercepted
 from objserver.machine import machine
-from objserver.references import DAEMON_ID, Find, Location, Reference
+from objserver.references import DAEMON_ID, Find, Location, Reference, Rule
+from objserver.security import ClientTLS, Credentials
 from objserver.settings import CLIENT_LIMITS
 from objserver.wire import CallContext, Flag, Frame
 from objserver.wire import extension as wire_extension
@@ -82,6 +83,8 @@ class ConnectionPool:
         handshake: Any,
         types: Types | None = None,
         failed: Callable[[Reference, Location], bool] = lambda reference, location: False,
+        tls: ClientTLS | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
         self.types = types or Types()
         self.reference = reference
@@ -100,10 +103,16 @@ class ConnectionPool:
         self._failed = failed
         self._monotonic = machine.get().monotonic
         self.handshake = handshake
+        self.tls = tls
+        self.credentials = credentials
         self.asynchronous = False
         """It belongs to an AsyncProxy."""
         self.lease: Lease | None = None
         """Of the object, if it was exported to this process."""
+        self.begin_lease: Callable[[], Lease] | None = None
+        """... and nobody has connected to it yet."""
+        self.rule: Rule | None = None
+        """Of a proxy that arrived in a message: what it may connect to."""
         self.live: MultiplexedConnection | None = None
         """The one connection of this proxy that carries many calls, if it is open."""
         self.background: Closing | None = None
@@ -134,7 +143,10 @@ class ConnectionPool:
 
             return home.arrive(reference, pool)
 
-        return Codecs(CLIENT_LIMITS, export=export, arrive=arrive, marshal=True, types=self.types)
+        origin = references.Origin(self.types, self.rule)
+        return Codecs(
+            CLIENT_LIMITS, export=export, arrive=arrive, origin=origin, marshal=True, types=self.types
+        )
 
     def _export(self, value: object) -> Reference | None:
         """An object of ours that is given to the server, which must be able to call it."""
@@ -147,7 +159,7 @@ class ConnectionPool:
             reference is not None and not self.asynchronous
         ):  # else it is called on the connection that is there
             assert self.location is not None
-            home.open_channel(self.location, self.handshake, HANDSHAKE_TIMEOUT_S)
+            home.open_channel(self.location, self.handshake, HANDSHAKE_TIMEOUT_S, self.tls, self.credentials)
         return reference
 
     def take(self, timeout_s: float | None) -> ClientConnection:
@@ -209,9 +221,17 @@ class ConnectionPool:
         return self.reference.protocol != "PYRO" and self._failed(self.reference, greeting.location)
 
     def greeting(self, timeout_s: float | None, *, multiplexed: bool = False) -> Greeting:
-        """What to say to the server; finds it first if the reference does not say where it is."""
+        """What to say to the server; finds it first if the reference does not say where it is.
+
+        ConnectFailed if it is at a place, or to be found through one, that the rule of this proxy excludes.
+        """
+        if self.rule is not None and self.reference.location is not None:
+            for location in (self.reference.location, *self.reference.others):
+                _check_allowed(self.rule, location)
         target = self._resolve(self.reference, timeout_s)
         assert target.location is not None
+        if self.rule is not None:
+            _check_allowed(self.rule, target.location)
         return Greeting(
             target.location,
             target.object_id,
@@ -220,6 +240,8 @@ class ConnectionPool:
             self.session,
             process_id(),
             multiplexed,
+            self.tls,
+            self.credentials,
         )
 
     def met(self, greeting: Greeting, metadata: Metadata, store: str) -> None:
@@ -228,6 +250,8 @@ class ConnectionPool:
         self.object_id = greeting.object_id
         self.location = greeting.location
         self.metadata = metadata
+        if self.begin_lease is not None:
+            self.lease, self.begin_lease = self.begin_lease(), None
 
     def learn(self, timeout_s: float | None) -> None:
         """See what the object offers."""
@@ -250,6 +274,14 @@ class ConnectionPool:
         background, self.background = self.background, None
         if background is not None:
             background.close()
+
+
+def _check_allowed(rule: Rule, location: Location) -> None:
+    if not rule(location):
+        raise errors.ConnectFailed(
+            f"not connected to {location}: a peer named this address in a message, and the rule connects_to "
+            "of this server does not allow it"
+        )
 
 
 class LinkPool:

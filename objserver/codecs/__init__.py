@@ -14,7 +14,7 @@ from objserver.codecs.base import Codec, Substitute
 from objserver.codecs.native import NativeCodec, PartsCodec
 from objserver.codecs.stock import JsonCodec, MarshalCodec, MsgpackCodec, SerpentCodec
 from objserver.codecs.types import Types
-from objserver.references import Reference
+from objserver.references import Origin, Reference
 from objserver.settings import Limits
 
 __all__ = ["Codec", "Codecs", "NativeCodec", "SerpentCodec", "Substitute", "Types"]
@@ -24,7 +24,7 @@ class Codecs:
     """The codecs of a server or a proxy, and the classes it knows; marshal only where it is switched on.
 
     `substitute` says which objects travel as references; `export` says it in its stead to our own peers, and
-    `arrive` what a reference of theirs becomes.
+    `arrive` what a reference of theirs becomes.  `origin` is for those that stock peers send.
     """
 
     def __init__(
@@ -34,6 +34,7 @@ class Codecs:
         substitute: Substitute | None = None,
         export: Substitute | None = None,
         arrive: Callable[[Reference], Any] | None = None,
+        origin: Origin | None = None,
         marshal: bool = False,
         types: Types | None = None,
     ) -> None:
@@ -41,15 +42,15 @@ class Codecs:
         self.native = NativeCodec(limits, substitute, export, arrive, self.types)
         self.parts = PartsCodec(limits, substitute, export, arrive, self.types)
         """As `native`, towards peers: found by no id, since a connection has to know what it means."""
-        self.serpent = SerpentCodec(limits, substitute)
+        self.serpent = SerpentCodec(limits, substitute, origin)
         codecs: list[Codec] = [
             self.native,
             self.serpent,
-            JsonCodec(limits, substitute),
-            MsgpackCodec(limits, substitute),
+            JsonCodec(limits, substitute, origin),
+            MsgpackCodec(limits, substitute, origin),
         ]
         if marshal:
-            codecs.append(MarshalCodec(limits, substitute))
+            codecs.append(MarshalCodec(limits, substitute, origin))
         self.by_id: dict[int, Codec] = {codec.serializer_id: codec for codec in codecs}
         self.by_name: dict[str, Codec] = {codec.name: codec for codec in codecs}
 

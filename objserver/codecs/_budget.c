@@ -6,12 +6,12 @@
 #include <Python.h>
 #include <stdint.h>
 
-enum { FINE, TOO_SHORT, WRONG_EXT, NO_VALUE, TOO_LARGE, TOO_DEEP };
+enum { FINE, TOO_SHORT, WRONG_EXT, NO_VALUE, TOO_LARGE, TOO_DEEP, WRONG_KEY };
 enum { PLAIN, NESTED, OBJECT };
 
 typedef struct {
     uint64_t left, end;
-    int bounded;
+    int bounded, keyed;
 } Open;
 
 static uint64_t number(const unsigned char *at, int width) {
@@ -21,27 +21,33 @@ static uint64_t number(const unsigned char *at, int width) {
     return value;
 }
 
-/* How it ends, and the byte that it ended at.  `costs` are those of a slot, a scalar, a container, an item of a
+/* How it ends, the byte that it ended at, and what it costs.  `costs` are those of a slot, a scalar, a container, an item of a
    dict and an object; `kinds` says of each Ext tag what its data is. */
 static int walk(const unsigned char *data, uint64_t size, uint64_t nesting_max, uint64_t cost_max,
-                const uint64_t *costs, const unsigned char *kinds, Open *opened, int *last) {
+                const uint64_t *costs, const unsigned char *kinds, Open *opened, int *last, uint64_t *cost_of_all) {
     const uint64_t slot = costs[0], scalar = costs[1], container = costs[2], item = costs[3], object = costs[4];
     uint64_t position = 0, cost = 0, left = 1, end = 0, depth = 0;
-    int bounded = 0;
+    int bounded = 0, keyed = 0;
     for (;;) {
         while (left == 0) {
             if (bounded && position != end)
                 return WRONG_EXT;
-            if (depth == 0)
+            if (depth == 0) {
+                *cost_of_all = cost;
                 return FINE;
+            }
             depth--;
-            left = opened[depth].left, end = opened[depth].end, bounded = opened[depth].bounded;
+            left = opened[depth].left, end = opened[depth].end;
+            bounded = opened[depth].bounded, keyed = opened[depth].keyed;
         }
         left--;
         if (position >= size)
             return TOO_SHORT;
         int byte = data[position++];
         *last = byte;
+        int is_map = (byte >= 0x80 && byte < 0x90) || byte == 0xDE || byte == 0xDF;
+        if (keyed && left & 1 && (is_map || (byte >= 0x90 && byte < 0xA0) || byte == 0xDC || byte == 0xDD))
+            return WRONG_KEY;
         uint64_t many = 0, inside = 0, length;
         int goes_in = 0, width = 0;
         if (byte < 0x80 || byte == 0xC0 || byte == 0xC2 || byte == 0xC3) {
@@ -122,14 +128,15 @@ static int walk(const unsigned char *data, uint64_t size, uint64_t nesting_max, 
         if (many || goes_in) {
             if (depth >= nesting_max)
                 return TOO_DEEP;
-            opened[depth].left = left, opened[depth].end = end, opened[depth].bounded = bounded;
+            opened[depth].left = left, opened[depth].end = end;
+            opened[depth].bounded = bounded, opened[depth].keyed = keyed;
             depth++;
-            left = many, end = inside, bounded = goes_in;
+            left = many, end = inside, bounded = goes_in, keyed = is_map;
         }
     }
 }
 
-/* measure(data, nesting_max, cost_max, costs, kinds) -> (how it ends, the last head byte) */
+/* measure(data, nesting_max, cost_max, costs, kinds) -> (how it ends, the last head byte, its cost) */
 static PyObject *measure(PyObject *module, PyObject *args) {
     Py_buffer data, kinds;
     unsigned long long nesting_max, cost_max, costs[5];
@@ -147,8 +154,9 @@ static PyObject *measure(PyObject *module, PyObject *args) {
     else if ((opened = PyMem_Malloc((nesting_max + 1) * sizeof(Open))) == NULL)
         PyErr_NoMemory();
     else {
-        int ended = walk(data.buf, (uint64_t)data.len, nesting_max, cost_max, values, kinds.buf, opened, &last);
-        answer = Py_BuildValue("ii", ended, last);
+        uint64_t cost = 0;
+        int ended = walk(data.buf, (uint64_t)data.len, nesting_max, cost_max, values, kinds.buf, opened, &last, &cost);
+        answer = Py_BuildValue("iiK", ended, last, (unsigned long long)cost);
     }
     PyMem_Free(opened);
     PyBuffer_Release(&data);

@@ -17,23 +17,30 @@ from objserver import errors
 from objserver.compiled import compiled
 from objserver.settings import Limits
 
-__all__ = ["check_json", "check_msgpack", "check_serpent", "spread", "too_deep", "too_large"]
+__all__ = ["check_json", "check_msgpack", "check_serpent", "spread", "too_deep", "too_large", "weigh_msgpack"]
 
 CONTAINER = 88  # an empty dict or list with its slot in the parent
 SCALAR = 40  # a number with its slot
 SLOT = 8  # None, bools and small ints are shared: only the slot counts
 ITEM = 100  # a key's place in a dict, with the growth of its table
 BYTE = 136  # no byte of MessagePack costs more; the worst are nested dicts of one empty string each
+MARSHAL_BYTE = 16  # nor of marshal: an empty list has five bytes, a reference to what came before too
 SAME_HASH_MAX = 1_000
 """Items of one set or dict whose hashes may coincide: they do by chance far more rarely."""
 OBJECT = 2_048
 """Bytes of a value that becomes a proxy or a path, which are objects of several parts."""
 _OBJECTS = frozenset({68, 70})
 _COSTS = (SLOT, SCALAR, CONTAINER, ITEM, OBJECT)
+KEY = "the key of a MessagePack map is a container"
+"""The hashes of tuples are no secret either, see `spread`, and ormsgpack makes the dict before we see its
+keys.  No peer sends such a key: stock decoders refuse it too, and our codec writes such a dict as a list of
+pairs."""
 NODE = 1024  # a syntax node of Python's parser and of the ast module, together
 
 _compiled = compiled("codecs._budget")
 _HEADS = bytes([*range(0x80, 0xA0), *range(0xC7, 0xCA), *range(0xD4, 0xD9), *range(0xDC, 0xE0)])
+_MAPS = frozenset((*range(0x80, 0x90), 0xDE, 0xDF))
+_CONTAINERS = _MAPS | frozenset((*range(0x90, 0xA0), 0xDC, 0xDD))
 _NOT_HEADS = bytes(set(range(256)) - set(_HEADS))
 # First byte of a msgpack value -> how many bytes follow it (fixed), or how long its length field is.
 _FIXED = {0xCA: 4, 0xCB: 8, 0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8}
@@ -89,15 +96,25 @@ def check_msgpack(
     heads = len(data.translate(None, _NOT_HEADS))
     if heads <= limits.nesting_max and len(data) * 48 <= limits.decoded_size_max:
         return
+    weigh_msgpack(data, limits, nested)
+
+
+def weigh_msgpack(
+    payload: bytes | bytearray | memoryview, limits: Limits, nested: frozenset[int] = frozenset()
+) -> int:
+    """As `check_msgpack`; about how many bytes of memory the value will take."""
+    data = bytes(payload) if isinstance(payload, memoryview) else payload
     if _compiled is None:
         try:
-            _walk(data, limits, nested)
+            return _walk(data, limits, nested)
         except IndexError:
             raise errors.SerializeError("the MessagePack data ends too early") from None
-        return
-    ended, last = _compiled.measure(data, limits.nesting_max, limits.decoded_size_max, _COSTS, _kinds(nested))
+    ended, last, cost = _compiled.measure(
+        data, limits.nesting_max, limits.decoded_size_max, _COSTS, _kinds(nested)
+    )
     if ended:
         raise _ending(ended, last, limits)
+    return int(cost)
 
 
 def _ending(ended: int, last: int, limits: Limits) -> errors.ProtocolError:
@@ -110,6 +127,7 @@ def _ending(ended: int, last: int, limits: Limits) -> errors.ProtocolError:
         {
             1: "the MessagePack data ends too early",
             2: "the MessagePack data has an Ext of the wrong length",
+            6: KEY,
         }.get(ended, f"byte {last:#x} starts no MessagePack value")
     )
 
@@ -120,22 +138,25 @@ def _kinds(nested: frozenset[int]) -> bytes:
     return bytes(1 if tag in nested else 2 if tag in _OBJECTS else 0 for tag in range(256))
 
 
-def _walk(data: bytes | bytearray, limits: Limits, nested: frozenset[int]) -> None:
-    """Skip through the value, item by item, keeping only what is open: (items left, where an Ext ends)."""
+def _walk(data: bytes | bytearray, limits: Limits, nested: frozenset[int]) -> int:
+    """Skip through the value, item by item, keeping only what is open: (items left, where an Ext ends,
+    whether every other item is a key)."""
     position, cost, size = 0, 0, len(data)
-    left, end = 1, -1
-    opened: list[tuple[int, int]] = []
+    left, end, keyed = 1, -1, False
+    opened: list[tuple[int, int, bool]] = []
     while True:
         while left == 0:
             # Bytes after the value of an Ext would be ignored by the decoder but read by us.
             if end >= 0 and position != end:
                 raise errors.SerializeError("the MessagePack data has an Ext of the wrong length")
             if not opened:
-                return
-            left, end = opened.pop()
+                return cost
+            left, end, keyed = opened.pop()
         left -= 1
         byte = data[position]
         position += 1
+        if keyed and left & 1 and byte in _CONTAINERS:
+            raise errors.SerializeError(KEY)
         many = 0
         inside = -1
         if byte < 0x80 or byte in (0xC0, 0xC2, 0xC3):
@@ -205,8 +226,8 @@ def _walk(data: bytes | bytearray, limits: Limits, nested: frozenset[int]) -> No
         if cost > limits.decoded_size_max:
             raise too_large(limits)
         if many or inside >= 0:
-            opened.append((left, end))
-            left, end = many, inside
+            opened.append((left, end, keyed))
+            left, end, keyed = many, inside, byte in _MAPS
 
 
 def _check_brackets(text: bytes, limits: Limits) -> None:
@@ -224,15 +245,21 @@ def _check_brackets(text: bytes, limits: Limits) -> None:
         raise too_deep(limits)
 
 
-def check_json(payload: bytes | bytearray | memoryview, limits: Limits) -> None:
-    """Refuse JSON beyond the limits."""
+def _weight(text: bytes) -> int:
+    """What the containers and scalars take in JSON or serpent, of which the strings have been taken out."""
+    containers = text.count(b"[") + text.count(b"{") + text.count(b"(")
+    return containers * CONTAINER + text.count(b",") * SCALAR + text.count(b":") * ITEM
+
+
+def check_json(payload: bytes | bytearray | memoryview, limits: Limits) -> int:
+    """Refuse JSON beyond the limits; about how many bytes of memory the value will take."""
     data = bytes(payload)
     text = _JSON_STRING.sub(b"", data)
-    containers = text.count(b"[") + text.count(b"{")
-    cost = containers * CONTAINER + text.count(b",") * SCALAR + text.count(b":") * ITEM + len(data)
+    cost = _weight(text) + len(data)
     if cost > limits.decoded_size_max:
         raise too_large(limits)
     _check_brackets(text, limits)
+    return cost
 
 
 def spread(items: list[Any]) -> list[Any]:
@@ -246,8 +273,9 @@ def spread(items: list[Any]) -> list[Any]:
     return items
 
 
-def check_serpent(payload: bytes | bytearray | memoryview, limits: Limits) -> None:
-    """Refuse serpent beyond the limits, and Python source that is more than literals.
+def check_serpent(payload: bytes | bytearray | memoryview, limits: Limits) -> int:
+    """Refuse serpent beyond the limits, and Python source that is more than literals; about how many bytes of
+    memory the value will take.
 
     `ast.literal_eval` refuses the latter too, but only after the parser built trees of it, for which
     memory and depth follow no simple rule.
@@ -261,3 +289,4 @@ def check_serpent(payload: bytes | bytearray | memoryview, limits: Limits) -> No
     _check_brackets(text, limits)
     if _NOT_DATA.search(_NAMES.sub(b"0", text)):
         raise errors.SerializeError("serpent data holds something that is not a literal")
+    return _weight(text) + len(payload)

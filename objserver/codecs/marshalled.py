@@ -13,6 +13,7 @@ import struct
 from typing import Any
 
 from objserver import errors
+from objserver.codecs.budget import spread
 
 __all__ = ["loads"]
 
@@ -109,7 +110,7 @@ class _Reader:
                     raise errors.SerializeError("the marshal data has a dict key without a value")
                 deepest = max(deepest, levels)
                 items.append(item)
-            return dict(zip(items[::2], items[1::2], strict=True)), deepest + 1
+            return dict(zip(spread(items[::2]), items[1::2], strict=True)), deepest + 1
         count = self._number("B") if kind == ")" else self._number("i")
         if not 0 <= count <= len(self._data) - self._position:
             raise errors.SerializeError("the marshal data ends too early")
@@ -121,7 +122,7 @@ class _Reader:
             deepest = max(deepest, levels)
             items.append(item)
         make = {"[": list, "<": set, ">": frozenset}.get(kind, tuple)
-        return make(items), deepest + 1
+        return make(spread(items) if kind in "<>" else items), deepest + 1
 
     def _scalar(self, kind: str) -> Any:
         if kind in _CONSTANTS:

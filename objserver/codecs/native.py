@@ -78,6 +78,12 @@ BYTES_ASIDE_MIN = 64 * 1024
 """Bytes from which an argument or a result that is bytes is not copied into the MessagePack."""
 
 
+FRACTION_BITS_MAX = 32_768
+"""Bits above and below, or as many fewer in one as more in the other: dividing by what they have in common
+takes time in the square, inside a single call of C.  Milliseconds for ten thousand digits, hours for a frame
+full of them."""
+
+
 class _Pairs(list[Any]):
     """A dict whose keys are not all strings, on its way into an Ext."""
 
@@ -102,7 +108,7 @@ _ENCODERS: dict[type, tuple[int, Callable[[Any], Any]]] = {
     int: (BIGINT, lambda v: v.to_bytes(v.bit_length() // 8 + 1, "big", signed=True)),
     complex: (COMPLEX, lambda v: struct.pack(">dd", v.real, v.imag)),
     Decimal: (DECIMAL, lambda v: str(v).encode()),
-    Fraction: (FRACTION, lambda v: [v.numerator, v.denominator]),
+    Fraction: (FRACTION, lambda v: _bounded(v.numerator, v.denominator)),
     uuid.UUID: (UUID, lambda v: v.bytes),
     type(pathlib.Path()): (PATH, lambda v: str(v).encode("utf-8", "surrogateescape")),
     datetime.datetime: (DATETIME, _moment),
@@ -146,7 +152,17 @@ def _made(tag: int, content: Any, types: Types) -> Any:
 def _fraction(numerator: Any, denominator: Any) -> Fraction:
     if type(numerator) is not int or type(denominator) is not int:
         raise errors.SerializeError("a fraction has two int")  # of a str it would compute 10**exponent
-    return Fraction(numerator, denominator)
+    return Fraction(*_bounded(numerator, denominator))
+
+
+def _bounded(numerator: int, denominator: int) -> list[int]:
+    """The parts of a fraction, unless bringing it to its lowest terms would take for ever."""
+    if numerator.bit_length() * denominator.bit_length() > FRACTION_BITS_MAX**2:
+        raise errors.SerializeError(
+            f"a fraction of {numerator.bit_length()} by {denominator.bit_length()} bits, more than"
+            f" {FRACTION_BITS_MAX} by {FRACTION_BITS_MAX}"
+        )
+    return [numerator, denominator]
 
 
 def _error_parts(parts: list[Any]) -> tuple[Any, Any, Any, Any]:
@@ -378,6 +394,14 @@ class NativeCodec:
         except Exception as problem:
             self._raise_interrupt()
             raise self._explain(payload, problem) from None
+
+    def weigh(self, payload: Any) -> int:
+        if type(payload) is not Arrived:
+            return budget.weigh_msgpack(payload, self._limits, NESTED)
+        try:
+            return len(payload) + budget.weigh_msgpack(payload.open(), self._limits, NESTED)
+        finally:
+            payload.close()
 
     def _decode_parts(self, arrived: Arrived) -> Any:
         try:

@@ -29,7 +29,7 @@ import serpent
 from objserver import errors, pyro5, references
 from objserver.codecs import budget, exceptions, marshalled
 from objserver.codecs.base import Call, Payload, Substitute, call_of, cannot, proxy_reference, where
-from objserver.references import Location, Reference
+from objserver.references import Location, Origin, Reference
 from objserver.settings import Limits
 
 __all__ = ["JsonCodec", "MarshalCodec", "MsgpackCodec", "SerpentCodec"]
@@ -79,7 +79,9 @@ def _literal(node: ast.expr) -> Any:
         real, imaginary = _literal(node.left), _literal(node.right)
         if type(real) in (int, float) and type(imaginary) is complex:
             return real + imaginary if isinstance(node.op, ast.Add) else real - imaginary
-    if isinstance(node, ast.Call) and ast.unparse(node) == "set()":
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not (node.args or node.keywords):
+        if node.func.id != "set":
+            raise ValueError(f"a call of {node.func.id}")
         return set()
     raise ValueError(f"malformed node {type(node).__name__} on line {node.lineno}")
 
@@ -87,9 +89,10 @@ def _literal(node: ast.expr) -> Any:
 class Classes:
     """Between objects and the class dicts that stand for them."""
 
-    def __init__(self, substitute: Substitute | None, codec: str) -> None:
+    def __init__(self, substitute: Substitute | None, codec: str, origin: Origin | None) -> None:
         self._substitute = substitute
         self._codec = codec
+        self._origin = origin
 
     def special(self, value: Any) -> Any:
         """The form of a value that Pyro gives a meaning of its own, or None for other values."""
@@ -201,7 +204,7 @@ class Classes:
         if name == "Pyro5.core.URI":
             return _reference(data["state"])
         if name == "Pyro5.client.Proxy":
-            return references.arrived(Reference.parse(data["state"][0]))
+            return references.arrived(Reference.parse(data["state"][0]), origin=self._origin)
         if name == "Pyro5.core._ExceptionWrapper":
             inner = data["exception"]
             return pyro5.ExceptionWrapper(self._object(inner) if isinstance(inner, dict) else inner)
@@ -217,9 +220,11 @@ class _StockCodec:
     name = ""
     _inner_first = False
 
-    def __init__(self, limits: Limits, substitute: Substitute | None = None) -> None:
+    def __init__(
+        self, limits: Limits, substitute: Substitute | None = None, origin: Origin | None = None
+    ) -> None:
         self._limits = limits
-        self._classes = Classes(substitute, self.name)
+        self._classes = Classes(substitute, self.name, origin)
 
     def _dump(self, value: Any) -> bytes:
         raise NotImplementedError
@@ -227,8 +232,12 @@ class _StockCodec:
     def _load(self, payload: bytes) -> Any:
         raise NotImplementedError
 
-    def _check(self, payload: bytes) -> None:
+    def _check(self, payload: bytes) -> int:
+        """Refuse what is beyond the limits; about how many bytes of memory the value will take."""
         raise NotImplementedError
+
+    def weigh(self, payload: Payload) -> int:
+        return self._check(bytes(payload))
 
     def encode_call(
         self, object_id: str, method: str, args: Sequence[Any], kwargs: Mapping[str, Any] | None
@@ -306,8 +315,8 @@ class SerpentCodec(_StockCodec):
                     raise
         raise AssertionError
 
-    def _check(self, payload: bytes) -> None:
-        budget.check_serpent(payload, self._limits)
+    def _check(self, payload: bytes) -> int:
+        return budget.check_serpent(payload, self._limits)
 
 
 class MarshalCodec(_StockCodec):
@@ -337,8 +346,8 @@ class MarshalCodec(_StockCodec):
             payload, nesting_max=limits.nesting_max, items_max=limits.decoded_size_max // budget.CONTAINER
         )
 
-    def _check(self, payload: bytes) -> None:
-        pass  # the reader counts while it reads
+    def _check(self, payload: bytes) -> int:
+        return len(payload) * budget.MARSHAL_BYTE  # the reader counts while it reads
 
 
 class JsonCodec(_StockCodec):
@@ -378,8 +387,8 @@ class JsonCodec(_StockCodec):
     def _load(self, payload: bytes) -> Any:
         return json.loads(payload.decode("utf-8"))
 
-    def _check(self, payload: bytes) -> None:
-        budget.check_json(payload, self._limits)
+    def _check(self, payload: bytes) -> int:
+        return budget.check_json(payload, self._limits)
 
 
 class MsgpackCodec(_StockCodec):
@@ -459,5 +468,5 @@ class MsgpackCodec(_StockCodec):
         keys = ormsgpack.OPT_NON_STR_KEYS
         return self._kept(self._ext, lambda hook: ormsgpack.unpackb(payload, ext_hook=hook, option=keys))
 
-    def _check(self, payload: bytes) -> None:
-        budget.check_msgpack(payload, self._limits)
+    def _check(self, payload: bytes) -> int:
+        return budget.weigh_msgpack(payload, self._limits)

@@ -16,6 +16,7 @@ import threading
 from typing import Self
 
 from objserver import errors
+from objserver.logs import escaping
 from objserver.references import Location, Reference
 
 __all__ = ["BEACON_PORT", "Beacon"]
@@ -24,7 +25,7 @@ BEACON_PORT = 9091
 QUESTION = b"GET_NSURI"
 ANY = ("", "0.0.0.0", "::")
 
-log = logging.getLogger("objserver.naming")
+log = escaping(logging.getLogger("objserver.naming"))
 
 
 class Beacon:

@@ -51,7 +51,7 @@ class NameServerDaemon(ObjectServer):
         mdns: str | None = None,
         limits: NamingLimits | None = None,
         ownership: Ownership | None = None,
-        principal: Callable[[], Principal | None] = lambda: None,
+        principal: Callable[[], Principal | None] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(address, store=store, **options)

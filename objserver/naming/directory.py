@@ -53,6 +53,10 @@ Changes = Mapping[str, tuple[Entry | None, Entry | None]]
 
 log = logging.getLogger("objserver.naming")
 
+REPEATS_MAX = 1_000
+"""What the numbers in the braces of a regular expression may come to together: compiling writes a repetition
+out, so that `(?:a{9999}){9999}` takes all memory there is before any matching begins."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NamingLimits:
@@ -89,7 +93,8 @@ class NamingLimits:
 class NameServer:
     """A directory from names to URIs.  Any thread may call it.
 
-    `principal` says who makes the call in progress, None if nobody knows; `ownership` what that allows.
+    `principal` says who makes the call in progress, None if nobody knows: by default who its connection has
+    proven to be.  `ownership` says what that allows.
     """
 
     def __init__(
@@ -98,12 +103,12 @@ class NameServer:
         limits: NamingLimits | None = None,
         *,
         ownership: Ownership | None = None,
-        principal: Callable[[], Principal | None] = lambda: None,
+        principal: Callable[[], Principal | None] | None = None,
         clock: Clock | None = None,
     ) -> None:
         self._limits = limits or NamingLimits()
         self._ownership = ownership or Ownership()
-        self._principal = principal
+        self._principal = principal or _caller
         self._clock = clock or SystemClock()
         self._lock = threading.Lock()
         """Of the index."""
@@ -447,6 +452,8 @@ class NameServer:
             return everything
         if len(regex) > self._limits.regex_length_max:
             raise errors.NamingError(f"a regex may have {self._limits.regex_length_max} characters at most")
+        if _repeats(regex) > REPEATS_MAX:
+            raise errors.NamingError(f"a regex may repeat something {REPEATS_MAX} times at most: {regex!r}")
         deadline = time.monotonic() + self._limits.regex_timeout_s
         try:
             matches = re.compile(regex).match
@@ -500,6 +507,12 @@ def _check_filters(*filters: object) -> None:
             raise TypeError("names, prefixes and regular expressions are str")
 
 
+def _repeats(regex: str) -> int:
+    """How many times something is repeated, if the counted repetitions are inside each other."""
+    counted = re.findall(r"\{[^}]*", regex)
+    return math.prod(max(1, *map(int, re.findall(r"[0-9]+", bounds)), 1) for bounds in counted)
+
+
 def _is_text(text: str) -> bool:
     """Whether every client can be told: a lone surrogate cannot be sent."""
     return text.isascii() or text.encode("utf-8", "ignore").decode() == text
@@ -524,6 +537,11 @@ def _made(data: Any) -> Entry:
 def _same_tags(*tags: str) -> frozenset[str]:
     """Many names have the same ones, which then cost memory once."""
     return frozenset(tags)
+
+
+def _caller() -> Principal | None:
+    facts = in_progress.get()
+    return None if facts is None else facts.principal
 
 
 def _is_peer() -> bool:

@@ -8,7 +8,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Principal"]
+__all__ = ["Principal", "Restrictions"]
+
+
+@dataclass(frozen=True, slots=True)
+class Restrictions:
+    """What a token leaves of its principal's rights; it never adds any.
+
+    An id is covered if each member of `objects` has a pattern for it, a method likewise: whoever had the
+    token could add one.  `rates` are calls per second, each with the id of the bucket they are taken from.
+    """
+
+    objects: tuple[tuple[str, ...], ...] = ()
+    methods: tuple[tuple[str, ...], ...] = ()
+    rates: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,3 +36,4 @@ class Principal:
     roles: frozenset[str] = frozenset()
     means: str = ""
     expires_at: float | None = None
+    restrictions: Restrictions | None = None

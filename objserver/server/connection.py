@@ -4,6 +4,9 @@
                      -> lingering       after an error: what still comes is thrown away for a moment, so that
                                         the error message is not lost to a reset, then the socket closes
 
+Where the server wants to know who calls, greeting includes the proof: of a shared key by a challenge and its
+answer, which is one frame more in each direction.  Nothing is said of any object before.
+
 The leader reads and parses; replies are sent by whichever thread has finished the call, so sending is under a
 lock of the connection.  What the peer does not take at once waits in `_unsent`, bounded; meanwhile nothing
 more is read from that peer.
@@ -26,7 +29,11 @@ from objserver.adapter import Answering, Invocation
 from objserver.codecs import Codec, marshalled
 from objserver.codecs.base import NAME_LENGTH_MAX, call_of
 from objserver.codecs.exceptions import text_of
+from objserver.logs import escaping
 from objserver.references import DAEMON_ID
+from objserver.security.authentication import Authentication, Proving
+from objserver.security.exchange import NONCE_SIZE
+from objserver.security.principal import Principal
 from objserver.server.conversation import Conversation
 from objserver.wire import (
     CallContext,
@@ -49,7 +56,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Connection"]
 
-log = logging.getLogger("objserver.server")
+log = escaping(logging.getLogger("objserver.server"))
 
 READ_SIZE = 8 * 1024
 """Bytes asked for at a time.  A larger buffer is mapped and unmapped by the allocator at every call, which
@@ -58,16 +65,24 @@ READ_LARGE = 1024 * 1024
 """... except when the rest of a large frame is known to be coming."""
 LARGE = 64 * 1024
 """Bytes from which decoding a request is work of its own: beyond it, it would hold up the other clients."""
-HEAVY = 4 * 1024
-"""Bytes from which the arguments of a waiting or running invocation count against `receive_memory_max`."""
+HEAVY = 256
+"""Bytes from which the arguments of a waiting or running invocation count against `receive_memory_max`, with
+the memory that they take: that of a byte can be 136 bytes."""
 GATHER_MAX = 64
 """Replies that are sent together at most: the peer has something to do meanwhile."""
 LINGER_S = 1.0
 """How long a connection that was refused stays half open: long enough for the reason to arrive."""
+TLS_HELLO = b"\x16\x03"
+TLS_ALERT = bytes([21, 3, 1, 0, 2, 2, 40])
+"""What TLS clients understand: fatal, handshake failure."""
 Start = Callable[[Callable[[], None]], None]
 # As globals: reading an attribute of a class takes longer.
 _INVOKE, _KEEP_SERIALIZED = FrameType.INVOKE, Flag.KEEP_SERIALIZED
 _LISTS = (list, tuple)
+_NATIVE = (
+    errors.ObjectNotFound, errors.AuthenticationFailed, errors.NotAuthorized, errors.QuotaExceeded
+)  # fmt: skip
+"""Refusals that our peers get as what they are."""
 _HTTP = (b"GET ", b"POST", b"HEAD", b"PUT ", b"OPTI", b"DELE", b"PATC", b"CONN")
 _HTTP_ANSWER = (
     b"HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n"
@@ -78,22 +93,32 @@ _HTTP_ANSWER = (
 class Weight:
     """Counts bytes as held for as long as it lives, which is as long as the invocation that has it."""
 
-    __slots__ = ("_hold", "_size")
+    __slots__ = ("_hold", "size")
 
     def __init__(self, hold: Callable[[int], None], size: int) -> None:
         hold(size)
-        self._hold, self._size = hold, size
+        self._hold, self.size = hold, size
+
+    def grow(self, size: int) -> None:
+        """So many bytes more."""
+        self._hold(size)
+        self.size += size
 
     def __del__(self) -> None:
         # Without the attributes if `hold` refused.
-        if hasattr(self, "_size"):
-            self._hold(-self._size)
+        if hasattr(self, "size"):
+            self._hold(-self.size)
 
 
 class Connection(Answering):
     """Server side of one socket.  `receive` is called by the leader only."""
 
-    def __init__(self, server: ObjectServer, sock: socket.socket, address: Any, serial: int) -> None:
+    principal: Principal | None = None
+    """Who the client has proven to be; None where nobody is asked."""
+    receives_in_place = True
+    """The socket puts what comes where it is told to."""
+
+    def __init__(self, server: ObjectServer, sock: Any, address: Any, serial: int) -> None:
         self.server = server
         self.sock = sock
         self.address = address
@@ -126,10 +151,17 @@ class Connection(Answering):
         self._gathered: list[bytes] | None = None
         """Replies to requests that came together, until the last of these has run."""
         self._tracked: weakref.WeakSet[Any] | None = None
+        self._challenged: tuple[Proving, Frame, dict[str, Any]] | None = None
+        """The proof that is awaited, and the connect frame that claimed it, with what it said."""
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "open" if self.greeted else "greeting"
         return f"<Connection {self.address} {state} session={self.session!r}>"
+
+    @property
+    def principal_name(self) -> str | None:
+        """Whose it is, where that is asked."""
+        return None if self.principal is None else self.principal.name
 
     @property
     def link(self) -> object:
@@ -168,7 +200,7 @@ class Connection(Answering):
         try:
             if not before:
                 data = self._recv(READ_SIZE)
-            elif (space := parser.space()) is None:
+            elif not self.receives_in_place or (space := parser.space()) is None:
                 data = self._recv(min(max(parser.missing, READ_SIZE), READ_LARGE))
             else:
                 data = self.sock.recv_into(space)
@@ -191,6 +223,9 @@ class Connection(Answering):
             if not self.greeted and space is None and data[:4] in _HTTP:
                 self._write(_HTTP_ANSWER)
                 raise errors.ProtocolError("an HTTP request")
+            if not self.greeted and space is None and not before and data[:2] == TLS_HELLO:
+                self._write(TLS_ALERT)
+                raise errors.ProtocolError("this server does not speak TLS")
             frames = parser.receive_data(data) if space is None else parser.received(data)
             if parser.buffered or before:
                 self._account(parser.buffered, bool(frames))
@@ -288,56 +323,104 @@ class Connection(Answering):
         return self._reading and wanted and not self._unsent, bool(self._unsent)
 
     def _greeting(self, frame: Frame) -> None:
-        if frame.type != FrameType.CONNECT:
+        if self._challenged is not None:
+            if frame.type != FrameType.PROOF:
+                raise errors.ProtocolError(f"a proof was to come, and not a frame of type {frame.type}")
+        elif frame.type != FrameType.CONNECT:
             raise errors.ProtocolError(f"a connection starts with a connect frame, not type {frame.type}")
         server = self.server
         codec: Codec = server.codecs.serpent
         try:
-            codec = server.codecs.get(frame.serializer_id)
-            data = codec.decode(frame.payload)
-            if (
-                not isinstance(data, dict)
-                or not isinstance(data.get("object"), str)
-                or len(data["object"]) > NAME_LENGTH_MAX
-            ):
-                raise errors.ProtocolError("the connect frame names no object, or by too long an id")
-            self.peer = Extension.from_handshake(data)
-            skeleton = server.adapter.skeleton(data["object"])
-            answer: dict[str, Any] = {
-                "handshake": server.validate_handshake(data.get("handshake")),
-                "meta": dict(skeleton.metadata),
-            }
-            if self.peer is not None:
-                if self.peer.session:
-                    # A name of its own making; the mark keeps it apart from the sessions of stock clients.
-                    self.session, self.session_is_connection = f"peer:{self.peer.session}", False
-                self.holder = self.peer.client or self.session
-                size = server.settings.limits.frame_size_max
-                answer["meta"]["repeatable"] = skeleton.repeatable
-                if server.adapter.keeps_calls(data["object"]):
-                    answer["meta"]["exactly_once"] = True
-                offer = self._share_memory(self.peer)
-                ours = Extension(frame_size_max=size, shared=offer, store=server.store_id)
-                answer[wire_extension.KEY] = ours.to_data()
+            if self._challenged is None:
+                codec = server.codecs.get(frame.serializer_id)
+                data = _connect_data(codec.decode(frame.payload))
+                self.peer = Extension.from_handshake(data)
+                if server.authentication is not None and not self._identify(
+                    server.authentication, frame, data
+                ):
+                    return
+            else:
+                proving, connect, data = self._challenged
+                codec = server.codecs.get(connect.serializer_id)
+                self.principal = proving.proven(frame.payload, server.clock.time())
+            answer = self._welcome(data)
             payload, kind = codec.encode(answer), FrameType.CONNECT_OK
         except BaseException as problem:  # a locator or a handshake check may raise anything
             kind = FrameType.CONNECT_FAIL
-            if self.peer is not None and isinstance(problem, errors.ObjectNotFound):
+            if isinstance(problem, errors.AuthenticationFailed):
+                server.refused += 1
+                # As text: an exception that a log keeps would keep the frame and its weight.
+                log.warning("%s was not let in: %s", self, text_of(problem))
+            if self.peer is not None and isinstance(problem, _NATIVE):
                 codec = server.codecs.native
                 payload = codec.encode(problem)
             else:
                 payload = codec.encode(text_of(problem))  # stock peers know text only
         self.send(encode_frame(kind, codec.serializer_id, 0, frame.sequence, payload))
         if kind == FrameType.CONNECT_OK:
+            self._challenged = None
             self.greeted = self._quick = True
             if self.peer is not None and self.peer.multiplexed:
                 self._conversation = Conversation(self)
                 server.can_be_called(self)
             self.deadline = None
             server.hurried.pop(self, None)
+            if self.principal is not None and self.principal.expires_at is not None:
+                server.expiring[self] = self.principal.expires_at
             self.parser.frame_size_max = server.settings.limits.frame_size_max
         else:
             self._linger()
+
+    def _identify(self, means: Authentication, frame: Frame, data: dict[str, Any]) -> bool:
+        """See who it is; False if the answer to a challenge is to come.  AuthenticationFailed."""
+        server = self.server
+        proving = Proving(
+            means,
+            self.certified(),
+            nonce=server.random_bytes(NONCE_SIZE),
+            binding=self.binding,
+            confidential=bool(self.binding) or is_local(self.sock),
+        )
+        claim, token = (self.peer.claim, self.peer.token) if self.peer is not None else (None, "")
+        self.principal = proving.presented(claim, token, data.get("handshake"), server.clock.time())
+        if self.principal is None:
+            self._challenged = proving, frame, data
+            self.send(
+                encode_frame(FrameType.PROOF, frame.serializer_id, 0, frame.sequence, proving.challenge)
+            )
+        return self.principal is not None
+
+    binding = b""
+    """What proofs are bound to; nothing without TLS."""
+
+    def certified(self) -> Principal | None:
+        """Whom a certificate names; nobody without TLS."""
+        return None
+
+    def _welcome(self, data: dict[str, Any]) -> dict[str, Any]:
+        """The answer to a client that may come in."""
+        server = self.server
+        skeleton = server.adapter.greet(data["object"], self)
+        answer: dict[str, Any] = {
+            "handshake": server.validate_handshake(data.get("handshake")),
+            "meta": dict(skeleton.metadata),
+        }
+        if self.peer is not None:
+            if self.peer.session:
+                # A name of its own making; the mark keeps it apart from the sessions of stock clients, and of
+                # other principals.
+                whose = "peer" if self.principal is None else f"peer {self.principal.name!r}"
+                self.session, self.session_is_connection = f"{whose}:{self.peer.session}", False
+            self.holder = self.peer.client or self.session
+            size = server.settings.limits.frame_size_max
+            answer["meta"]["repeatable"] = skeleton.repeatable
+            if server.adapter.keeps_calls(data["object"]):
+                answer["meta"]["exactly_once"] = True
+            offer = self._share_memory(self.peer)
+            proof = self._challenged[0].proof if self._challenged is not None else ""
+            ours = Extension(frame_size_max=size, shared=offer, store=server.store_id, proof=proof)
+            answer[wire_extension.KEY] = ours.to_data()
+        return answer
 
     def _share_memory(self, peer: Extension) -> Offer | None:
         """From here on large values may travel beside the messages; what we offer for sharing memory."""
@@ -358,16 +441,22 @@ class Connection(Answering):
         try:
             if codec.serializer_id != frame.serializer_id:
                 codec = self._codec = self.server.codecs.get(frame.serializer_id)
+            before = len(frame.payload)
+            if before > HEAVY:
+                weight = weight or Weight(self.server.hold, before)
+                if not flags & _KEEP_SERIALIZED:
+                    weight.grow(max(0, codec.weigh(frame.payload) - before))
             if flags & _KEEP_SERIALIZED:
                 object_id, method, args, kwargs = self._blob(frame)
             else:
                 object_id, method, args, kwargs = codec.decode_call(frame.payload)
             payload = frame.payload
-            size = len(payload)  # only now is all of it here
+            if weight is not None and len(payload) > before:
+                weight.grow(len(payload) - before)  # only now is all of it here
             frame.payload = b""  # a request that waits holds its arguments once
             invocation = Invocation(self, object_id, method, args, kwargs, (codec, frame))
-            if size > HEAVY:
-                invocation.weight = weight or Weight(self.server.hold, size)
+            if weight is not None:
+                invocation.weight = weight
         except errors.ProtocolError as problem:
             if not flags & Flag.ONEWAY:
                 self.send(self.encode_error(Invocation(self, DAEMON_ID, "", (), {}, (codec, frame)), problem))
@@ -383,11 +472,14 @@ class Connection(Answering):
         """As `_invoke`, of a request without flags and annotations, where one follows the other."""
         codec, payload = self._codec, frame.payload
         try:
+            weight = None
+            if len(payload) > HEAVY:
+                weight = Weight(self.server.hold, max(len(payload), codec.weigh(payload)))
             object_id, method, args, kwargs = codec.decode_call(payload)
             frame.payload = b""
             invocation = Invocation(self, object_id, method, args, kwargs, (codec, frame))
-            if len(payload) > HEAVY:
-                invocation.weight = Weight(self.server.hold, len(payload))
+            if weight is not None:
+                invocation.weight = weight
         except errors.ProtocolError as problem:
             self.send(self.encode_error(Invocation(self, DAEMON_ID, "", (), {}, (codec, frame)), problem))
             return
@@ -618,6 +710,13 @@ class Connection(Answering):
             what = "no complete frame" if self.greeted else "no handshake"
             self._refuse(errors.ProtocolError(f"{what} came in the time allowed"))
 
+    def expire_principal(self) -> None:
+        """What proves who the client is has expired; it may come again with something newer."""
+        if self.closed or self.lingering:
+            return
+        assert self.principal is not None
+        self._refuse(errors.ProtocolError(f"what proves {self.principal.name!r} has expired"))
+
     def say_goodbye(self) -> None:
         """The server stops in good order: what has no reply yet was not begun, and may be asked elsewhere."""
         if self.greeted and self.peer is not None and not self.lingering:
@@ -649,3 +748,13 @@ class Connection(Answering):
         if self._conversation is not None:
             self._conversation.disconnected()
         self.server.adapter.disconnected(self)
+
+
+def _connect_data(data: Any) -> dict[str, Any]:
+    if (
+        not isinstance(data, dict)
+        or not isinstance(data.get("object"), str)
+        or len(data["object"]) > NAME_LENGTH_MAX
+    ):
+        raise errors.ProtocolError("the connect frame names no object, or by too long an id")
+    return data

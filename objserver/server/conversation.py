@@ -28,6 +28,7 @@ from objserver.adapter import Invocation, not_begun
 from objserver.codecs import Codec
 from objserver.codecs.base import proxy_reference
 from objserver.invocation import Awaited
+from objserver.logs import escaping
 from objserver.references import Location
 from objserver.wire import CallTable, Flag, Frame, FrameParser, FrameType, Probe, Promises, encode_frame
 from objserver.wire import extension as wire_extension
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Conversation", "PendingReply"]
 
-log = logging.getLogger("objserver.server")
+log = escaping(logging.getLogger("objserver.server"))
 
 KEEP_S = 30.0
 """How long a result is kept: a request that refers to it was sent before the peer had the reply."""

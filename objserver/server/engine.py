@@ -35,6 +35,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol
 
 from objserver.errors import Deadlock, ServerBusy
+from objserver.logs import escaping
 from objserver.machine import machine
 from objserver.references import Location
 from objserver.settings import ServerSettings
@@ -44,7 +45,7 @@ if TYPE_CHECKING:  # asyncio is loaded when the first coroutine comes: it takes 
 
 __all__ = ["Poller", "WorkerEngine"]
 
-log = logging.getLogger("objserver.engine")
+log = escaping(logging.getLogger("objserver.engine"))
 
 LOOK_S = 0.005
 LOOK_AGAIN_S = 0.001

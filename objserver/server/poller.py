@@ -13,6 +13,7 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from objserver.logs import escaping
 from objserver.machine import machine
 from objserver.server.connection import Connection
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SocketPoller"]
 
-log = logging.getLogger("objserver.server")
+log = escaping(logging.getLogger("objserver.server"))
 
 EPOLLOUT = select.EPOLLOUT
 REFUSED_MAX = 100
@@ -130,7 +131,7 @@ class SocketPoller:
             if sock.family != socket.AF_UNIX:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._accepted += 1
-            connection = Connection(server, sock, address or None, self._accepted)
+            connection = server.accepted(sock, address or None, self._accepted)
             self.connections[sock.fileno()] = connection
             server.hurried[connection] = None
             self._epoll.register(sock.fileno(), select.EPOLLIN)

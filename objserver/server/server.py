@@ -35,11 +35,15 @@ from objserver.adapter import (
 from objserver.clock import Clock
 from objserver.codecs import Codecs, Types
 from objserver.invocation import Interceptor
+from objserver.logs import escaping
 from objserver.machine import machine
-from objserver.references import DAEMON_ID, Location, Reference, arrived, deliver
+from objserver.references import DAEMON_ID, Location, Origin, Reference, Rule, arrived, deliver
+from objserver.security import Authentication, Authorization, Itself, ServerTLS
+from objserver.security.tls import Identity
 from objserver.server.connection import LINGER_S, Connection
 from objserver.server.conversation import Conversation
 from objserver.server.engine import WorkerEngine
+from objserver.server.outgoing import rule_of
 from objserver.server.poller import SocketPoller
 from objserver.server.pyro5_daemon import Pyro5Daemon
 from objserver.settings import ServerSettings
@@ -48,7 +52,7 @@ from objserver.wire.shared_memory import SharedMemory
 
 __all__ = ["ObjectServer"]
 
-log = logging.getLogger("objserver.server")
+log = escaping(logging.getLogger("objserver.server"))
 
 
 class ObjectServer:
@@ -57,10 +61,22 @@ class ObjectServer:
     `address` is `host:port` (port 0: any free one), `[ipv6]:port` or `./u:path` for a Unix socket. `store`
     is the URL of the store for Persistent objects.  `workers` bounds the threads that run servants (those
     that wait for other objects have a bound of their own, a setting); one makes the server iterative.
-    Binding beyond the own machine without authentication needs `insecure=True`.  `interceptors` are put
-    around every call of a servant.  `types` are classes whose values may arrive as what they are, beside
-    those that the annotations of registered classes mention.  Usable as a context manager; leaving it drains
-    and stops.
+    `interceptors` are put around every call of a servant.  `types` are classes whose values may arrive as
+    what they are, beside those that the annotations of registered classes mention.
+
+    `tls` encrypts every connection, and with a `client_ca` tells who calls by the clients' certificates;
+    `authentication` has other means to tell.  With either, a client that does not prove who it is is refused.
+    Binding beyond the own machine with neither needs `insecure=True`.  `itself` is how servants call objects
+    of this very server by reference, and how messages reach them that objects of it send.
+
+    `authorization` says who may call what.  Without it, a server that knows who calls allows what `roles` of
+    `@expose` allow, and nothing else; one that does not know allows everything that is exposed.
+
+    `connects_to` limits where a servant may connect to by calling a proxy that came in an argument: names,
+    addresses and networks (`["*.lab:9090", "10.1.0.0/16"]`, `[]` for nowhere), or a callable from Location to
+    bool.
+
+    Usable as a context manager; leaving it drains and stops.
     """
 
     def __init__(
@@ -71,9 +87,14 @@ class ObjectServer:
         workers: int | None = None,
         settings: ServerSettings | None = None,
         insecure: bool = False,
+        tls: ServerTLS | None = None,
+        authentication: Authentication | None = None,
+        itself: Itself | None = None,
+        authorization: Authorization | None = None,
         interceptors: Sequence[Interceptor] = (),
         clock: Clock | None = None,
         types: Iterable[type] = (),
+        connects_to: Iterable[str] | Rule | None = None,
     ) -> None:
         self.settings = settings or ServerSettings()
         if workers is not None:
@@ -83,11 +104,23 @@ class ObjectServer:
         self._machine = machine.get()
         self.clock: Clock = clock or self._machine
         known = Types(types)
+        self._rule = rule_of(connects_to)
         self._location = Location.parse(address)
+        self.tls = tls
+        self._certificates_only = authentication is None
+        if authentication is None and tls is not None and tls.client_ca is not None:
+            authentication = Authentication()
+        self._authentication = authentication
+        if authorization is None and authentication is not None:
+            authorization = Authorization()
+        """None where nobody is asked who it is."""
+        self.random_bytes = self._machine.random_bytes
+        self._identity: Identity | None = None
+        self.reload_tls()
         # Whoever reaches the port must find somebody at home, so the store is opened first.
         self._store = open_store(store) if isinstance(store, str) else store
         try:
-            self._listener = self._machine.listen(self._location, insecure)
+            self._listener = self._machine.listen(self._location, insecure or authentication is not None)
         except BaseException:
             if isinstance(store, str) and self._store is not None:
                 self._store.close()
@@ -96,11 +129,15 @@ class ObjectServer:
             self._location = Location(self._location.host, self._listener.getsockname()[1])
         self._committer = Committer(self._store) if self._store is not None else None
         self.store_id = self._store.id if self._store is not None else ""
+        itself = itself or Itself()
+        rule = None if self._rule is None else self._allows
+        self._origin = Origin(known, rule, self._location, itself.tls, itself.credentials)
         self.codecs = Codecs(
             self.settings.limits,
             substitute=self._substitute,
             export=self._export,
             arrive=self._arrive,
+            origin=Origin(known, rule),
             marshal=self.settings.marshal,
             types=known,
         )
@@ -112,6 +149,8 @@ class ObjectServer:
         # Dicts, which have an order: in a simulation everything does.
         self.hurried: dict[Connection, None] = {}
         self.gathering: dict[Connection, None] = {}
+        self.expiring: dict[Connection, float] = {}
+        """When what proves their clients' names expires, in seconds since 1970."""
         self.keeping: dict[Conversation, None] = {}
         """Who keeps results, for a while."""
         self.receiving = 0
@@ -138,6 +177,7 @@ class ObjectServer:
             pyro5_daemon=Pyro5Daemon(self),
             interceptors=interceptors,
             deliver=self._deliver,
+            authorization=authorization,
         )
         self.adapter.register(DaemonObject(self.adapter, self._describe), DAEMON_ID, Shared(), Concurrent())
         self._state = "new"
@@ -151,6 +191,26 @@ class ObjectServer:
     def address(self) -> str:
         """Where the server listens, as it stands in URIs."""
         return str(self._location)
+
+    @property
+    def authentication(self) -> Authentication | None:
+        """How clients prove who they are; another one counts for those that come from then on."""
+        return self._authentication
+
+    @authentication.setter
+    def authentication(self, authentication: Authentication) -> None:
+        if self.authorization is None:
+            self.authorization = Authorization()
+        self._authentication = authentication
+
+    @property
+    def authorization(self) -> Authorization | None:
+        """Who may call what; another one counts from the next call on.  None: nobody is asked who calls."""
+        return self.adapter.authorization
+
+    @authorization.setter
+    def authorization(self, authorization: Authorization) -> None:
+        self.adapter.authorization = authorization
 
     # -- what is served ------------------------------------------------------------------------------
 
@@ -236,6 +296,22 @@ class ObjectServer:
         """The reference of a served object; ObjectNotFound if nothing here serves it."""
         return self.adapter.reference(object_id, self._location)
 
+    def reload_tls(self) -> None:
+        """Read the files of `tls` again, for the connections that come from now on; others stay as they are.
+
+        RegistrationError if they cannot be used: then nothing has changed.
+        """
+        if self.tls is not None:
+            self._identity = self.tls.load(self._certificates_only)
+
+    def accepted(self, sock: Any, address: Any, serial: int) -> Connection:
+        """The connection of a client that has come."""
+        if self._identity is None:
+            return Connection(self, sock, address, serial)
+        from objserver.server.encrypted import EncryptedConnection  # it loads OpenSSL
+
+        return EncryptedConnection(self, sock, address, serial, self._identity)
+
     def validate_handshake(self, greeting: Any) -> Any:
         """For subclasses: look at a client's handshake data; raise to refuse it, return the answer."""
         return "hello"
@@ -252,18 +328,22 @@ class ObjectServer:
         """What a reference that one of our peers sent becomes: an object of this server is itself."""
         if reference.location is not None and reference.location.client:
             find = partial(self._find_client, reference.location.client)
-            return arrived(reference, find, self.codecs.types)
+            return arrived(reference, find, self._origin)
         if self.is_here(reference):
             servant = self.adapter.servant_at(reference.object_id)
             if servant is not EMPTY:
                 return servant
-        return arrived(reference, origin=self.codecs.types)
+        return arrived(reference, origin=self._origin)
 
-    def _deliver(self, *message: Any) -> None:
+    def _allows(self, location: Location) -> bool:
+        """Whether a proxy that came in an argument may connect there; to this server it always may."""
+        return location == self._location or (self._rule is not None and self._rule(location))
+
+    def _deliver(self, target: str, method: str, payload: bytes, call: Any, acked: int) -> None:
         """Make the call that a message is; another worker may have this one's place meanwhile."""
         self.engine.about_to_block()
         try:
-            deliver(*message)
+            deliver(target, method, payload, call, acked, self._origin)
         finally:
             self.engine.no_longer_blocked()
 
@@ -281,7 +361,9 @@ class ObjectServer:
             connections = self._callable.get(client)
             if not connections:
                 raise errors.ConnectFailed("the client whose object is to be called has no connection here")
-            return connections[-1].conversation
+            # The newest of whoever was first: another who says that it is this client takes nothing away.
+            first = connections[0].principal_name
+            return next(one for one in reversed(connections) if one.principal_name == first).conversation
 
     def dump(self, path: str) -> None:
         """Write the whole store, as it is at one moment, to a file that `objserver store load` reads.
@@ -333,6 +415,10 @@ class ObjectServer:
                 self._await_quiet(deadline)
                 self.adapter.end_all()
                 self._await_quiet(deadline)
+                if self._committer is not None and settled:
+                    # Nobody runs any more, but its thread may be about to tell what it has committed last.
+                    self._committer.close()
+                    self._await_quiet(deadline)
                 settled = settled and not self.adapter.busy and not self.receiving
             self._send_gathered(True)
             for connection in list(self.poller.connections.values()):
@@ -446,6 +532,12 @@ class ObjectServer:
         for connection in list(self.hurried):
             if connection.deadline is not None and now >= connection.deadline:
                 connection.expire()
+        if self.expiring:
+            today = self.clock.time()
+            for connection, expires_at in list(self.expiring.items()):
+                if today >= expires_at:
+                    del self.expiring[connection]
+                    connection.expire_principal()
         if self.poller.accepting:
             self.poller.resume_accepting()
         self.memory.sweep()
@@ -482,6 +574,7 @@ class ObjectServer:
         """A connection is about to close."""
         self.hurried.pop(connection, None)
         self.gathering.pop(connection, None)
+        self.expiring.pop(connection, None)
         with self._callable_lock:
             connections = self._callable.get(connection.holder, [])
             if connection in connections:

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 from objserver import errors
+from objserver.logs import escaping
 from objserver.machine import machine
 from objserver.storage.base import Change, Store, Superseded, Unstorable
 
@@ -33,7 +34,7 @@ QUEUE_MAX = 10_000
 """Changes that wait.  It is about what a good disk makes durable in a second: beyond it a caller is better
 off with ServerBusy than with more waiting, and each holds a state in memory."""
 
-_log = logging.getLogger("objserver.storage")
+_log = escaping(logging.getLogger("objserver.storage"))
 
 
 class Committer:
@@ -85,6 +86,11 @@ class Committer:
             self._wake.notify()
         if self._thread is not None and self._thread is not self._machine.current_thread():
             self._thread.join()
+
+    @property
+    def has_more(self) -> bool:
+        """Whether something waits for the next commit."""
+        return bool(self._lines or self._reads)
 
     def statistics(self) -> dict[str, int]:
         with self._wake:

@@ -269,6 +269,7 @@ class Process(Machine):
         self.Bell = partial(Bell, self)
         self.epoll = partial(Epoll, self)
         self.uniform = world.random.uniform
+        self.random_bytes = world.random.randbytes
         self.connect = partial(world.network.connect, self)
         self.listen = partial(world.network.listen, self)
         self.start = self._start

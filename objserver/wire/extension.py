@@ -5,7 +5,8 @@ that knows them answers with the same key.  The key in the connect frame is all 
 this, and it ignores it; a stock client, which sends no such key, sees nothing.  The greeting carries a
 version, the client's session id, the id of its process, and whether it takes calls and replies in any order;
 the answer a version and the server's limit on frames.  Between two processes of one machine
-both also offer shared memory (`shared_memory`).
+both also offer shared memory (`shared_memory`).  A client may claim to hold a shared key, which it then
+proves in a frame of its own, or show a token; the answer to the first has the server's proof.
 
 `CallContext` travels in one request annotation, `OBJS`: a MessagePack array
 
@@ -51,6 +52,8 @@ NUMBER_MAX = 1 << 62
 """Call numbers are below it: every store can hold them."""
 SESSION_SIZE_MAX = 200
 """Characters of a session id; ours have 32, a person's name for one is short."""
+TOKEN_SIZE_MAX = 32 * 1024
+"""Characters of a token: half a handshake."""
 
 
 _NO_ARGS: Mapping[int | str, int] = {}
@@ -69,6 +72,14 @@ class Extension(NamedTuple):
     """Process id, descriptor, token and number of the word that proves we can open its memory."""
     store: str = ""
     """Id of the data that the server's objects are kept in: calls are numbered for each."""
+    claim: tuple[str, str, str] | None = None
+    """Id of the key that the client holds, its name among the holders, and its nonce."""
+    token: str = ""
+    proof: str = ""
+    """That the server knows the key too."""
+
+    def __repr__(self) -> str:
+        return f"<Extension session={self.session!r} client={self.client!r}>"  # and no token
 
     def to_data(self) -> dict[str, Any]:
         data: dict[str, Any] = {"version": VERSION}
@@ -84,6 +95,12 @@ class Extension(NamedTuple):
             data["shared"] = list(self.shared)
         if self.store:
             data["store"] = self.store
+        if self.claim:
+            data["key"] = list(self.claim)
+        if self.token:
+            data["token"] = self.token
+        if self.proof:
+            data["proof"] = self.proof
         return data
 
     @classmethod
@@ -94,6 +111,12 @@ class Extension(NamedTuple):
             return None
         session, size = data.get("session", ""), data.get("frame_size_max", 0)
         client, store = data.get("client", ""), data.get("store", "")
+        token, proof = data.get("token", ""), data.get("proof", "")
+        claim = data.get("key")
+        if claim is not None:  # a stock serializer carried it: a list may be a tuple here, and below
+            claim = tuple(claim) if isinstance(claim, (list, tuple)) else ()
+            if [type(part) for part in claim] != [str, str, str] or len("".join(claim)) > SESSION_SIZE_MAX:
+                raise errors.ProtocolError("the greeting between objserver peers claims no key that can be")
         if (
             not isinstance(session, str)
             or len(session) > SESSION_SIZE_MAX
@@ -103,19 +126,23 @@ class Extension(NamedTuple):
             or len(client) > SESSION_SIZE_MAX
             or not isinstance(store, str)
             or len(store) > SESSION_SIZE_MAX
+            or not isinstance(token, str)
+            or len(token) > TOKEN_SIZE_MAX
+            or not isinstance(proof, str)
+            or len(proof) > SESSION_SIZE_MAX
         ):
             raise errors.ProtocolError("the greeting between objserver peers is malformed")
         multiplexed = data.get("multiplexed") is True
         shared = data.get("shared")
         if shared is None:
-            return cls(session, size, client, multiplexed, None, store)
-        # A stock serializer carried it: a list may be a tuple here.
+            return cls(session, size, client, multiplexed, None, store, claim, token, proof)
         if not isinstance(shared, (list, tuple)) or [type(part) for part in shared] != [int, int, str, int]:
             raise errors.ProtocolError("the greeting between objserver peers is malformed")
-        process, descriptor, token, number = shared
-        if len(token) > SESSION_SIZE_MAX or not all(0 <= n < 1 << 31 for n in (process, descriptor, number)):
+        process, descriptor, word, number = shared
+        if len(word) > SESSION_SIZE_MAX or not all(0 <= n < 1 << 31 for n in (process, descriptor, number)):
             raise errors.ProtocolError("the greeting between objserver peers is malformed")
-        return cls(session, size, client, multiplexed, (process, descriptor, token, number), store)
+        offer = process, descriptor, word, number
+        return cls(session, size, client, multiplexed, offer, store, claim, token, proof)
 
 
 class Promises(NamedTuple):

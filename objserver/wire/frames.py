@@ -57,6 +57,9 @@ class FrameType:
     """Between our peers only: the sender of request `sequence` wants no result any more."""
     PROBE = 18
     """Between our peers only: the sender of request `sequence` asks what that waits for."""
+    PROOF = 19
+    """Between our peers only, before CONNECT_OK: from the server a challenge, from the client the answer, for
+    a client that has claimed to hold a shared key.  The payload is in no serializer."""
 
 
 class Flag:

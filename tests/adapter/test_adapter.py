@@ -77,6 +77,10 @@ class Committer:
         self.store = store
         self.queue = []
 
+    @property
+    def has_more(self):
+        return bool(self.queue)
+
     def submit(self, change, done):
         self.queue.append((change, done))
 
@@ -245,6 +249,19 @@ def test_no_reply_leaves_before_its_state_is_stored(house):
     assert house.caller.take() == []
     assert house.store.load("C", "a") is None
     house.committer.commit()
+    assert house.caller.take() == [5]
+
+
+def test_the_next_commit_does_not_wait_until_those_of_the_last_are_told(house):
+    house.register(Counter, "C", Persistent())
+    house.begin("C/a", "add", 5)
+    house.begin("C/b", "add", 6)
+    house.engine.run()
+    change, done = house.committer.queue.pop(0)
+    house.store.commit([change])
+    done(None)
+    assert house.caller.take() == []  # another commit is due
+    house.engine.run()
     assert house.caller.take() == [5]
 
 

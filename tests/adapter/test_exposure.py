@@ -111,3 +111,91 @@ def test_pyro5_decorators_are_understood_and_recognised():
     assert skeleton.methods["method"].oneway
     assert skeleton.written_for_pyro5
     assert not Skeleton.of(Thing).written_for_pyro5
+
+
+def roles(cls):
+    skeleton = Skeleton.of(cls)
+    return {
+        **{name: set(member.roles) for name, member in skeleton.methods.items()},
+        **{name: set(member.roles) for name, member in skeleton.getters.items()},
+        **{f"{name}=": set(member.roles) for name, member in skeleton.setters.items()},
+    }
+
+
+@expose(roles={"operator"})
+class Guarded:
+    def method(self): ...
+    @expose(roles={"viewer", "operator"})
+    def own(self): ...
+    @staticmethod
+    def static(): ...
+    @property
+    def value(self): ...
+    @value.setter
+    def value(self, new): ...
+    @expose(roles=["viewer"])
+    @property
+    def parted(self): ...
+    @expose(roles=["admin"])
+    @parted.setter
+    def parted(self, new): ...
+    def _private(self): ...
+
+
+def test_roles_of_a_member_count_before_those_of_its_class():
+    assert roles(Guarded) == {
+        "method": {"operator"},
+        "own": {"viewer", "operator"},
+        "static": {"operator"},
+        "value": {"operator"},
+        "value=": {"operator"},
+        "parted": {"viewer"},
+        "parted=": {"admin"},
+    }
+
+
+def test_a_setter_without_roles_has_those_of_the_getter():
+    class Thing:
+        @expose(roles={"viewer"})
+        @property
+        def value(self): ...
+        @value.setter
+        def value(self, new): ...
+
+    assert roles(Thing) == {"value": {"viewer"}, "value=": {"viewer"}}
+
+
+def test_who_overrides_a_member_does_not_open_it():
+    @expose
+    class Looser(Guarded):
+        def method(self): ...
+        @property
+        def parted(self): ...
+        @parted.setter
+        def parted(self, new): ...
+        def added(self): ...
+
+    found = roles(Looser)
+    assert found["method"] == {"operator"}
+    assert (found["parted"], found["parted="]) == ({"viewer"}, {"admin"})
+    assert found["added"] == set()
+
+
+def test_roles_reach_what_pyro5_exposed():
+    @expose(roles={"operator"})
+    class Stock:
+        @Pyro5.api.expose
+        def method(self): ...
+
+    assert roles(Stock) == {"method": {"operator"}}
+
+
+@pytest.mark.parametrize("wrong", ["operator", [5], [""]])
+def test_roles_are_several_names(wrong):
+    with pytest.raises(TypeError, match="roles are several names"):
+        expose(roles=wrong)
+
+
+def test_no_roles_at_all_are_a_mistake():
+    with pytest.raises(ValueError, match="nobody could call it"):
+        expose(roles=[])

@@ -82,6 +82,10 @@ class Committer:
         self.store = store
         self.queue = []
 
+    @property
+    def has_more(self):
+        return bool(self.queue)
+
     def submit(self, change, done):
         self.queue.append((change, done))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import re
@@ -14,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 import objserver
-from objserver import Proxy
+from objserver import Proxy, errors
 from objserver.cli.main import main
 from objserver.naming import NameServerDaemon
 from objserver.naming.leases import Lease
@@ -182,6 +183,18 @@ def test_a_name_that_was_never_made_is_not_said_to_stay(monkeypatch: pytest.Monk
     assert result.stderr == (
         "Error: no name server answers at localhost:1; start one with `objserver nameserver`\n"
     )
+
+
+def test_rules_are_kept_and_decisions_written_down(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "rules.toml").write_text('[[rule]]\neffect = "allow"\nprincipals = "*"\nobjects = "*"\n')
+    process, said = start(tmp_path, "--rules", "rules.toml", "--audit", "audit.jsonl")
+    with pytest.raises(errors.NotAuthorized), Proxy(said["Counter"]) as counter:
+        counter.add(5)
+    assert end(process) == 0
+    (line,) = (tmp_path / "audit.jsonl").read_text().splitlines()
+    record = json.loads(line)
+    assert (record["object"], record["allowed"]) == ("Counter", False)
+    assert record["reason"] == "nothing could be allowed here"
 
 
 def test_failures_are_logged_and_with_verbose_more(tmp_path: pathlib.Path) -> None:

@@ -67,3 +67,16 @@ def test_who_asks_for_an_outcome_opens_no_session():
     """Seed 1040: with a new session under the old id, what had happened was said never to have."""
     assert attempts(id=ID).may_open_session()
     assert not attempts(id=ID, asks=True).may_open_session()
+
+
+def test_who_is_not_let_in_does_not_knock_again():
+    with pytest.raises(errors.AuthenticationFailed):
+        attempts(repeatable=True).pause(errors.AuthenticationFailed("who?"), 1.0)
+
+
+def test_that_a_repetition_was_not_let_in_says_nothing_of_the_attempt_before():
+    made = attempts(id=ID)
+    made.pause(errors.ConnectionLost("lost"), 1.0)
+    with pytest.raises(errors.OutcomeUnknown) as caught:
+        made.pause(errors.AuthenticationFailed("who?"), 2.0)
+    assert caught.value.call == ID

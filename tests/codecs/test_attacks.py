@@ -1,6 +1,9 @@
 """Values made to harm whoever decodes them.  All of these once stopped a server, most with one frame."""
 
+import itertools
+import marshal
 import time
+from fractions import Fraction
 
 import ormsgpack
 import pytest
@@ -106,6 +109,48 @@ def test_equal_hashes_do_not_make_a_set_slow():
     assert len(codecs.native.decode(codecs.native.encode(set(range(100_000))))) == 100_000
     moments = {"at": [10**18 + n for n in range(5_000)], "values": [n / 7 for n in range(5_000)]}
     assert codecs.serpent.decode(codecs.serpent.encode(moments)) == moments
+
+
+def test_no_tuple_is_the_key_of_a_map():
+    """-1 and -2 have the same hash, so all tuples of them do: 500 kB of such keys took 25 s in one call."""
+    key = P([[]] * 120)
+    for codec in (codecs.native, codecs.by_name["msgpack"]):
+        for map_head in (b"\x81", b"\xde\0\x01", b"\xdf\0\0\0\x01"):
+            with pytest.raises(errors.SerializeError, match="the key of a MessagePack map is a container"):
+                codec.decode(map_head + key + b"\x01")
+        assert codec.decode(codec.encode([{"a": {"b": [1, [2] * 120]}}])) == [{"a": {"b": [1, [2] * 120]}}]
+    many = [list(key) for key in itertools.product((-1, -2), repeat=12)]
+    as_map = b"\xde" + len(many).to_bytes(2, "big") + b"".join(P(key) + b"\x01" for key in many)
+    assert seconds(lambda: codecs.by_name["msgpack"].decode(as_map)) < 1
+    assert codecs.native.decode(codecs.native.encode({(-1, -2): 1})) == {(-1, -2): 1}
+
+
+def test_equal_hashes_do_not_make_a_set_in_marshal_slow():
+    numbers = [marshal.dumps(n, 2) for n in colliding(30_000)]
+    size = len(numbers).to_bytes(4, "little")
+    for payload in (
+        b"<" + size + b"".join(numbers),
+        b">" + size + b"".join(numbers),
+        b"{" + b"N".join(numbers) + b"N0",
+    ):
+        assert seconds(lambda payload=payload: codecs.by_name["marshal"].decode(payload)) < 2
+
+
+def test_a_fraction_is_not_brought_to_its_lowest_terms_at_any_price():
+    """The greatest common divisor of two numbers of 200 kB takes 5 s in one call, of 8 MB hours."""
+    for above, below in ((4_000_000, 4_000_000), (8_000_000, 40_000), (5_000, 5_000)):
+        parts = [Ext(tags.BIGINT, b"\x7f" * size) for size in (above, below)]
+        assert seconds(lambda parts=parts: codecs.native.decode(P(Ext(tags.FRACTION, P(parts))))) < 1
+    for value in (Fraction(3**20_000, 2**32_000), Fraction(7**100_000, 3), Fraction(1, 10**9)):
+        assert codecs.native.decode(codecs.native.encode(value)) == value
+    with pytest.raises(errors.SerializeError, match="a fraction of"):
+        codecs.native.encode(Fraction(3**30_000, 2**40_000))
+
+
+def test_empty_sets_are_read_as_fast_as_other_literals():
+    before = time.process_time()
+    assert codecs.serpent.decode(b"[" + b"set()," * 50_000 + b"]") == [set()] * 50_000
+    assert time.process_time() - before < 1
 
 
 def test_names_have_a_length():

@@ -17,6 +17,7 @@ import pytest
 
 from objserver import Proxy, errors, expose
 from objserver.naming import NameServerDaemon
+from objserver.security import Authentication, Authorization, SharedKey
 
 
 @expose
@@ -168,6 +169,7 @@ def test_of_many_who_want_a_name_at_several_name_servers_one_gets_it(pair: list[
 SERVE = """
 import sys
 from objserver.naming import NameServerDaemon
+from objserver.security import Authentication, SharedKey
 daemon = NameServerDaemon("localhost:0", store=sys.argv[1]).start()
 print(daemon.address, flush=True)
 sys.stdin.read()
@@ -205,3 +207,24 @@ def test_nobody_else_can_be_the_name_server(daemon: NameServerDaemon) -> None:
             names.register("Pyro.NameServer", "PYRO:evil@localhost:1", safe=False)
         with pytest.raises(errors.NamingError, match="is the name server itself"):
             names.set_metadata("Pyro.NameServer", ["evil"])
+
+
+def test_a_name_belongs_to_who_has_proven_to_be_somebody() -> None:
+    secret = bytes(range(32))
+    with NameServerDaemon(
+        "localhost:0",
+        authentication=Authentication(keys={"lab": secret}),
+        authorization=Authorization(allow_authenticated=True),
+    ) as daemon:
+        alice, bob = (
+            Proxy(daemon.nameserver, credentials=SharedKey("lab", secret, name)) for name in ("alice", "bob")
+        )
+        with alice, bob:
+            alice.register("mine", "PYRO:x@localhost:1")
+            for change in (
+                lambda: bob.register("mine", "PYRO:y@localhost:1", safe=False),
+                lambda: bob.remove("mine"),
+            ):
+                with pytest.raises(errors.NamingError, match="belongs to 'lab/alice', and not to 'lab/bob'"):
+                    change()
+            assert alice.remove("mine") == 1

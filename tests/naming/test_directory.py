@@ -230,3 +230,16 @@ def test_without_its_store_a_name_server_answers_what_it_knows() -> None:
         with pytest.raises(errors.StoreError):
             asked()
     assert names.list() == {"Account": "PYRO:A@localhost:7"}
+
+
+@pytest.mark.parametrize(
+    "regex", ["(?:(?:a{999}){999}){999}", "(?:a{9999}){9999}", "a{1,9999}", "(a{40}){40}"]
+)
+def test_a_regex_that_would_take_all_memory_is_refused_before_it_is_compiled(regex):
+    with pytest.raises(errors.NamingError, match="may repeat something 1000 times at most"):
+        NameServer().list(regex=regex)
+
+
+@pytest.mark.parametrize("regex", ["a{3}b{2,}", "[0-9]{1,3}(x{2}){4}", "a{x}", "{", "}{"])
+def test_an_ordinary_regex_may_repeat(regex):
+    assert NameServer().list(regex=regex) == {}

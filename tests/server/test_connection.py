@@ -18,6 +18,7 @@ from objserver import (
     errors,
     expose,
     oneway,
+    pyro5,
 )
 from objserver.codecs import Codecs
 from objserver.settings import Limits
@@ -279,3 +280,21 @@ def test_serving_for_ever_ends_when_the_server_is_stopped():
     server.stop()
     assert ended.wait(WAIT_S)
     thread.join(WAIT_S)
+
+
+@pytest.mark.parametrize("codec", [*codecs.by_id.values()], ids=lambda codec: codec.name)
+def test_what_waits_counts_with_the_memory_that_it_takes_not_with_its_bytes(codec):
+    """Of empty dicts, three megabytes take 256 in memory, and a mailbox holds a thousand calls."""
+    with serving(receive_memory_max=9 * MiB) as server:
+        peers = [Peer(server) for _ in range(4)]
+        for size, peer in zip((60_000, 700, 60_000, 60_000), peers, strict=True):
+            peer.send("take", [{}] * size, codec=codec)
+            wait_until(lambda: server.statistics()["receiving_bytes"] > 3 * MiB)
+        for peer in peers[2:]:
+            refusal = codec.decode(peer.read().payload)
+            assert isinstance(refusal, pyro5.MessageTooLargeError)
+            assert "receive_memory_max" in str(refusal)
+        assert 3 * MiB < server.statistics()["receiving_bytes"] < 9 * MiB
+        Thing.go_on.set()
+        assert [peer.read().flags for peer in peers[:2]] == [0, 0]
+        wait_until(lambda: server.statistics()["receiving_bytes"] == 0)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -21,6 +22,7 @@ from objserver import (
     oneway,
     readonly,
 )
+from objserver.adapter.durability import Durability
 from objserver.client import books
 from objserver.client.attempts import Attempts
 from objserver.machine import machine
@@ -707,3 +709,24 @@ def test_a_repetition_is_known_when_the_object_is_persistent_no_more(server, raw
     assert other.call("deposit", 5, call=numbered(1)) == 5
     assert other.call("deposit", 5, call=numbered(2)) == 10
     assert Account.executed == 3
+
+
+def test_a_server_that_stops_does_not_take_back_what_its_committer_is_about_to_tell(monkeypatch):
+    about_to, go = threading.Event(), threading.Event()
+    let_out = Durability._let_out
+
+    def slowly(self, activation, released):
+        if released and released[0].invocation.method == "deposit":
+            about_to.set()
+            assert go.wait(BOUND_S)
+        let_out(self, activation, released)
+
+    monkeypatch.setattr(Durability, "_let_out", slowly)
+    with serving(SqliteStore("sqlite://")) as server, ThreadPoolExecutor() as pool:
+        call = pool.submit(Proxy(f"PYRO:Account/a@{server.address}", timeout_s=BOUND_S).deposit, 5)
+        assert about_to.wait(BOUND_S)
+        stopped = pool.submit(server.stop)
+        until(lambda: server._committer._closing)
+        go.set()
+        stopped.result(BOUND_S)
+        assert call.result(BOUND_S) == 5

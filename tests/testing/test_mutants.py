@@ -30,21 +30,21 @@ SECONDS = 60.0
 
 def no_fence(monkeypatch):
     """Whoever commits last wins, also one that owns the object no more."""
-    replace_the_fence(monkeypatch, " AND epoch >= min(0, ?, ?)")
+    replace_the_fence(monkeypatch, "")
 
 
 def no_epoch(monkeypatch):
     """The version alone decides: who owns the object no more may still be the first with the next one."""
-    replace_the_fence(monkeypatch, " AND epoch >= min(0, ?) AND version = ?")
+    replace_the_fence(monkeypatch, " AND o.version = v.column9")
 
 
 def no_version(monkeypatch):
     """The owner's commits are in any order: one that was given up may come after those made instead of it."""
-    replace_the_fence(monkeypatch, " AND epoch = ? AND version >= min(0, ?)")
+    replace_the_fence(monkeypatch, " AND o.epoch = v.column8")
 
 
 def replace_the_fence(monkeypatch, other):
-    fence = " AND epoch = ? AND version = ?"
+    fence = " AND o.epoch = v.column8 AND o.version = v.column9"
     assert fence in sqlite_module._UPDATE
     monkeypatch.setattr(sqlite_module, "_UPDATE", sqlite_module._UPDATE.replace(fence, other))
 

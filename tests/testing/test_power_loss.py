@@ -24,7 +24,7 @@ from objserver.storage.sqlite import SqliteStore
 from objserver.testing import power_loss
 from objserver.testing.power_loss import Create, Delete, Disk, Note, Sync, Truncate, Write
 
-POINTS = int(os.environ.get("POWER_LOSS_POINTS", "6000"))
+POINTS = int(os.environ.get("POWER_LOSS_POINTS", "20000"))
 PARTS = 4
 """Seeds; each tries its share of them."""
 AGAIN = 0.005

@@ -119,3 +119,32 @@ def test_no_bytes_do_more_than_be_refused(data):
             what.decode(data)
         except errors.ProtocolError:
             pass
+
+
+def test_what_a_client_shows_and_what_the_server_proves_survive():
+    shown = Extension(session="s", claim=("lab", "ann", "00"), token="t", proof="ff")
+    assert Extension.from_handshake({"objserver": shown.to_data()}) == shown
+    offered = shown._replace(shared=(1, 2, "word", 3))
+    assert Extension.from_handshake({"objserver": offered.to_data()}) == offered
+
+
+def test_no_repr_shows_a_token():
+    assert "hush" not in repr(Extension(token="hush")) + str(Extension(token="hush"))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"key": "lab"},
+        {"key": ["lab", "ann"]},
+        {"key": ["lab", "ann", b"00"]},
+        {"key": ["lab", "ann", "0" * 200]},
+        {"token": 5},
+        {"token": "t" * 40_000},
+        {"proof": b"ff"},
+        {"proof": "f" * 300},
+    ],
+)
+def test_malformed_credentials_are_refused(data):
+    with pytest.raises(errors.ProtocolError):
+        Extension.from_handshake({"objserver": {"version": 1, **data}})
