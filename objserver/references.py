@@ -1,7 +1,8 @@
 """References: immutable values that name an object, and the object ids inside them.
 
 The text form is Pyro's URI:  PYRO:<object id>@<location>,  PYRONAME:<name>[@<name server>]  and
-PYROMETA:<tag>,<tag>...[@<name server>].  A location is `host:port`, `[ipv6]:port`, `./u:path` (a Unix socket)
+PYROMETA:<tag>,<tag>...[@<name server>].  Of the last two several name servers may be given, with commas
+between, of which any will do.  A location is `host:port`, `[ipv6]:port`, `./u:path` (a Unix socket)
 or `./c:id` (a client's process, which is called on the connections that it made).  An object id is `Name` or
 `Name/key`; `object_id()` percent-encodes the few characters of a key that would end the id inside a URI.
 """
@@ -9,6 +10,7 @@ or `./c:id` (a client's process, which is called on the connections that it made
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import re
 import urllib.parse
@@ -63,6 +65,11 @@ class Location:
         """Read `host:port`, `[v6]:port` or `./u:path`; ValueError says what is wrong."""
         if not isinstance(text, str):
             raise ValueError(f"an address is a text like 'localhost:9091', not a {type(text).__name__}")
+        return cls._parsed(text, default_port)
+
+    @classmethod
+    @functools.lru_cache(1024)  # there are fewer servers than references to objects of theirs
+    def _parsed(cls, text: str, default_port: int | None) -> Location:
         if text.startswith("./c:") and text[4:]:
             return cls(client=text[4:])
         if text.startswith("./u:"):
@@ -79,6 +86,14 @@ class Location:
             raise ValueError(f"port {port} in {text!r} is above 65535")
         return cls(match["v6"] or match["host"] or "localhost", int(port))
 
+    @classmethod
+    def parse_list(cls, text: str, default_port: int | None = None) -> list[Location]:
+        """Read addresses with commas between; ValueError says what is wrong."""
+        parts = [part.strip() for part in text.split(",")]
+        if len(parts) > 1 and not all(parts):
+            raise ValueError(f"{text!r} has a comma too many")
+        return [cls.parse(part, default_port) for part in parts]
+
     def __str__(self) -> str:
         if self.path:
             return f"./u:{self.path}"
@@ -94,6 +109,8 @@ class Reference:
     protocol: str
     object_id: str
     location: Location | None = None
+    others: tuple[Location, ...] = ()
+    """More name servers, to be asked if that at `location` does not answer."""
 
     @classmethod
     def parse(cls, uri: str | Reference) -> Reference:
@@ -102,7 +119,14 @@ class Reference:
             return uri
         if isinstance(uri, str) and len(uri) > URI_LENGTH_MAX:
             raise errors.NamingError(f"a URI has at most {URI_LENGTH_MAX} characters: {uri[:60]!r}...")
-        match = _URI.fullmatch(uri) if isinstance(uri, str) else None
+        if not isinstance(uri, str):
+            raise errors.NamingError(f"{uri!r} is not a URI like PYRO:object@host:port or PYRONAME:name")
+        return cls._parsed(uri)
+
+    @classmethod
+    @functools.lru_cache(1024)  # the same ones come again and again
+    def _parsed(cls, uri: str) -> Reference:
+        match = _URI.fullmatch(uri)
         if match is None:
             raise errors.NamingError(f"{uri!r} is not a URI like PYRO:object@host:port or PYRONAME:name")
         protocol = match["protocol"].upper()
@@ -113,8 +137,10 @@ class Reference:
                 raise errors.NamingError(f"{uri!r} lacks a location; write PYRO:object@host:port")
             return cls(protocol, match["object"])
         try:
-            default = None if protocol == "PYRO" else NAMESERVER_PORT
-            return cls(protocol, match["object"], Location.parse(match["location"], default))
+            if protocol == "PYRO":
+                return cls(protocol, match["object"], Location.parse(match["location"]))
+            first, *others = Location.parse_list(match["location"], NAMESERVER_PORT)
+            return cls(protocol, match["object"], first, tuple(others))
         except ValueError as problem:
             raise errors.NamingError(f"{uri!r}: {problem}") from None
 
@@ -127,7 +153,7 @@ class Reference:
         return f"Reference({str(self)!r})"
 
     def __str__(self) -> str:
-        at = f"@{self.location}" if self.location else ""
+        at = "@" + ",".join(map(str, (self.location, *self.others))) if self.location else ""
         return f"{self.protocol}:{self.object_id}{at}"
 
 

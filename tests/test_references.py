@@ -36,3 +36,17 @@ def test_the_name_server_has_a_default_port():
 def test_what_is_no_uri_is_refused(uri):
     with pytest.raises(errors.NamingError):
         Reference.parse(uri)
+
+
+def test_of_a_name_several_name_servers_may_be_given():
+    reference = Reference.parse("PYRONAME:clock@one,two:7,[::1]:8")
+    assert [str(location) for location in (reference.location, *reference.others)] == [
+        "one:9090",
+        "two:7",
+        "[::1]:8",
+    ]
+    assert str(reference) == "PYRONAME:clock@one:9090,two:7,[::1]:8"
+    assert Reference.parse(str(reference)) == reference
+    for uri in ("PYRO:clock@one:1,two:7", "PYRONAME:clock@one,", "PYRONAME:clock@one,x:y"):
+        with pytest.raises(errors.NamingError):
+            print(Reference.parse(uri))

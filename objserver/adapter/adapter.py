@@ -69,7 +69,7 @@ log = escaping(logging.getLogger("objserver.adapter"))
 _DRAW = "get_next_stream_item"
 """The daemon's method that is none: the item is drawn from the object whose stream it is."""
 _LAZY_VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
-_VALUES = frozenset({type(None), bool, int, float, str, bytes, list, tuple, dict, set})
+_VALUES = frozenset({type(None), bool, int, float, str, bytes, list, tuple, dict, set, Reference})
 """Types of results that are certainly no iterators."""
 
 

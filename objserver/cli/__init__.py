@@ -21,8 +21,8 @@ from typing import IO, Any
 import click
 
 from objserver import errors
-from objserver.client import Proxy, name_server
-from objserver.references import NAMESERVER_PORT, Location
+from objserver.client import Proxy, name_servers
+from objserver.references import NAMESERVER_ID, NAMESERVER_PORT, Location, Reference
 
 __all__ = [
     "ExitCode",
@@ -36,6 +36,9 @@ __all__ = [
     "visible",
 ]
 
+
+_PATIENCE_S = 1.0
+"""For one of several name servers, before the next is asked."""
 
 _IN_OPTIONS = {
     "pass insecure=True": "add --insecure",
@@ -135,27 +138,39 @@ def parse_address(text: str, default_port: int | None = None) -> Location:
         raise click.UsageError(f"{problem}{hint}") from None
 
 
-def name_server_proxy(address: str | None, timeout_s: float) -> Proxy:
-    """A proxy of a name server that has answered.
+def name_server_proxy(addresses: str | None, timeout_s: float) -> Proxy:
+    """A proxy of the first name server that has answered.
 
-    It is the one at the address; without an address that of PYRO_NS_HOST and PYRO_NS_PORT, or this machine's.
+    They are those at the addresses, with commas between; without any those of the environment, or this
+    machine's.
     """
+    target = Reference("PYRONAME", NAMESERVER_ID)
+    if addresses:
+        first, *others = (parse_address(part.strip(), NAMESERVER_PORT) for part in addresses.split(","))
+        target = Reference("PYRONAME", NAMESERVER_ID, first, tuple(others))
     try:
-        reference = name_server(parse_address(address, NAMESERVER_PORT) if address else None)
+        references = name_servers(target)
     except ValueError as problem:
         raise errors.NamingError(f"PYRO_NS_PORT is not a port: {problem}") from None
-    directory = Proxy(reference, timeout_s=timeout_s)
-    try:
-        directory.ping()
-    except errors.ConnectFailed as problem:
-        raise errors.NamingError(
-            f"no name server answers at {reference.location}; start one with `objserver nameserver`"
-        ) from problem
-    except errors.ObjectNotFound as problem:
-        raise errors.NamingError(
-            f"the server at {reference.location} is no name server; start one with `objserver nameserver`"
-        ) from problem
-    return directory
+    silence: Exception | None = None
+    for reference in references:
+        patience_s = timeout_s if len(references) == 1 else min(timeout_s, _PATIENCE_S)
+        directory = Proxy(reference, timeout_s=patience_s)
+        try:
+            directory.ping()
+            return directory.calling(timeout_s=timeout_s)
+        except (errors.ConnectFailed, errors.OutcomeUnknown) as problem:
+            if len(references) == 1 and isinstance(problem, errors.OutcomeUnknown):
+                raise
+            silence = problem
+        except errors.ObjectNotFound as problem:
+            raise errors.NamingError(
+                f"the server at {reference.location} is no name server; start one with `objserver nameserver`"
+            ) from problem
+    at = " or ".join(str(reference.location) for reference in references)
+    raise errors.NamingError(
+        f"no name server answers at {at}; start one with `objserver nameserver`"
+    ) from silence
 
 
 def visible(text: str) -> str:

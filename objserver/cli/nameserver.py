@@ -28,17 +28,33 @@ __all__ = ["nameserver"]
     metavar="HOST:PORT",
     help="Where the beacon answers.",
 )
+@click.option(
+    "--mdns",
+    is_flag=False,
+    flag_value="127.0.0.1",
+    metavar="[ADDRESS]",
+    help="Announce it by multicast DNS, on this machine or on the interface with that IPv4 address.",
+)
 @click.option("--insecure", is_flag=True, help="Allow an address that other machines can reach.")
 @click.option("--verbose", is_flag=True, help="Log to standard error also what is no problem.")
 def nameserver(
-    address: str, store: str | None, beacon: bool, beacon_address: str, insecure: bool, verbose: bool
+    address: str,
+    store: str | None,
+    beacon: bool,
+    beacon_address: str,
+    mdns: str | None,
+    insecure: bool,
+    verbose: bool,
 ) -> None:
     """Run a name server; stock Pyro5 programs can use it too.
+
+    Several over one store in PostgreSQL answer for each other.
 
     \b
     Examples:
       objserver nameserver
       objserver nameserver --store sqlite:///names.db --no-beacon
+      objserver nameserver --store postgresql://names@db/names --address localhost:9095 --no-beacon
       objserver nameserver --address 0.0.0.0:9090 --beacon-address 0.0.0.0:9091 --insecure
     """
     from objserver.naming import BEACON_PORT, NameServerDaemon
@@ -52,7 +68,11 @@ def nameserver(
         )
     try:
         daemon = NameServerDaemon(
-            address, store=store, beacon=str(answer_at) if answer_at else None, insecure=insecure
+            address,
+            store=store,
+            beacon=str(answer_at) if answer_at else None,
+            mdns=mdns,
+            insecure=insecure,
         )
     except errors.NamingError as problem:
         # The beacon's address: to whoever starts a server it is one that cannot be listened at.
@@ -63,5 +83,7 @@ def nameserver(
             click.echo(f"name server {daemon.nameserver}")
             if daemon.beacon is not None:
                 click.echo(f"beacon {daemon.beacon.address}")
+            if daemon.announcement is not None:
+                click.echo(f"announced by multicast DNS on {mdns}")
     finally:
         daemon.stop()

@@ -4,7 +4,7 @@ What can be known to be wrong is said before anything is served: a class that no
 objects of one name, a name server that does not answer.
 
 Names in a name server are made after the server serves and removed before it drains, and only if they
-still mean this server: somebody may have taken them over meanwhile.
+still mean this server: somebody may have taken them over meanwhile.  They live as long as the server does.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ import click
 
 from objserver import errors
 from objserver.cli import log_to_stderr, name_server_proxy, parse_address, until_stopped
+from objserver.client.resolve import NobodyAnswers
 from objserver.references import DAEMON_ID
 
 if TYPE_CHECKING:
-    from objserver.client import Proxy
+    from objserver.naming import Registrar
+    from objserver.references import Reference
     from objserver.security import Authorization
 
 __all__ = ["load", "load_module", "serve"]
@@ -44,6 +46,8 @@ THREADING = {
 }
 _PATIENCE_S = 10.0
 """A name server that needs longer for one call is as good as none."""
+WAIT_S = 15.0
+"""For a name that a server has which may have died: longer than its lease."""
 
 
 @click.command(short_help="Serve classes, instances or locators of a module.")
@@ -65,8 +69,9 @@ _PATIENCE_S = 10.0
     "--nameserver",
     is_flag=False,
     flag_value="",
-    metavar="[HOST:PORT]",
-    help="Register the objects in a name server: this one, or the usual one (then give the option last).",
+    metavar="[HOST:PORT,...]",
+    help="Register the objects in a name server: the first of these that answers, or the usual one (then "
+    "give the option last).",
 )
 @click.option(
     "--tls-cert",
@@ -131,6 +136,7 @@ def serve(
       objserver serve bank:Account --address 0.0.0.0:9091 --tls-cert s.pem --keys k.toml --rules r.toml
     """
     from objserver import adapter
+    from objserver.naming import Registrar, load_of
     from objserver.security import Authentication, ServerTLS
     from objserver.security.files import load_keys
     from objserver.server import ObjectServer
@@ -147,7 +153,8 @@ def serve(
         _check_can_be_made(label, thing)
     # After the imports: a module that sets up logging itself has the first word.
     log_to_stderr(verbose)
-    directory = name_server_proxy(nameserver, _PATIENCE_S) if nameserver is not None else None
+    if nameserver is not None:
+        name_server_proxy(nameserver, _PATIENCE_S).release()  # one that does not answer is said at once
     tls = ServerTLS(certificate=tls_cert, key=tls_key, client_ca=tls_client_ca) if tls_cert else None
     server = ObjectServer(
         address,
@@ -158,7 +165,7 @@ def serve(
         authentication=Authentication(keys=load_keys(keys_file)) if keys_file else None,
         authorization=_authorization(rules, allow_authenticated, audit),
     )
-    made: dict[str, str] = {}
+    registrar = Registrar(nameserver or (), load=load_of(server)) if nameserver is not None else None
 
     def read_again(*_: object) -> None:
         try:
@@ -182,23 +189,19 @@ def serve(
                 for label, thing in things.items()
             }
             server.start()
+            if registrar is not None:
+                registrar.start()
             for label, reference in references.items():
-                if directory is not None:
-                    # Noted first: a signal between the two must not leave the name behind.
-                    made[label] = str(reference)
-                    try:
-                        directory.register(label, str(reference))
-                    except errors.ConnectFailed:
-                        del made[label]
-                        raise
+                if registrar is not None:
+                    _register(registrar, label, reference)
                 click.echo(f"{label} {reference}")
                 if persistent:
                     one = f"PYRO:{label}/KEY@{reference.location}"
                     click.echo(f"{label}: one object is {one}, with a KEY of your choice", err=True)
     finally:
         try:
-            if directory is not None:
-                _forget(directory, made)
+            if registrar is not None:
+                registrar.stop()
         finally:
             server.stop()
 
@@ -293,11 +296,12 @@ def _check_can_be_made(label: str, thing: Any) -> None:
         ) from None
 
 
-def _forget(directory: Proxy, made: dict[str, str]) -> None:
-    with directory:
-        for label, uri in made.items():
-            try:
-                if directory.list(prefix=label).get(label) == uri:
-                    directory.remove(label)
-            except errors.ObjServerError as problem:
-                click.echo(f"{label} could not be removed from the name server: {problem}", err=True)
+def _register(registrar: Registrar, label: str, reference: Reference) -> None:
+    try:
+        registrar.register(label, reference)
+    except NobodyAnswers:
+        raise
+    except errors.NamingError as problem:
+        # Perhaps this is a server that was killed and is started again.
+        click.echo(f"{problem}; waiting {WAIT_S:.0f} s for that", err=True)
+        registrar.register(label, reference, wait_s=WAIT_S)

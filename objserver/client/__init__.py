@@ -8,8 +8,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 import objserver.client.arrival  # noqa: F401  (it says what a reference becomes)
+from objserver.client.picking import LeastLoaded, PickPolicy, RandomPick, SameHostFirst
 from objserver.client.proxy import Batch, ItemStream, Proxy, connect, invoke
-from objserver.client.resolve import name_server
+from objserver.client.resolve import name_server, name_servers
 
 if TYPE_CHECKING:
     from objserver.client.async_proxy import AsyncItemStream, AsyncProxy, connect_async
@@ -21,13 +22,18 @@ __all__ = [
     "AsyncProxy",
     "Batch",
     "ItemStream",
+    "LeastLoaded",
+    "PickPolicy",
     "Promise",
     "Proxy",
     "Publisher",
+    "RandomPick",
+    "SameHostFirst",
     "connect",
     "connect_async",
     "invoke",
     "name_server",
+    "name_servers",
 ]
 
 _LATER = {

@@ -58,13 +58,20 @@ async def multiplex(pool: ConnectionPool, timeout_s: float | None) -> Multiplexe
 
 
 async def _open(pool: ConnectionPool, timeout_s: float | None) -> MultiplexedConnection:
-    if pool.reference.protocol == "PYRO":
-        greeting = pool.greeting(timeout_s, multiplexed=True)
-    else:
-        greeting = await asyncio.to_thread(pool.greeting, timeout_s, multiplexed=True)
-    connection = await MultiplexedConnection.open(
-        greeting, codecs=pool.codecs, home=home, timeout_s=timeout_s, limits=CLIENT_LIMITS
-    )
+    while True:
+        if pool.reference.protocol == "PYRO":
+            greeting = pool.greeting(timeout_s, multiplexed=True)
+        else:
+            greeting = await asyncio.to_thread(pool.greeting, timeout_s, multiplexed=True)
+        try:
+            connection = await MultiplexedConnection.open(
+                greeting, codecs=pool.codecs, home=home, timeout_s=timeout_s, limits=CLIENT_LIMITS
+            )
+        except (errors.ConnectFailed, errors.ObjectNotFound):
+            if pool.may_be_elsewhere(greeting):
+                continue
+            raise
+        break
     pool.met(greeting, connection.greeted.metadata, connection.greeted.store)
     pool.live = connection
     weak = weakref.ref(pool)

@@ -17,12 +17,15 @@ from types import EllipsisType, TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Unpack, cast
 
 from objserver import errors, pyro5
-from objserver.client.resolve import resolve
+from objserver.client.picking import PickPolicy
+from objserver.client.resolve import with_name_servers
+from objserver.client.resolver import Resolver
 from objserver.client.stub import ConnectionPool, ItemStream, Stub, checked, on_event_loop, would_block
 from objserver.codecs import Types
 from objserver.errors import did_you_mean
 from objserver.invocation import CallId, Interceptor, in_progress
-from objserver.references import Reference
+from objserver.machine import machine
+from objserver.references import Location, Reference
 from objserver.security import ClientTLS, Credentials, SharedKey
 from objserver.wire import Flag
 
@@ -45,6 +48,8 @@ class ProxyOptions(TypedDict, total=False):
     credentials: Credentials | None
     interceptors: Sequence[Interceptor]
     types: Iterable[type] | Types
+    name_servers: str | Sequence[str]
+    pick: PickPolicy | None
 
 
 class Proxy:
@@ -65,6 +70,9 @@ class Proxy:
     - `interceptors`: put around every call; see `Interceptor`.
     - `types`: classes whose values (and exceptions) may arrive as what they are; classes that this proxy has
       sent are known too.
+    - `name_servers`: addresses of name servers (a list, or a text with commas), for a PYRONAME: or PYROMETA:
+      URI that gives none itself; the first that answers is believed.
+    - `pick`: how a PYROMETA: URI chooses; `RandomPick()` by default, `LeastLoaded()`, `SameHostFirst()`.
     """
 
     _objserver_is_proxy = True
@@ -83,20 +91,23 @@ class Proxy:
         credentials: Credentials | None = None,
         interceptors: Sequence[Interceptor] = (),
         types: Iterable[type] | Types = (),
+        name_servers: str | Sequence[str] = (),
+        pick: PickPolicy | None = None,
     ) -> None:
         if serializer is not None and serializer not in ("serpent", "json", "msgpack", "marshal"):
             raise ValueError(f"unknown serializer {serializer!r}; choose serpent, json, msgpack or marshal")
         if serializer is not None and isinstance(credentials, SharedKey):
             raise ValueError(f"serializer={serializer!r} talks as a stock peer does, who cannot prove a key")
-        parsed = Reference.parse(reference)
+        parsed = with_name_servers(Reference.parse(reference), name_servers)
         known = types if isinstance(types, Types) else Types(types)
         pool = ConnectionPool(
             parsed,
-            _resolve,
+            _resolve if pick is None else partial(_resolve, pick=pick),
             serializer=serializer,
             session=session,
             handshake=handshake,
             types=known,
+            failed=_failed,
             tls=tls,
             credentials=credentials,
         )
@@ -397,12 +408,25 @@ def invoke(proxy: Proxy, method: str, *args: Any, **kwargs: Any) -> Any:
     return proxy._objserver_stub.invoke(method, args, kwargs, flags)
 
 
-def _resolve(reference: Reference, timeout_s: float | None) -> Reference:
-    return resolve(reference, _name_server_call, timeout_s)
+def _resolve(reference: Reference, timeout_s: float | None, pick: PickPolicy | None = None) -> Reference:
+    if reference.protocol == "PYRO":
+        return reference
+    return machine.get().own(Resolver).resolve(reference, _name_server_call, timeout_s, pick)
+
+
+def ask_name_servers(reference: Reference, timeout_s: float | None, method: str, *args: Any) -> Any:
+    """Call a method of the first name server of `reference` that answers; it may reach several of them."""
+    return machine.get().own(Resolver).ask(reference, _name_server_call, timeout_s)(method, *args)
+
+
+def _failed(reference: Reference, location: Location) -> bool:
+    return machine.get().own(Resolver).failed(reference, location)
 
 
 def _name_server_call(reference: Reference, timeout_s: float | None, method: str, *args: Any) -> Any:
     with Proxy(reference, timeout_s=timeout_s) as name_server:
+        if method not in name_server._objserver_stub.metadata().methods:
+            raise errors.MemberNotFound(f"the name server at {reference.location} has no {method}")
         return invoke(name_server, method, *args)
 
 

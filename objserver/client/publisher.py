@@ -25,6 +25,7 @@ from typing import Any
 from objserver import errors
 from objserver.adapter import expose
 from objserver.client.proxy import Proxy
+from objserver.client.stub import LinkPool
 from objserver.logs import escaping
 from objserver.wire import Flag
 
@@ -84,3 +85,18 @@ class Publisher:
                 log.info("%s is dropped from the subscribers: %s", listener, problem)
                 self.unsubscribe(listener)
         return len(self._subscribers)
+
+    def drop_gone(self) -> None:
+        """Forget the subscribers whose connections have ended, without calling anybody."""
+        with self._lock:
+            self._subscribers = [listener for listener in self._subscribers if _is_there(listener)]
+
+
+def _is_there(listener: Proxy) -> bool:
+    pool = listener._objserver_stub.pool
+    if isinstance(pool, LinkPool):
+        try:
+            pool.take(None)
+        except errors.ConnectFailed:
+            return False
+    return True

@@ -1,55 +1,162 @@
 """From a logical reference to the one that says where the object is.
 
-`PYRONAME:` asks a name server for a name, `PYROMETA:` for any object with the given tags.  Where no name
-server is given, the one on this machine is asked, at the port that everybody uses (9090, or the environment
-variable PYRO_NS_PORT), as Pyro5 does.
+`PYRONAME:` asks a name server for a name, `PYROMETA:` for any object with the given tags.  A reference may
+give several name servers; where it gives none, those of the environment variable OBJSERVER_NAMESERVERS are
+asked (`host:port,host:port`), else the one of PYRO_NS_HOST and PYRO_NS_PORT, else the one on this machine at
+the port that everybody uses, as Pyro5 does.
+
+Of several the first that answers is believed.  As long as others are left none gets much time, and one that
+did not answer is asked last for a while, so that a dead name server costs a moment and not a timeout.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
 from objserver import errors, pyro5
+from objserver.client.picking import Candidate, PickPolicy, RandomPick, healthy
 from objserver.references import NAMESERVER_ID, NAMESERVER_PORT, Location, Reference
 
-__all__ = ["name_server", "resolve"]
+__all__ = ["Ask", "NobodyAnswers", "ask_any", "name_server", "name_servers", "resolve", "with_name_servers"]
 
-_choice = Random().choice
+ENVIRONMENT = "OBJSERVER_NAMESERVERS"
+ATTEMPT_S = 0.3
+"""For a name server as long as others are left: two that are dead and do not even refuse still leave the
+third its time within a second."""
+
+UNANSWERED_S = 10.0
+"""For the last of several name servers, where the caller would wait for ever."""
+
+_dice = Random()
 """Of our own: the application may have seeded the common one, and count on it."""
+
+Call = Callable[..., Any]
+"""`call(name server, timeout_s, method, *args)` asks one."""
+Ask = Callable[..., Any]
+"""`ask(method, *args)` asks any of several."""
 
 
 def name_server(location: Location | None = None) -> Reference:
-    """The reference of the name server at `location`, by default this machine's."""
-    if location is None:
-        host = os.environ.get("PYRO_NS_HOST", "localhost")
-        location = Location(host, int(os.environ.get("PYRO_NS_PORT", NAMESERVER_PORT)))
-    return Reference("PYRO", NAMESERVER_ID, location)
+    """The reference of the name server at `location`, by default the first of the environment's."""
+    return Reference("PYRO", NAMESERVER_ID, location or _default()[0])
 
 
-def resolve(reference: Reference, call: Callable[..., Any], timeout_s: float | None) -> Reference:
+def name_servers(reference: Reference) -> list[Reference]:
+    """The name servers that know `reference`, in the order of preference."""
+    given = (reference.location, *reference.others) if reference.location is not None else _default()
+    return [Reference("PYRO", NAMESERVER_ID, location) for location in given]
+
+
+def with_name_servers(reference: Reference, addresses: str | Sequence[str]) -> Reference:
+    """The reference, to be asked for at these addresses if it says none itself."""
+    if reference.protocol == "PYRO" or reference.location is not None or not addresses:
+        return reference
+    text = addresses if isinstance(addresses, str) else ",".join(addresses)
+    first, *others = Location.parse_list(text, NAMESERVER_PORT)
+    return dataclasses.replace(reference, location=first, others=tuple(others))
+
+
+def _default() -> Sequence[Location]:
+    listed = os.environ.get(ENVIRONMENT)
+    if listed:
+        try:
+            return Location.parse_list(listed, NAMESERVER_PORT)
+        except ValueError as problem:
+            raise errors.NamingError(f"the environment variable {ENVIRONMENT}: {problem}") from None
+    host = os.environ.get("PYRO_NS_HOST", "localhost")
+    return [Location(host, int(os.environ.get("PYRO_NS_PORT", NAMESERVER_PORT)))]
+
+
+def ask_any(
+    servers: Sequence[Reference],
+    call: Call,
+    timeout_s: float | None,
+    purpose: str = "",
+    is_ill: Callable[[Location], bool] = lambda _: False,
+    failed: Callable[[Location], None] = lambda _: None,
+) -> Ask:
+    """Asks the first of `servers` that answers; NamingError if none does.
+
+    Those that are ill are asked last.  A question may reach several, so it must bear repeating.  One that has
+    not answered is not asked again by what is returned.
+    """
+    order = sorted(servers, key=lambda server: server.location is not None and is_ill(server.location))
+    if len(order) == 1:
+        turns = [(order[0], timeout_s)]
+    else:
+        enough_s = UNANSWERED_S if timeout_s is None else timeout_s
+        # Once more with all the time there is: the network may be slow.
+        turns = [(server, min(ATTEMPT_S, enough_s)) for server in order]
+        turns += [(server, enough_s) for server in order]
+
+    def ask(method: str, *args: Any) -> Any:
+        problem: BaseException | None = None
+        while turns:
+            server, patience_s = turns[0]
+            try:
+                return call(server, patience_s, method, *args)
+            except (errors.ConnectFailed, errors.OutcomeUnknown) as silence:
+                if isinstance(silence, errors.OutcomeUnknown) and len(order) == 1:
+                    raise
+                problem = silence
+                assert server.location is not None
+                failed(server.location)
+                del turns[0]
+        at = " or ".join(str(server.location) for server in servers)
+        raise NobodyAnswers(
+            f"{purpose}no name server answers at {at}; start one with `objserver nameserver`"
+        ) from problem
+
+    return ask
+
+
+class NobodyAnswers(errors.NamingError):
+    """It is not that the name is unknown."""
+
+
+def resolve(
+    reference: Reference,
+    call: Call,
+    timeout_s: float | None,
+    policy: PickPolicy | None = None,
+    is_ill: Callable[[Location], bool] = lambda _: False,
+    failed: Callable[[Location], None] = lambda _: None,
+) -> Reference:
     """The PYRO reference behind `reference`; NamingError if nobody knows it.
 
-    `call(reference, timeout_s, method, *args)` asks a name server.
+    `call(name server, timeout_s, method, *args)` asks a name server.  `is_ill` says whether an address did
+    not answer lately, `failed` is told of one.  A PYROMETA reference picks by `policy`.
     """
     if reference.protocol == "PYRO":
         return reference
-    server = name_server(reference.location)
-    try:
-        if reference.protocol == "PYRONAME":
-            return _lookup(reference.object_id, lambda name: call(server, timeout_s, "lookup", name))
-        found = call(server, timeout_s, "yplookup", sorted(reference.tags), None, False)
-    except errors.ConnectFailed as problem:
-        raise errors.NamingError(
-            f"cannot resolve {reference}: no name server answers at {server.location}; "
-            "start one with `objserver nameserver`"
-        ) from problem
+    ask = ask_any(name_servers(reference), call, timeout_s, f"cannot resolve {reference}: ", is_ill, failed)
+    if reference.protocol == "PYRONAME":
+        with contextlib.suppress(errors.MemberNotFound):  # of a stock name server
+            return Reference.parse(ask("resolve", reference.object_id))
+        return _lookup(reference.object_id, lambda name: ask("lookup", name))
+    policy = policy or RandomPick()
+    found = _candidates(ask, sorted(reference.tags), policy.asks_load)
     if not found:
         raise errors.NamingError(f"no object is registered with all of the tags {sorted(reference.tags)}")
-    return Reference.parse(str(_choice(sorted(found.values()))))
+    return policy.pick(healthy(found, is_ill), frozenset({socket.gethostname()}), _dice).reference
+
+
+def _candidates(ask: Ask, tags: list[str], loads: bool) -> list[Candidate]:
+    found: dict[str, Any] | None = None
+    if loads:
+        try:
+            found = ask("candidates", tags)
+        except errors.MemberNotFound:
+            pass  # a stock name server knows no loads
+    if found is None:
+        found = {name: (uri, 0.0) for name, uri in ask("yplookup", tags, None, False).items()}
+    return [Candidate(Reference.parse(str(uri)), load) for _, (uri, load) in sorted(found.items())]
 
 
 def _lookup(name: str, lookup: Callable[[str], Any]) -> Reference:
@@ -61,6 +168,8 @@ def _lookup(name: str, lookup: Callable[[str], Any]) -> Reference:
     while True:
         try:
             found = Reference.parse(str(lookup(head)))
+        except NobodyAnswers:
+            raise
         except pyro5.NamingError:
             head, slash, last = head.rpartition("/")
             if not slash:

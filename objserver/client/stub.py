@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import marshal
 import math
+import os
 import sys
 import uuid
 import weakref
@@ -81,6 +82,7 @@ class ConnectionPool:
         session: str | None,
         handshake: Any,
         types: Types | None = None,
+        failed: Callable[[Reference, Location], bool] = lambda reference, location: False,
         tls: ClientTLS | None = None,
         credentials: Credentials | None = None,
     ) -> None:
@@ -88,7 +90,7 @@ class ConnectionPool:
         self.reference = reference
         self.object_id = reference.object_id
         self.serializer = serializer
-        self.session = session or uuid.uuid4().hex
+        self.session = session or os.urandom(16).hex()
         """Connections of an earlier session are not used again."""
         self.session_is_shared = session is not None
         self.metadata: Metadata | None = None
@@ -98,6 +100,7 @@ class ConnectionPool:
         self.idle: deque[ClientConnection] = deque()
         self.location: Location | None = None
         self._resolve = resolve
+        self._failed = failed
         self._monotonic = machine.get().monotonic
         self.handshake = handshake
         self.tls = tls
@@ -199,10 +202,23 @@ class ConnectionPool:
             facts.caller.no_longer_blocked()
 
     def _connect(self, timeout_s: float | None) -> ClientConnection:
-        greeting = self.greeting(timeout_s)
-        connection = ClientConnection(greeting, codecs=self.codecs, timeout_s=timeout_s, limits=CLIENT_LIMITS)
-        self.met(greeting, connection.metadata, connection.store)
-        return connection
+        while True:
+            greeting = self.greeting(timeout_s)
+            try:
+                connection = ClientConnection(
+                    greeting, codecs=self.codecs, timeout_s=timeout_s, limits=CLIENT_LIMITS
+                )
+            except (errors.ConnectFailed, errors.ObjectNotFound):
+                if self.may_be_elsewhere(greeting):
+                    continue
+                raise
+            self.met(greeting, connection.metadata, connection.store)
+            return connection
+
+    def may_be_elsewhere(self, greeting: Greeting) -> bool:
+        """The object was not found where it was looked for; whether to look again, since it can have moved or
+        another would do as well."""
+        return self.reference.protocol != "PYRO" and self._failed(self.reference, greeting.location)
 
     def greeting(self, timeout_s: float | None, *, multiplexed: bool = False) -> Greeting:
         """What to say to the server; finds it first if the reference does not say where it is.
@@ -210,7 +226,8 @@ class ConnectionPool:
         ConnectFailed if it is at a place, or to be found through one, that the rule of this proxy excludes.
         """
         if self.rule is not None and self.reference.location is not None:
-            _check_allowed(self.rule, self.reference.location)
+            for location in (self.reference.location, *self.reference.others):
+                _check_allowed(self.rule, location)
         target = self._resolve(self.reference, timeout_s)
         assert target.location is not None
         if self.rule is not None:

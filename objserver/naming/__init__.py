@@ -6,5 +6,16 @@ Its face is that of Pyro5's name server, so stock clients, servers and `pyro5-ns
 from objserver.naming.beacon import BEACON_PORT, Beacon
 from objserver.naming.daemon import NameServerDaemon
 from objserver.naming.directory import NameServer, NamingLimits
+from objserver.naming.ownership import Ownership
+from objserver.naming.registrar import Registrar, load_of
 
-__all__ = ["BEACON_PORT", "Beacon", "NameServer", "NameServerDaemon", "NamingLimits"]
+__all__ = [
+    "BEACON_PORT",
+    "Beacon",
+    "NameServer",
+    "NameServerDaemon",
+    "NamingLimits",
+    "Ownership",
+    "Registrar",
+    "load_of",
+]

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -99,6 +100,11 @@ def test_a_stock_name_server_can_be_asked() -> None:
     thread.start()
     address = uri.location
     try:
+        at = ["--nameserver", address]
+        made = CliRunner().invoke(main, ["names", "set", "a/b", "PYRO:x@localhost:1", *at])
+        again = CliRunner().invoke(main, ["names", "set", "a/b", "PYRO:x@localhost:1", *at])
+        tree = CliRunner().invoke(main, ["names", "tree", *at, "--json"])
+        watch = CliRunner().invoke(main, ["names", "watch", *at])
         listed = CliRunner().invoke(main, ["names", "ls", "--tag", TAG, "--nameserver", address])
         got = CliRunner().invoke(main, ["names", "get", "Pyro.NameServer", "--nameserver", address])
     finally:
@@ -107,6 +113,9 @@ def test_a_stock_name_server_can_be_asked() -> None:
         stock.close()
     assert listed.output == f"Pyro.NameServer\t{uri}\t{TAG}\n"
     assert got.output == f"{uri}\n"
+    assert (made.exit_code, again.exit_code) == (0, 1)
+    assert json.loads(tree.output) == {"Pyro.NameServer": str(uri), "a/": {"b": "PYRO:x@localhost:1"}}
+    assert "tells no news" in watch.stderr
 
 
 def test_a_terminal_gets_a_table_that_fits_if_it_can(daemon: NameServerDaemon) -> None:
@@ -145,3 +154,85 @@ def test_a_server_that_is_no_name_server() -> None:
         result = CliRunner().invoke(main, ["names", "--nameserver", server.address])
     assert result.exit_code == 3
     assert f"the server at {server.address} is no name server" in result.stderr
+
+
+def run(daemon: NameServerDaemon, *args: str, code: int = 0) -> str:
+    result = CliRunner().invoke(main, ["names", *args, "--nameserver", daemon.address])
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def test_a_name_is_set_changed_and_removed(daemon: NameServerDaemon) -> None:
+    assert run(daemon, "set", "a", "PYRO:a@localhost:1", "--tag", "t") == "PYRO:a@localhost:1\n"
+    refused = run(daemon, "set", "a", "PYRO:b@localhost:1", code=1)
+    assert "already registered, for PYRO:a@localhost:1" in refused
+    assert "Add --replace" in refused
+    run(daemon, "set", "a", "PYRO:b@localhost:1", "--replace")
+    shown = json.loads(run(daemon, "set", "a", "--tag", "u", "--json"))
+    assert shown == {"name": "a", "uri": "PYRO:b@localhost:1", "metadata": ["u"]}
+    assert "nobody has registered" in run(daemon, "set", "b", "--tag", "u", code=3)
+    run(daemon, "rm", "a")
+    assert "nobody had registered 'a'" in run(daemon, "rm", "a", code=3)
+
+
+def test_many_are_removed_when_that_was_confirmed(daemon: NameServerDaemon) -> None:
+    daemon.names.register_all({f"test.{n}": "PYRO:x@localhost:1" for n in range(3)})
+    options = ["names", "rm", "--prefix", "test.", "--nameserver", daemon.address]
+    refused = CliRunner().invoke(main, options, input="n\n")
+    assert (refused.exit_code, "Remove 3 names that begin with test.?" in refused.stderr) == (1, True)
+    assert daemon.names.count() == 5
+    assert json.loads(run(daemon, "rm", "--prefix", "test.", "--yes", "--json")) == {"removed": 3}
+    assert daemon.names.count() == 2
+    assert "give either names or a --prefix" in run(daemon, "rm", code=2)
+
+
+def test_of_very_many_names_a_program_gets_all_and_a_person_a_page(daemon: NameServerDaemon) -> None:
+    daemon.names.register_all({f"n{n:05}": "PYRO:x@localhost:1" for n in range(2500)})
+    assert len(run(daemon, "ls", "--prefix", "n").splitlines()) == 2500
+    some = json.loads(run(daemon, "ls", "--limit", "2", "--after", "n00100", "--json"))
+    assert list(some) == ["n00101", "n00102"]
+    shown = in_terminal("names", "--nameserver", daemon.address)
+    assert "There are more: go on with --after n00998" in shown
+    assert shown.count("PYRO:") == 1000
+
+
+def test_contexts_are_a_tree(daemon: NameServerDaemon) -> None:
+    daemon.names.register_all({f"bank/accounts/{n}": "PYRO:x@localhost:1" for n in range(60)})
+    daemon.names.register("bank/[b]vault", "PYRO:v@localhost:1")
+    shown = run(daemon, "tree")
+    assert re.search(r"bank/ 61\n", shown)
+    assert re.search(r"accounts/ 60\n", shown)
+    assert "[b]vault PYRO:v@localhost:1" in shown
+    assert "... more: objserver names ls --prefix bank/accounts/" in shown
+    assert json.loads(run(daemon, "tree", "bank", "--depth", "1", "--json")) == {
+        "[b]vault": "PYRO:v@localhost:1",
+        "accounts/": 60,
+    }
+    nested = json.loads(run(daemon, "tree", "--json"))
+    assert len(nested["bank/"]["accounts/"]) == 60
+
+
+def test_changes_are_printed_as_they_happen(daemon: NameServerDaemon) -> None:
+    command = [sys.executable, "-u", "-m", "objserver", "names", "watch", "shop.", "--json"]
+    with subprocess.Popen(
+        [*command, "--nameserver", daemon.address], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        while not len(daemon.names.watchers):
+            threading.Event().wait(0.01)
+        daemon.names.register("bank", "PYRO:b@localhost:1")
+        daemon.names.register("shop.till", "PYRO:t@localhost:1")
+        first = json.loads(process.stdout.readline())
+        daemon.names.remove("shop.till")
+        second = json.loads(process.stdout.readline())
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+    assert (first["name"], first["uri"]) == ("shop.till", "PYRO:t@localhost:1")
+    assert (second["name"], second["uri"]) == ("shop.till", None)
+
+
+def test_the_first_name_server_that_answers_is_asked(daemon: NameServerDaemon) -> None:
+    options = ["names", "get", "shop.[b]cart", "--nameserver", f"localhost:1,{daemon.address}"]
+    assert CliRunner().invoke(main, options).output == "PYRO:cart@localhost:1\n"
+    nobody = CliRunner().invoke(main, ["names", "--nameserver", "localhost:1,localhost:2"])
+    assert "no name server answers at localhost:1 or localhost:2" in nobody.stderr

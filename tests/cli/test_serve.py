@@ -18,6 +18,7 @@ import objserver
 from objserver import Proxy, errors
 from objserver.cli.main import main
 from objserver.naming import NameServerDaemon
+from objserver.naming.leases import Lease
 
 # The children run elsewhere, where a relative PYTHONPATH would not find the package.
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(pathlib.Path(objserver.__file__).parents[1])}
@@ -102,9 +103,23 @@ def test_names_come_and_go(tmp_path: pathlib.Path) -> None:
 def test_a_name_taken_over_stays(tmp_path: pathlib.Path) -> None:
     with NameServerDaemon("localhost:0") as daemon:
         process, _ = start(tmp_path, f"--nameserver={daemon.address}")
-        daemon.names.register("Counter", "PYRO:other@localhost:1")
+        daemon.names.register("Counter", "PYRO:other@localhost:1", safe=False)
         assert end(process) == 0
         assert daemon.names.list(prefix="Counter") == {"Counter": "PYRO:other@localhost:1"}
+
+
+def test_a_server_that_was_killed_gets_its_name_again_when_it_is_restarted(tmp_path: pathlib.Path) -> None:
+    with NameServerDaemon("localhost:0") as daemon:
+        process, _ = start(tmp_path, f"--nameserver={daemon.address}")
+        process.kill()
+        process.communicate()
+        before = daemon.names.list(prefix="Counter")
+        for lease in daemon.names._index.leases():
+            daemon.names._leases.change(lambda lease=lease: {lease: Lease(1.0)})
+        process, said = start(tmp_path, f"--nameserver={daemon.address}")
+        assert daemon.names.list(prefix="Counter") == {"Counter": said["Counter"]} != before
+        assert end(process) == 0
+        assert daemon.names.list(prefix="Counter") == {}
 
 
 @pytest.mark.parametrize(
@@ -165,7 +180,9 @@ def test_a_name_that_was_never_made_is_not_said_to_stay(monkeypatch: pytest.Monk
     monkeypatch.setattr("objserver.cli.serve.name_server_proxy", lambda address, timeout_s: gone)
     result = CliRunner().invoke(main, ["serve", "json:loads", "--nameserver", "localhost:1"])
     assert (result.exit_code, result.stdout) == (3, "")
-    assert result.stderr == "Error: cannot connect to localhost:1: Connection refused\n"
+    assert result.stderr == (
+        "Error: no name server answers at localhost:1; start one with `objserver nameserver`\n"
+    )
 
 
 def test_rules_are_kept_and_decisions_written_down(tmp_path: pathlib.Path) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from objserver import Reference, errors
-from objserver.client.resolve import name_server, resolve
+from objserver.client.resolve import ask_any, name_server, name_servers, resolve, with_name_servers
 
 
 class Names:
@@ -16,6 +16,8 @@ class Names:
         self.asked = []
 
     def __call__(self, server, timeout_s, method, *args):
+        if method not in ("lookup", "yplookup"):
+            raise errors.MemberNotFound(f"a stock name server has no {method}")
         self.asked.append((str(server), timeout_s, method, *args))
         if self.problem is not None:
             raise self.problem
@@ -105,3 +107,72 @@ def test_without_a_location_the_environment_says_which_name_server(monkeypatch):
     monkeypatch.setenv("PYRO_NS_HOST", "names")
     monkeypatch.setenv("PYRO_NS_PORT", "7")
     assert str(name_server()) == "PYRO:Pyro.NameServer@names:7"
+
+
+class Several:
+    """Name servers, of which some do not answer; `asked` is whom, and for how long."""
+
+    def __init__(self, **problems):
+        self.problems = problems
+        self.asked = []
+
+    def __call__(self, server, timeout_s, method, *args):
+        self.asked.append((server.location.host, timeout_s))
+        problem = self.problems.get(server.location.host)
+        if problem is not None:
+            raise problem
+        return f"from {server.location.host}"
+
+
+SERVERS = name_servers(Reference.parse("PYRONAME:x@one,two,three"))
+
+
+def test_the_first_that_answers_is_believed_and_nobody_gets_much_time_while_others_are_left():
+    several = Several(one=errors.ConnectFailed("refused"), two=errors.CallTimeout("no answer"))
+    failed = []
+    ask = ask_any(SERVERS, several, 5.0, failed=lambda location: failed.append(location.host))
+    assert ask("lookup", "x") == ask("lookup", "y") == "from three"
+    assert several.asked == [("one", 0.3), ("two", 0.3), ("three", 0.3), ("three", 0.3)]
+    assert failed == ["one", "two"]
+
+
+def test_those_that_failed_lately_are_asked_last():
+    several = Several()
+    ask_any(SERVERS, several, 5.0, is_ill=lambda location: location.host == "one")("lookup", "x")
+    assert several.asked == [("two", 0.3)]
+
+
+@pytest.mark.parametrize(("timeout_s", "then_s"), [(5.0, 5.0), (0.1, 0.1), (None, 10.0)])
+def test_if_all_are_slow_each_gets_all_the_time_there_is(timeout_s, then_s):
+    slow = errors.CallTimeout("no answer")
+    several = Several(one=slow, two=slow, three=slow)
+    with pytest.raises(errors.NamingError, match="at one:9090 or two:9090 or three:9090"):
+        ask_any(SERVERS, several, timeout_s)("lookup", "x")
+    first_s = min(0.3, then_s)
+    assert several.asked == [(host, s) for s in (first_s, then_s) for host in ("one", "two", "three")]
+
+
+def test_an_error_is_an_answer():
+    several = Several(one=errors.NamingError("unknown name"))
+    with pytest.raises(errors.NamingError, match="unknown name"):
+        ask_any(SERVERS, several, 5.0)("lookup", "x")
+    assert len(several.asked) == 1
+
+
+def test_one_name_server_has_the_time_of_the_caller():
+    several = Several(one=errors.CallTimeout("no answer"))
+    with pytest.raises(errors.CallTimeout):
+        ask_any(SERVERS[:1], several, 5.0)("lookup", "x")
+    assert several.asked == [("one", 5.0)]
+
+
+def test_name_servers_come_from_the_uri_or_the_option_or_the_environment(monkeypatch):
+    monkeypatch.setenv("OBJSERVER_NAMESERVERS", "three:1, four")
+
+    def named(uri, option=()):
+        return [str(s.location) for s in name_servers(with_name_servers(Reference.parse(uri), option))]
+
+    assert named("PYRONAME:x@one", "two:5") == ["one:9090"]
+    assert named("PYRONAME:x", ["two:5", "six"]) == ["two:5", "six:9090"]
+    assert named("PYROMETA:x") == ["three:1", "four:9090"]
+    assert str(name_server()) == "PYRO:Pyro.NameServer@three:1"

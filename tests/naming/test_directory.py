@@ -8,9 +8,11 @@ import Pyro5.errors
 import pytest
 
 from objserver import Proxy, errors
-from objserver.naming import NameServer, NamingLimits
+from objserver.naming import NameServer, NamingLimits, Ownership
 from objserver.references import Reference
+from objserver.security import Principal
 from objserver.storage import open_store
+from objserver.storage.sqlite import SqliteStore
 
 URI = "PYRO:thing@localhost:1234"
 
@@ -122,6 +124,112 @@ def test_what_is_no_text_is_refused_for_the_sake_of_the_others():
     with pytest.raises(TypeError):
         names.register("a", "PYRO:x@h:1", metadata=Proxy("PYRO:x@localhost:1"))
     assert names.list() == {}
+
+
+def test_our_own_may_repeat_a_registration_and_not_replace_another() -> None:
+    names = NameServer()
+    names.register("a", URI, metadata={"x"})
+    names.register("a", URI, metadata={"y"})
+    assert names.list(return_metadata=True) == {"a": (URI, {"y"})}
+    with pytest.raises(errors.NamingError, match="already registered, for PYRO:thing"):
+        names.register("a", "PYRO:other@localhost:1")
+    with pytest.raises(errors.NamingError, match="already registered"):
+        names.register_all({"b": URI, "a": "PYRO:other@localhost:1"})
+    assert names.count() == 1
+    names.register("a", "PYRO:other@localhost:1", safe=False)
+    assert names.list() == {"a": "PYRO:other@localhost:1"}
+
+
+def test_a_name_belongs_to_the_principal_that_registered_it(tmp_path: pathlib.Path) -> None:
+    url = f"sqlite:///{tmp_path}/names.db"
+    store = open_store(url)
+    who: list[Principal | None] = [Principal("alice")]
+    rules = Ownership(reserved={"bank/": frozenset({"tellers"})})
+    names = NameServer(store, ownership=rules, principal=lambda: who[0])
+    names.register("a", URI)
+    with pytest.raises(errors.NamingError, match="reserved, and not for 'alice'"):
+        names.register("bank/a", URI)
+    store.close()
+    store = open_store(url)
+    names = NameServer(store, ownership=rules, principal=lambda: who[0])
+    for other in (None, Principal("bob")):
+        who[0] = other
+        for change in (
+            lambda: names.register("a", URI, safe=False),
+            lambda: names.set_metadata("a", ["x"]),
+            lambda: names.remove("a"),
+            lambda: names.remove(prefix="a"),
+        ):
+            with pytest.raises(errors.NamingError, match="belongs to 'alice'"):
+                change()
+    who[0] = Principal("alice")
+    assert names.remove("a") == 1
+    store.close()
+
+
+def test_names_are_paged_searched_and_in_contexts() -> None:
+    names = NameServer(limits=NamingLimits(page_max=100))
+    names.register_all({f"shop/{n % 3}/{n:03}": URI for n in range(150)}, metadata={"x"})
+    names.register_all({"shop/till": URI, "bank": URI}, metadata={"x", "y"})
+    first = names.page(prefix="shop/")
+    second = names.page(prefix="shop/", after=list(first)[-1])
+    assert (len(first), len(second)) == (100, 51)
+    assert [*first, *second] == sorted(names.list(prefix="shop/"))
+    assert names.page(meta_all=["y"], prefix="shop/") == {"shop/till": (URI, {"x", "y"})}
+    assert list(names.page(meta_any=["y", "z"], limit=1)) == ["bank"]
+    assert names.children() == {"bank": URI, "shop/": 151}
+    assert names.children("shop") == {"0/": 50, "1/": 50, "2/": 50, "till": URI}
+    assert names.children("/shop/", after="1/") == {"2/": 50, "till": URI}
+    assert names.children("nothing") == {}
+    with pytest.raises(ValueError, match="one name at least"):
+        names.page(limit=0)
+
+
+def test_candidates_say_how_loaded_their_servers_are() -> None:
+    names = NameServer()
+    lease = names.open_lease(10.0)
+    names.register("a", URI, metadata={"t"}, lease=lease)
+    names.register("b", URI, metadata={"t"})
+    names.renew_lease(lease, 0.5)
+    assert names.candidates(["t"]) == {"a": (URI, 0.5), "b": (URI, 0.0)}
+    with pytest.raises(ValueError, match="says nothing"):
+        names.renew_lease(lease, float("nan"))
+
+
+def test_leases_are_bounded() -> None:
+    names = NameServer(limits=NamingLimits(leases_max=1))
+    for seconds in (0.5, 4000.0):
+        with pytest.raises(errors.NamingError, match=r"it has 1\.0 to 3600\.0 s"):
+            names.open_lease(seconds)
+    names.open_lease(5.0)
+    with pytest.raises(errors.NamingError, match="leases_max"):
+        names.open_lease(5.0)
+
+
+def test_the_key_of_an_object_is_found_behind_its_name() -> None:
+    names = NameServer()
+    names.register("Account", "PYRO:A@localhost:7")
+    names.register("Account/alice", "PYRO:B@./u:/tmp/a@b")
+    names.register("other", "PYRONAME:Account")
+    assert names.resolve("Account") == "PYRO:A@localhost:7"
+    assert names.resolve("Account/bob/x") == "PYRO:A/bob/x@localhost:7"
+    assert names.resolve("Account/alice/x") == "PYRO:B/x@./u:/tmp/a@b"
+    assert names.resolve("other") == "PYRONAME:Account"
+    with pytest.raises(errors.NamingError, match="unknown name: Account2"):
+        names.resolve("Account2/alice")
+
+
+def test_without_its_store_a_name_server_answers_what_it_knows() -> None:
+    store = SqliteStore("sqlite://", alone=False)
+    names = NameServer(store)
+    names.register("Account", "PYRO:A@localhost:7")
+    store.close()
+    assert names.resolve("Account/alice") == "PYRO:A/alice@localhost:7"
+    assert str(names.lookup("Account")) == "PYRO:A@localhost:7"
+    for asked in (lambda: names.lookup("nobody"), lambda: names.register("x", URI), names.tick):
+        with pytest.raises(errors.StoreError):
+            asked()
+    assert names.list() == {"Account": "PYRO:A@localhost:7"}
 
 
 @pytest.mark.parametrize(

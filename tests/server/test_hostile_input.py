@@ -169,7 +169,8 @@ def withstood(victim, wanted):
     wrong = [p for p in played if p.attack.refused and p.outcome == "answered"]
     assert [(p.attack.name, p.answer[:200]) for p in wrong] == []
     silent = [p for p in played if p.outcome == "refused" and not p.answer]
-    assert {p.attack.data[:4] for p in silent} <= {b"GET ", b"POST", b"\x16\x03\x01\x00"}  # these in HTTP or TLS
+    # These are answered in HTTP, or in TLS.
+    assert {p.attack.data[:4] for p in silent} <= {b"GET ", b"POST", b"\x16\x03\x01\x00"}
 
 
 @pytest.mark.usefixtures("unharmed")

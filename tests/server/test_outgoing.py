@@ -171,7 +171,7 @@ def test_without_a_rule_a_servant_may_call_what_it_is_given(elsewhere, caller):
 def test_a_rule_refuses_other_places_in_words(elsewhere, trap, caller):
     with serving(connects_to=[elsewhere.address]) as server, caller(server) as errand:
         assert errand.call(Proxy(f"PYRO:echo@{elsewhere.address}")) == 5
-        for uri in uris(trap.location):
+        for uri in (*uris(trap.location), f"PYRONAME:x@{elsewhere.address},{trap.location}"):
             with pytest.raises(REFUSED, match=r"named this address in a message, and .*connects_to"):
                 errand.call(Proxy(uri))
         assert not trap.was_visited

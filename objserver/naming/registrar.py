@@ -1,0 +1,204 @@
+"""`Registrar`: keeps the names of a server registered for as long as the server lives.
+
+    with Registrar("host1:9090,host2:9090") as names:
+        names.register("town/clock", server.register(Clock), metadata={"shows:time"})
+        server.serve_forever()
+
+It has a lease, which it renews three times as often as needed at the first of the name servers that answers.
+When the process dies nobody renews, and the names disappear; when it stops they are removed at once.  If the
+lease has ended while the process lives, because it was suspended or cut off, all is registered again.
+
+With a stock Pyro5 name server, which knows no leases, names are registered as Pyro5 does.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, Self
+
+from objserver import errors
+from objserver.client.proxy import ask_name_servers
+from objserver.client.resolve import NobodyAnswers, with_name_servers
+from objserver.machine import machine
+from objserver.references import NAMESERVER_ID, Reference
+from objserver.server import ObjectServer
+
+__all__ = ["Registrar", "load_of"]
+
+LEASE_S = 10.0
+"""Short enough for clients not to be sent to a dead server for long, and a restart of a name server or a lost
+message is over three times as fast."""
+RENEWALS_PER_LEASE = 3
+TIMEOUT_S = 5.0
+"""For an answer of a name server."""
+AGAIN_S = 0.2
+"""Between two tries for a name that a dead server still has."""
+
+log = logging.getLogger("objserver.naming")
+
+
+class _Name(NamedTuple):
+    uri: str
+    tags: frozenset[str]
+
+
+class Registrar:
+    """The names of this process in the name servers at `name_servers`, by default the environment's.
+
+    `lease_s`: how long they outlive the process.  `load` is asked at each renewal how busy the server is,
+    from 0 to 1, which clients that pick the `LeastLoaded` go by.  To be started before names are registered
+    if they are to be kept.
+    """
+
+    def __init__(
+        self,
+        name_servers: str | Sequence[str] = (),
+        *,
+        lease_s: float = LEASE_S,
+        load: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        self._servers = with_name_servers(Reference("PYRONAME", NAMESERVER_ID), name_servers)
+        self._lease_s = lease_s
+        self._load = load
+        self._names: dict[str, _Name] = {}
+        self._lease: str | None = None
+        self._stock = False
+        self._lock = threading.RLock()
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> Self:
+        """Begin to renew."""
+        self._thread = threading.Thread(target=self._run, name="objserver-registrar", daemon=True)
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Remove the names, and renew no more; a name server that does not answer is not waited for long."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join()
+        with self._lock:
+            names, self._names = self._names, {}
+            lease, self._lease = self._lease, None
+            try:
+                if lease is not None:
+                    self._ask("end_lease", lease)
+                elif self._stock:
+                    for name, (uri, _) in names.items():
+                        self._remove(name, uri)
+            except errors.ObjServerError as problem:
+                log.warning("%d names could not be removed from the name server: %s", len(names), problem)
+
+    def register(
+        self, name: str, uri: Reference | str, metadata: Iterable[str] = (), *, wait_s: float = 0.0
+    ) -> None:
+        """Let `name` stand for `uri` as long as this process lives; NamingError if it stands for another.
+
+        Up to `wait_s` seconds it is tried again, since the other may be a server that has died and whose
+        lease is not over.
+        """
+        wanted = _Name(str(uri), frozenset(metadata))
+        until = machine.get().monotonic() + wait_s
+        while True:
+            try:
+                with self._lock:
+                    self._put({name: wanted}, wanted.tags)
+                    self._names[name] = wanted
+                return
+            except NobodyAnswers:
+                raise
+            except errors.NamingError:
+                if machine.get().monotonic() >= until or self._stopping.wait(AGAIN_S):
+                    raise
+
+    def unregister(self, name: str) -> None:
+        """Remove one name, if it still stands for what was registered."""
+        with self._lock:
+            known = self._names.pop(name, None)
+            if known is not None:
+                self._remove(name, known.uri)
+
+    def renew(self) -> None:
+        """Say that this process lives; what the thread does now and then.  NamingError if nobody listens."""
+        with self._lock:
+            if self._lease is None or self._ask("renew_lease", self._lease, float(self._load())):
+                return
+            log.warning("the lease of %d names had ended; they are registered again", len(self._names))
+            self._lease = self._ask("open_lease", self._lease_s)
+            by_tags: dict[frozenset[str], dict[str, _Name]] = {}
+            for name, wanted in self._names.items():
+                by_tags.setdefault(wanted.tags, {})[name] = wanted
+            for tags, names in by_tags.items():
+                self._again(names, tags)
+
+    def _again(self, names: dict[str, _Name], tags: frozenset[str]) -> None:
+        try:
+            self._put(names, tags)
+        except errors.NamingError:
+            if len(names) > 1:  # only one of them may be the reason
+                for name, wanted in names.items():
+                    self._again({name: wanted}, tags)
+                return
+            (name,) = names
+            log.exception("the name %s has been lost to somebody else", name)
+            del self._names[name]
+
+    def _put(self, names: dict[str, _Name], tags: frozenset[str]) -> None:
+        if self._lease is None and not self._stock:
+            try:
+                self._lease = self._ask("open_lease", self._lease_s)
+            except errors.MemberNotFound:
+                self._stock = True
+        if self._stock:
+            for name, (uri, _) in names.items():
+                self._ask("register", name, uri, False, sorted(tags))
+            return
+        uris = {name: wanted.uri for name, wanted in names.items()}
+        try:
+            self._ask("register_all", uris, None, sorted(tags), self._lease)
+        except errors.NamingError:
+            lease = self._lease
+            self.renew()
+            if self._lease == lease:
+                raise
+            self._ask("register_all", uris, None, sorted(tags), self._lease)
+
+    def _remove(self, name: str, uri: str) -> None:
+        if self._ask("list", name).get(name) == uri:
+            self._ask("remove", name)
+
+    def _ask(self, method: str, *args: Any) -> Any:
+        return ask_name_servers(self._servers, TIMEOUT_S, method, *args)
+
+    def _run(self) -> None:
+        pause = self._lease_s / RENEWALS_PER_LEASE
+        silent = False
+        while not self._stopping.wait(pause):
+            try:
+                self.renew()
+                silent = False
+            except errors.ObjServerError as problem:
+                if not silent:
+                    log.warning("the names of this server may be lost: %s", problem)
+                silent = True
+
+
+def load_of(server: ObjectServer) -> Callable[[], float]:
+    """How busy a server is: invocations that run or wait, to the threads that may run them."""
+
+    def load() -> float:
+        now = server.statistics()
+        running = now["workers"] - now["idle"] - now["blocked"]
+        waiting = now["ready"] + now["invocations_waiting"]
+        return float((running + waiting) / now["workers_max"])
+
+    return load
