@@ -398,10 +398,8 @@ class NativeCodec:
     def weigh(self, payload: Any) -> int:
         if type(payload) is not Arrived:
             return budget.weigh_msgpack(payload, self._limits, NESTED)
-        try:
-            return len(payload) + budget.weigh_msgpack(payload.open(), self._limits, NESTED)
-        finally:
-            payload.close()
+        # What came beside it is left alone: it is to be taken when the value is decoded.
+        return len(payload) + budget.weigh_msgpack(payload.open(), self._limits, NESTED)
 
     def _decode_parts(self, arrived: Arrived) -> Any:
         try:

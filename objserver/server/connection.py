@@ -468,6 +468,8 @@ class Connection(Answering):
             if weight is not None:
                 invocation.weight = weight
         except errors.ProtocolError as problem:
+            if isinstance(frame.payload, Arrived):
+                frame.payload.refuse()
             if not flags & Flag.ONEWAY:
                 self.send(self.encode_error(Invocation(self, DAEMON_ID, "", (), {}, (codec, frame)), problem))
             return

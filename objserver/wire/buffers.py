@@ -126,6 +126,14 @@ class Arrived:
         self._copied += place.length
         return self._shared().read(place)
 
+    def refuse(self) -> None:
+        """Give back all that came: nobody will ask for it."""
+        try:
+            self.open()
+        except errors.ProtocolError:
+            pass  # it does not say what came
+        self.close()
+
     def close(self) -> None:
         """Give back what nobody has asked for."""
         for place in self._places:

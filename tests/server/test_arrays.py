@@ -181,6 +181,16 @@ def test_the_bound_on_shared_memory_is_kept_and_told():
         assert mapped(server)[0] == 0
 
 
+def test_what_is_refused_is_given_back():
+    with ObjectServer(settings=ServerSettings(receive_memory_max=100_000)) as server:
+        with Proxy(server.register(Store(), "Store")) as proxy:
+            for _ in range(3):
+                with pytest.raises(errors.MessageTooLarge, match="receive_memory_max"):
+                    proxy.echo([np.zeros(2 * MiB, "u1"), [[]] * 5_000])
+            assert sharing.MEMORY.lent < 3 * MiB  # the same piece, each time
+            assert not sharing.MEMORY.is_awaited
+
+
 def test_a_reply_in_shared_memory_outlives_the_server():
     server = ObjectServer().start()
     proxy = Proxy(server.register(Store(), "Store"))
