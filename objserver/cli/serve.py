@@ -133,7 +133,7 @@ def serve(
       objserver serve bank:Account
       objserver serve bank:Account --activation persistent --store sqlite:///bank.db
       objserver serve bank:Account shop:cart --address localhost:9092 --nameserver
-      objserver serve bank:Account --address 0.0.0.0:9091 --tls-cert s.pem --keys k.toml --rules r.toml
+      objserver serve bank:Account --tls-cert s.pem --keys k.toml --rules r.toml --audit a.jsonl
     """
     from objserver import adapter
     from objserver.naming import Registrar, load_of

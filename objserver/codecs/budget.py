@@ -52,6 +52,7 @@ _MANY = {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)}
 # The end of a string is optional, so that an unfinished one is swallowed whole: a pattern that could fail
 # there would start again at each quote, in quadratic time.
 _JSON_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+_COMMENT = ord("#")
 _PYTHON_STRING = re.compile(
     rb"#[^\n\r]*+"
     rb"|[bBuUrR]{0,2}(?:'''[^'\\]*+(?:(?:\\.|'(?!''))[^'\\]*+)*+(?:''')?"
@@ -273,6 +274,27 @@ def spread(items: list[Any]) -> list[Any]:
     return items
 
 
+def _without_strings(data: bytes, limits: Limits) -> tuple[bytes, int]:
+    """Python source with a quote for each string and nothing for each comment; how many of both there were.
+
+    Too many are refused before their pieces take more memory than the value may.
+    """
+    most = limits.decoded_size_max // NODE
+    pieces: list[bytes] = []
+    at = number = 0
+    for number, found in enumerate(_PYTHON_STRING.finditer(data), 1):
+        if number > most:
+            raise too_large(limits)
+        begin = found.start()
+        if begin != at:
+            pieces.append(data[at:begin])
+        if data[begin] != _COMMENT:
+            pieces.append(b"'")
+        at = found.end()
+    pieces.append(data[at:])
+    return b"".join(pieces), number
+
+
 def check_serpent(payload: bytes | bytearray | memoryview, limits: Limits) -> int:
     """Refuse serpent beyond the limits, and Python source that is more than literals; about how many bytes of
     memory the value will take.
@@ -280,7 +302,7 @@ def check_serpent(payload: bytes | bytearray | memoryview, limits: Limits) -> in
     `ast.literal_eval` refuses the latter too, but only after the parser built trees of it, for which
     memory and depth follow no simple rule.
     """
-    text, strings = _PYTHON_STRING.subn(lambda found: b"" if found[0][:1] == b"#" else b"'", bytes(payload))
+    text, strings = _without_strings(bytes(payload), limits)
     text = text.translate(None, b" \t\r\n\f")
     text = text.replace(b"set()", b"0")  # the one call that is a literal
     nodes = max(strings, len(text.translate(None, b"0123456789.eEjJTrueFalsNon'")))
