@@ -34,7 +34,7 @@ from benchmarks.measures import Spread
 from benchmarks.report import Sheet, Tables
 from objserver import ObjectServer, Proxy, expose
 from objserver.codecs import Codecs
-from objserver.security import Authentication, ClientTLS, ServerTLS, SharedKey, authority
+from objserver.security import ALLOW_AUTHENTICATED, Authentication, ClientTLS, ServerTLS, SharedKey, authority
 from objserver.settings import Limits
 from objserver.wire import FrameType, encode_frame
 
@@ -58,7 +58,8 @@ def _serve(pipe: Connection, keys: pathlib.Path) -> None:
     tls = ServerTLS(certificate=str(keys / "server.pem"), key=str(keys / "server.key"))
     means = Authentication(keys={"lab": SECRET})
     with contextlib.ExitStack() as stack:
-        servers = [ObjectServer(), ObjectServer(tls=tls), ObjectServer(tls=tls, authentication=means)]
+        known = {"authentication": means, "authorization": ALLOW_AUTHENTICATED}
+        servers = [ObjectServer(), ObjectServer(tls=tls), ObjectServer(tls=tls, **known)]
         for server in servers:
             stack.enter_context(server).register(Adder, "Adder")
         pipe.send([server.address for server in servers])
