@@ -128,6 +128,9 @@ class Relay:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self._lock = threading.Lock()
+        self.answers = threading.Event()
+        """Answers pass; else they wait until all is sent that is sent without them."""
+        self.answers.set()
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self):
@@ -150,7 +153,8 @@ class Relay:
                 with self._lock:
                     self.turns += way == "there" and self._last != "there"
                     self._last = way
-                # Long enough that what is sent without waiting has been sent before an answer passes.
+                if way == "back":
+                    assert self.answers.wait(BOUND_S)
                 time.sleep(0.05)  # the network's time, which is what is measured
                 sink.sendall(data)
             except OSError:
@@ -185,12 +189,17 @@ def test_a_chain_of_five_takes_one_round_trip(proxy, server):
         far = Proxy(f"PYRO:thing@127.0.0.1:{relay.port}")
         assert far.future.sum(1).result(BOUND_S) == 1  # connected
         before = relay.turns
+        relay.answers.clear()
         last = far.future.child(1).child(2).child(3).child(4).get()
+        relay.answers.set()
         assert last.result(BOUND_S) == 10
         assert relay.turns - before == 1
         before = relay.turns
+        relay.answers.clear()
         first = far.future.child(1).get()
-        assert far.future.sum(first, first, x=first).result(BOUND_S) == 3
+        last = far.future.sum(first, first, x=first)
+        relay.answers.set()
+        assert last.result(BOUND_S) == 3
         assert relay.turns - before == 1
     finally:
         relay.close()
