@@ -138,8 +138,7 @@ def counts(server):
         "invocations_waiting",
     )
     kinds = Counter(type(thing).__name__ for thing in gc.get_objects() if type(thing) in COUNTED)
-    # Workers come and go, and an event loop looks names up in threads that stay: more, if two are looked up at
-    # once.
+    # Workers come and go, and an event loop looks names up in threads that stay: more, if two are at once.
     passing = ("objserver-worker", "asyncio_")
     threads = {t.name for t in threading.enumerate() if not t.name.startswith(passing)}
     return {
