@@ -107,8 +107,8 @@ _DUE = "SELECT type, key, name, due, payload FROM timer WHERE type = ? AND due <
 _NEXT_DUE = "SELECT min(due) FROM timer WHERE type = ? AND due > ?"
 # Text is compared as UTF-8 bytes and 0xff occurs in none, so this range is exactly the prefix's.
 _KEYS = (
-    "SELECT key FROM object WHERE type = ?1 AND key >= ?2 AND key < CAST(?3 AS TEXT) AND NOT deleted"
-    " AND (?4 IS NULL OR key > ?4) ORDER BY key LIMIT ?5"
+    "SELECT key FROM object WHERE type = ? AND key >= ? AND key < CAST(? AS TEXT) AND NOT deleted"
+    " AND (? IS NULL OR key > ?) ORDER BY key LIMIT ?"
 )
 _COUNT = "SELECT count(*) FROM object WHERE type = ? AND NOT deleted"
 _ITEMS = (
@@ -363,7 +363,7 @@ class SqliteStore:
         self, type: str, prefix: str = "", limit: int | None = None, *, after: str | None = None
     ) -> list[str]:
         end = prefix.encode("utf-8", "surrogatepass") + b"\xff"  # a lone surrogate the driver refuses
-        rows = self._rows(_KEYS, type, prefix, end, after, -1 if limit is None else limit)
+        rows = self._rows(_KEYS, type, prefix, end, after, after, -1 if limit is None else limit)
         return [key for (key,) in rows]
 
     def count(self, type: str) -> int:
