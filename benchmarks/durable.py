@@ -255,7 +255,7 @@ def _compare(quick: bool, slow: bool) -> dict[tuple[str, bool, str], Spread]:
 
 def _call(address: str) -> Callable[[str, str], Any]:
     """Calls any object of the server on one connection."""
-    from objserver.client.stub import ConnectionPool
+    from objserver.client.pool import ConnectionPool
     from objserver.settings import CLIENT_LIMITS
 
     reference = Reference.parse(f"PYRO:Account/0@{address}")

@@ -16,8 +16,9 @@ from typing import Any
 
 from objserver import references
 from objserver.client.leases import LeaseKeeper
+from objserver.client.pool import ConnectionPool, LinkPool
 from objserver.client.proxy import Proxy, ProxyOptions
-from objserver.client.stub import ConnectionPool, LinkPool, Stub
+from objserver.client.stub import Stub
 from objserver.codecs import Types
 from objserver.references import LEASED, Find, Origin, Reference
 

@@ -26,9 +26,11 @@ from objserver.client.attempts import Attempts
 from objserver.client.background import multiplex
 from objserver.client.greeting import stream_id
 from objserver.client.multiplexed import MultiplexedConnection
+from objserver.client.pool import ConnectionPool
 from objserver.client.promises import FutureFace
 from objserver.client.proxy import Batch, Proxy, ProxyOptions
-from objserver.client.stub import ConnectionPool, Stub, ends_connection, raised
+from objserver.client.replies import ends_connection, raised
+from objserver.client.stub import Stub
 from objserver.codecs import Codec
 from objserver.invocation import Awaited, Call, CallId, in_progress, intercepted
 from objserver.references import DAEMON_ID, Reference

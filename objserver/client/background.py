@@ -12,7 +12,7 @@ import weakref
 from objserver import errors
 from objserver.client.home import home
 from objserver.client.multiplexed import MultiplexedConnection
-from objserver.client.stub import ConnectionPool
+from objserver.client.pool import ConnectionPool
 from objserver.settings import CLIENT_LIMITS
 
 __all__ = ["multiplex"]

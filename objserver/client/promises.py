@@ -22,7 +22,8 @@ from objserver.client.background import multiplex
 from objserver.client.greeting import stream_id
 from objserver.client.home import home
 from objserver.client.multiplexed import MultiplexedConnection, running_loop
-from objserver.client.stub import ConnectionPool, LinkPool, Stub
+from objserver.client.pool import ConnectionPool, LinkPool
+from objserver.client.stub import Stub
 from objserver.codecs import Codec
 from objserver.invocation import Awaited, Call, in_progress, intercepted
 from objserver.wire import Flag, Frame, Promises

@@ -17,10 +17,13 @@ from types import EllipsisType, TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Unpack, cast
 
 from objserver import errors, pyro5
+from objserver.client.nested import on_event_loop, would_block
 from objserver.client.picking import PickPolicy
+from objserver.client.pool import ConnectionPool
 from objserver.client.resolve import with_name_servers
 from objserver.client.resolver import Resolver
-from objserver.client.stub import ConnectionPool, ItemStream, Stub, checked, on_event_loop, would_block
+from objserver.client.streams import ItemStream
+from objserver.client.stub import Stub, checked
 from objserver.codecs import Types
 from objserver.errors import did_you_mean
 from objserver.invocation import CallId, Interceptor, in_progress

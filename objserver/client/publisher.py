@@ -24,8 +24,8 @@ from typing import Any
 
 from objserver import errors
 from objserver.adapter import expose
+from objserver.client.pool import LinkPool
 from objserver.client.proxy import Proxy
-from objserver.client.stub import LinkPool
 from objserver.logs import escaping
 from objserver.wire import Flag
 

@@ -1,12 +1,8 @@
 """The stub: what a proxy calls through.
 
-A proxy is a face; its stub knows where the object is, holds the connections to it, and makes the calls.
-Every call takes a connection from a last-in-first-out pool and puts it back, so threads never wait for
-each other and a single thread always has the warmest connection.  A call that fails puts it back too, unless
-the failure has closed it.
-
-A call made by a servant is more than a call: it carries on the correlation id and the call chain, and tells
-the engine that its thread waits.
+A proxy is a face; its stub makes the calls, on connections from its pool.  A call that fails puts its
+connection back too, unless the failure has closed it, and is made again where that does no harm
+(`attempts`).
 """
 
 from __future__ import annotations
@@ -14,45 +10,34 @@ from __future__ import annotations
 import contextlib
 import marshal
 import math
-import os
-import sys
 import uuid
-import weakref
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from types import EllipsisType
-from typing import TYPE_CHECKING, Any, Protocol, Self, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from objserver import errors, pyro5, references
+from objserver import errors, pyro5
 from objserver.client.attempts import Attempts
 from objserver.client.books import book_of, introduced, is_introduced
 from objserver.client.connection import ClientConnection
-from objserver.client.greeting import HANDSHAKE_TIMEOUT_S, Greeting, Metadata, stream_id
-from objserver.client.identity import process_id
-from objserver.client.leases import Lease
-from objserver.codecs import Codec, Codecs, Types
-from objserver.invocation import Awaited, Call, CallId, Facts, Interceptor, in_progress, intercepted
+from objserver.client.greeting import Metadata, stream_id
+from objserver.client.nested import ask_daemon, call_inside, inherit, rest, time_left, with_context
+from objserver.client.pool import IDLE_CONNECTIONS_MAX, ConnectionPool, LinkPool
+from objserver.client.replies import ends_connection, raised
+from objserver.client.streams import ItemStream
+from objserver.codecs import Codec
+from objserver.invocation import Call, CallId, Facts, Interceptor, in_progress, intercepted
 from objserver.machine import machine
-from objserver.references import DAEMON_ID, Find, Location, Reference, Rule
-from objserver.security import ClientTLS, Credentials
-from objserver.settings import CLIENT_LIMITS
-from objserver.wire import CallContext, Flag, Frame
-from objserver.wire import extension as wire_extension
+from objserver.references import DAEMON_ID
+from objserver.wire import Flag, Frame
 from objserver.wire.frames import NO_CORRELATION
 
 if TYPE_CHECKING:
     from objserver.client.multiplexed import MultiplexedConnection
 
-__all__ = ["ConnectionPool", "ItemStream", "LinkPool", "Stub", "checked", "on_event_loop", "raised"]
+__all__ = ["Stub", "checked"]
 
-IDLE_CONNECTIONS_MAX = 8
-"""Connections a proxy keeps for its next calls; more are closed after use."""
-SURELY_OPEN_S = 0.05
-"""A connection taken so recently is not checked for having been closed; the check costs a microsecond."""
 _ONEWAY, _EXCEPTION, _ITEM_STREAM = Flag.ONEWAY, Flag.EXCEPTION, Flag.ITEM_STREAM
 
-Resolve = Callable[[Reference, float | None], Reference]
 Request = tuple[Codec, bytes, int, Mapping[str, bytes] | None, bytes]
 """Codec, payload, flags, annotations and correlation id of a request."""
 
@@ -62,272 +47,6 @@ def checked(timeout_s: float | None) -> float | None:
     if timeout_s is not None and not 0 < timeout_s < math.inf:
         raise ValueError(f"timeout_s={timeout_s}: give a positive time, or None to wait for ever")
     return timeout_s
-
-
-class Closing(Protocol):
-    """What can be closed."""
-
-    def close(self) -> None: ...
-
-
-class ConnectionPool:
-    """What all views of one proxy share: where the object is, and the connections to it."""
-
-    def __init__(
-        self,
-        reference: Reference,
-        resolve: Resolve,
-        *,
-        serializer: str | None,
-        session: str | None,
-        handshake: Any,
-        types: Types | None = None,
-        failed: Callable[[Reference, Location], bool] = lambda reference, location: False,
-        tls: ClientTLS | None = None,
-        credentials: Credentials | None = None,
-    ) -> None:
-        self.types = types or Types()
-        self.reference = reference
-        self.object_id = reference.object_id
-        self.serializer = serializer
-        self.session = session or os.urandom(16).hex()
-        """Connections of an earlier session are not used again."""
-        self.session_is_shared = session is not None
-        self.metadata: Metadata | None = None
-        self.exactly_once = False
-        """The object remembers the calls that have ids, in the data `store`."""
-        self.store = ""
-        self.idle: deque[ClientConnection] = deque()
-        self.location: Location | None = None
-        self._resolve = resolve
-        self._failed = failed
-        self._monotonic = machine.get().monotonic
-        self.handshake = handshake
-        self.tls = tls
-        self.credentials = credentials
-        self.asynchronous = False
-        """It belongs to an AsyncProxy."""
-        self.lease: Lease | None = None
-        """Of the object, if it was exported to this process."""
-        self.begin_lease: Callable[[], Lease] | None = None
-        """... and nobody has connected to it yet."""
-        self.rule: Rule | None = None
-        """Of a proxy that arrived in a message: what it may connect to."""
-        self.live: MultiplexedConnection | None = None
-        """The one connection of this proxy that carries many calls, if it is open."""
-        self.background: Closing | None = None
-        """... or is being made."""
-
-    def __del__(self) -> None:
-        # Dropping the proxy is a way to be done with it, so its sockets are not left to be complained about.
-        self.close_background()
-        for connection in self.idle:
-            connection.close()
-
-    @cached_property
-    def codecs(self) -> Codecs:
-        """What this proxy sends and receives its values with; marshal is used only if it was told to."""
-        weak = weakref.ref(self)  # sockets in a cycle would wait for the garbage collector
-
-        def export(value: object) -> Reference | None:
-            from objserver.client.home import home  # it loads asyncio, which most clients do without
-
-            pool = weak()
-            return home.export(value) if pool is None else pool._export(value)
-
-        def arrive(reference: Reference) -> Any:
-            pool = weak()
-            if reference.location is None or not reference.location.client:
-                return references.arrived(reference, origin=pool)
-            from objserver.client.home import home
-
-            return home.arrive(reference, pool)
-
-        origin = references.Origin(self.types, self.rule)
-        return Codecs(
-            CLIENT_LIMITS, export=export, arrive=arrive, origin=origin, marshal=True, types=self.types
-        )
-
-    def _export(self, value: object) -> Reference | None:
-        """An object of ours that is given to the server, which must be able to call it."""
-        from objserver.client.home import home
-
-        reference = home.export(value)
-        if reference is not None:
-            self.types.add_signatures(type(value))  # of the calls that will come
-        if (
-            reference is not None and not self.asynchronous
-        ):  # else it is called on the connection that is there
-            assert self.location is not None
-            home.open_channel(self.location, self.handshake, HANDSHAKE_TIMEOUT_S, self.tls, self.credentials)
-        return reference
-
-    def take(self, timeout_s: float | None) -> ClientConnection:
-        """A connection nobody else uses: the one put back last, or a new one."""
-        while True:
-            try:
-                connection = self.idle.pop()
-            except IndexError:
-                return self.connect(timeout_s)
-            now = self._monotonic()
-            if connection.session == self.session and (
-                now - connection.last_used < SURELY_OPEN_S or not connection.is_stale()
-            ):
-                connection.last_used = now
-                return connection
-            connection.close()
-
-    def put(self, connection: ClientConnection) -> None:
-        """Done with a connection that is in order."""
-        idle = self.idle
-        if len(idle) < IDLE_CONNECTIONS_MAX:
-            idle.append(connection)
-        else:
-            connection.close()
-
-    def put_if_open(self, connection: ClientConnection) -> None:
-        """Done with a connection after a failure."""
-        if connection.is_open:
-            self.put(connection)
-
-    def connect(self, timeout_s: float | None) -> ClientConnection:
-        """A new connection; finds the object first if the reference does not say where it is."""
-        facts = in_progress.get()
-        if facts is None:
-            return self._connect(timeout_s)
-        facts.caller.about_to_block(self.location or self.reference.location)
-        try:
-            return self._connect(timeout_s)
-        finally:
-            facts.caller.no_longer_blocked()
-
-    def _connect(self, timeout_s: float | None) -> ClientConnection:
-        while True:
-            greeting = self.greeting(timeout_s)
-            try:
-                connection = ClientConnection(
-                    greeting, codecs=self.codecs, timeout_s=timeout_s, limits=CLIENT_LIMITS
-                )
-            except (errors.ConnectFailed, errors.ObjectNotFound):
-                if self.may_be_elsewhere(greeting):
-                    continue
-                raise
-            self.met(greeting, connection.metadata, connection.store)
-            return connection
-
-    def may_be_elsewhere(self, greeting: Greeting) -> bool:
-        """The object was not found where it was looked for; whether to look again, since it can have moved or
-        another would do as well."""
-        return self.reference.protocol != "PYRO" and self._failed(self.reference, greeting.location)
-
-    def greeting(self, timeout_s: float | None, *, multiplexed: bool = False) -> Greeting:
-        """What to say to the server; finds it first if the reference does not say where it is.
-
-        ConnectFailed if it is at a place, or to be found through one, that the rule of this proxy excludes.
-        """
-        if self.rule is not None and self.reference.location is not None:
-            for location in (self.reference.location, *self.reference.others):
-                _check_allowed(self.rule, location)
-        target = self._resolve(self.reference, timeout_s)
-        assert target.location is not None
-        if self.rule is not None:
-            _check_allowed(self.rule, target.location)
-        return Greeting(
-            target.location,
-            target.object_id,
-            self.serializer,
-            self.handshake,
-            self.session,
-            process_id(),
-            multiplexed,
-            self.tls,
-            self.credentials,
-        )
-
-    def met(self, greeting: Greeting, metadata: Metadata, store: str) -> None:
-        """The server has answered."""
-        self.exactly_once, self.store = metadata.exactly_once, store
-        self.object_id = greeting.object_id
-        self.location = greeting.location
-        self.metadata = metadata
-        if self.begin_lease is not None:
-            self.lease, self.begin_lease = self.begin_lease(), None
-
-    def learn(self, timeout_s: float | None) -> None:
-        """See what the object offers."""
-        self.put(self.take(timeout_s))
-
-    def drain(self) -> Iterator[ClientConnection]:
-        """Take out what is idle; each is closed when the next is asked for."""
-        while True:
-            try:
-                connection = self.idle.pop()
-            except IndexError:
-                return
-            try:
-                yield connection
-            finally:
-                connection.close()
-
-    def close_background(self) -> None:
-        """Close the connection for many calls, if there is one."""
-        background, self.background = self.background, None
-        if background is not None:
-            background.close()
-
-
-def _check_allowed(rule: Rule, location: Location) -> None:
-    if not rule(location):
-        raise errors.ConnectFailed(
-            f"not connected to {location}: a peer named this address in a message, and the rule connects_to "
-            "of this server does not allow it"
-        )
-
-
-class LinkPool:
-    """In place of a pool, for an object of a client: it is called on the connection that the client made."""
-
-    serializer: str | None = None
-    session_is_shared = True
-    session = ""
-
-    def __init__(self, reference: Reference, find: Find) -> None:
-        self.reference = reference
-        self.object_id = reference.object_id
-        self.location = reference.location
-        self.metadata: Metadata | None = None
-        self.exactly_once = False
-        self.store = ""
-        self.lease: Lease | None = None
-        self.live: MultiplexedConnection | None = None
-        self.idle: deque[ClientConnection] = deque(maxlen=0)
-        self.take_from = find
-
-    def take(self, timeout_s: float | None) -> ClientConnection:
-        """The client's connection, which many calls share; ConnectFailed if there is none."""
-        return cast(ClientConnection, self.take_from())
-
-    @property
-    def codecs(self) -> Codecs:
-        """A blob is not sent to a client's object."""
-        raise errors.SerializeError("a SerializedBlob cannot be sent to an object of a client")
-
-    def put(self, connection: ClientConnection) -> None:
-        """It was never taken away from anybody."""
-
-    put_if_open = put
-
-    def learn(self, timeout_s: float | None) -> None:
-        """See what the object offers."""
-        daemon = Stub(LinkPool(Reference("PYRO", DAEMON_ID, self.location), self.take_from), timeout_s)
-        self.metadata = Metadata(daemon.invoke("get_metadata", (self.object_id,), {}))
-
-    def drain(self) -> Iterator[ClientConnection]:
-        """There is nothing to close."""
-        return iter(())
-
-    def close_background(self) -> None:
-        """There is nothing to close."""
 
 
 class Stub:
@@ -422,15 +141,15 @@ class Stub:
             if facts is None:
                 if (timeout_s is not None or id is not None) and connection.native:
                     asks = attempts is not None and attempts.asks
-                    annotations = _with_context(annotations, timeout_s, (), id, acked, asks)
+                    annotations = with_context(annotations, timeout_s, (), id, acked, asks)
                 reply = connection.call(codec, payload, flags, annotations, correlation, timeout_s)
             else:
-                if flags & _ONEWAY and facts.defers and connection.native and type(payload) is bytes:
+                if flags & Flag.ONEWAY and facts.defers and connection.native and type(payload) is bytes:
                     pool.put(connection)
                     facts.send_later(str(pool.reference), method, payload)
                     return None
                 request = codec, payload, flags, annotations, correlation, timeout_s
-                reply = _call_inside(
+                reply = call_inside(
                     facts, f"{pool.object_id}.{method}", connection, *request, id=id, acked=acked
                 )
         except BaseException as problem:
@@ -484,7 +203,7 @@ class Stub:
         reply: Frame | bytes | None = None
         attempts: Attempts | None = None
         try:
-            annotations = _with_context(annotations, self.timeout_s, (), id, acked)
+            annotations = with_context(annotations, self.timeout_s, (), id, acked)
             reply = connection.call(codec, payload, flags, annotations, self.correlation, self.timeout_s)
             if isinstance(reply, bytes):
                 pool.put(connection)
@@ -547,7 +266,7 @@ class Stub:
                 elif problem is not None:
                     pause_s = attempts.pause(problem, here.monotonic())
                     if pause_s:
-                        _rest(pause_s)
+                        rest(pause_s)
                 attempts.answered = attempts.refused = False
                 stub = self.calling(attempts.left(here.monotonic()), None, None)
                 try:
@@ -565,7 +284,7 @@ class Stub:
         """The state of a call that may be made more than once; it began at `begun` on the monotonic clock."""
         what, metadata = f"{self.pool.object_id}.{method}", self.pool.metadata
         facts = in_progress.get()
-        timeout_s = self.timeout_s if facts is None else _time_left(facts, what, self.timeout_s)
+        timeout_s = self.timeout_s if facts is None else time_left(facts, what, self.timeout_s)
         attempts = Attempts(what, timeout_s, begun, machine.get().uniform)
         attempts.repeatable = metadata is not None and method in metadata.repeatable
         return attempts
@@ -600,7 +319,7 @@ class Stub:
     def counts(self, method: str, flags: int) -> bool:
         """Whether a call has to have an id, where calls can."""
         metadata = self.pool.metadata
-        return not flags & _ONEWAY and metadata is not None and method not in metadata.repeatable
+        return not flags & Flag.ONEWAY and metadata is not None and method not in metadata.repeatable
 
     def stranger(self, attempts: Attempts) -> bytes | None:
         """The client of the call, if its session has to be opened before the call is made."""
@@ -634,16 +353,7 @@ class Stub:
         """Have the server remember the calls of `client`."""
         connection = self.pool.take(self.timeout_s)
         try:
-            codec = connection.codec
-            payload = codec.encode_call(DAEMON_ID, "open_session", (client, forever), {})
-            request = codec, payload, 0, None, NO_CORRELATION, self.timeout_s
-            facts = in_progress.get()
-            if facts is None:
-                reply = connection.call(*request)
-            else:
-                reply = _call_inside(facts, "open_session", connection, *request)
-            if isinstance(reply, Frame) and reply.flags & _EXCEPTION:
-                raise raised(codec.decode(reply.payload))
+            ask_daemon(connection, "open_session", (client, forever), self.timeout_s)
         finally:
             self.pool.put_if_open(connection)
 
@@ -737,18 +447,18 @@ class Stub:
             flags |= Flag.KEEP_SERIALIZED
         facts = in_progress.get()
         if facts is not None:
-            timeout_s = _time_left(facts, what, self.timeout_s)
-            annotations, correlation = _inherit(
+            timeout_s = time_left(facts, what, self.timeout_s)
+            annotations, correlation = inherit(
                 facts, what, connection, annotations, correlation, timeout_s, id, acked
             )
         elif (self.timeout_s is not None or id is not None) and connection.native:
-            annotations = _with_context(annotations, self.timeout_s, (), id, acked, asks)
+            annotations = with_context(annotations, self.timeout_s, (), id, acked, asks)
         return codec, payload, flags, annotations, correlation
 
     def time_left(self) -> float | None:
         """Seconds that a call may take: those given, or what is left of the invocation that makes it."""
         facts = in_progress.get()
-        return self.timeout_s if facts is None else _time_left(facts, self.pool.object_id, self.timeout_s)
+        return self.timeout_s if facts is None else time_left(facts, self.pool.object_id, self.timeout_s)
 
     def value_of(self, codec: Codec, reply: Frame) -> Any:
         """The result that a reply carries; raises if it carries an error, or a stream."""
@@ -796,213 +506,3 @@ class Stub:
                     ending = None
                 except errors.CommunicationError:
                     pass  # perhaps on the next one
-
-
-def would_block(what: str) -> RuntimeError:
-    """What a servant gets that calls from its event loop, and would have to wait there."""
-    return RuntimeError(
-        f"calling {what} here would block the event loop, and with it every coroutine of this server; "
-        "use `await asyncio.to_thread(...)`"
-    )
-
-
-def on_event_loop() -> bool:
-    """Whether the code that asks runs on one; without loading asyncio, for then it does not."""
-    loops = sys.modules.get("asyncio.events")
-    return loops is not None and loops._get_running_loop() is not None
-
-
-def ends_connection(value: Any, native: bool) -> bool:
-    """Whether the server closes the connection, or may, once it has sent this error.
-
-    A stock one does so after whatever it counts as a failure to communicate, an argument of an unknown class
-    included.  A call sent there after it would get no answer.
-    """
-    if native:
-        return isinstance(value, pyro5.MessageTooLargeError)
-    return isinstance(value, (pyro5.CommunicationError, pyro5.SecurityError))
-
-
-def _rest(seconds: float) -> float:
-    """Wait before a call is made again; a servant lets others have its place meanwhile."""
-    facts = in_progress.get()
-    if facts is not None:
-        facts.caller.about_to_block()
-    try:
-        machine.get().sleep(seconds)
-    finally:
-        if facts is not None:
-            facts.caller.no_longer_blocked()
-    return seconds
-
-
-def raised(value: Any) -> BaseException:
-    """What to raise for the value of a reply that is an exception."""
-    return value if isinstance(value, BaseException) else errors.RemoteError(str(value))
-
-
-def _call_inside(
-    facts: Facts,
-    what: str,
-    connection: ClientConnection,
-    codec: Codec,
-    payload: bytes,
-    flags: int,
-    annotations: Mapping[str, bytes] | None,
-    correlation: bytes,
-    timeout_s: float | None,
-    *,
-    id: CallId | None = None,
-    acked: int = 0,
-) -> Frame | bytes | None:
-    """`connection.call` from within the invocation that `facts` are about."""
-    shared = not isinstance(connection, ClientConnection)
-    waits = not (shared and flags & _ONEWAY)
-    if waits and on_event_loop():
-        raise would_block(what)
-    timeout_s = _time_left(facts, what, timeout_s)
-    annotations, correlation = _inherit(
-        facts, what, connection, annotations, correlation, timeout_s, id, acked
-    )
-    cancel: Awaited | None = None
-
-    def cancellable(tell: Awaited) -> None:
-        nonlocal cancel
-        cancel = tell
-        facts.when_cancelled(tell)
-
-    if not waits:
-        return connection.call(codec, payload, flags, annotations, correlation, timeout_s)
-    facts.caller.about_to_block(None if shared or flags & _ONEWAY else connection.location)
-    try:
-        return connection.call(codec, payload, flags, annotations, correlation, timeout_s, cancellable)
-    finally:
-        facts.caller.no_longer_blocked()
-        if cancel is not None and not facts.forget(cancel) and not shared:
-            connection.close()  # the other thread may still be sending on it
-
-
-def _time_left(facts: Facts, what: str, timeout_s: float | None) -> float | None:
-    """How long a call made by the invocation `facts` may take; raises if it may not begin."""
-    if facts.is_cancelled:
-        raise errors.Cancelled(
-            f"{what} was not called: {facts.object_id}.{facts.method}, which calls it, has been cancelled"
-        )
-    remaining_s = facts.remaining_s
-    if remaining_s is None:
-        return timeout_s
-    if not remaining_s:
-        raise errors.DeadlineExceeded(
-            f"{what} was not called: the time of {facts.object_id}.{facts.method}, which calls it, is up"
-        )
-    return remaining_s if timeout_s is None else min(timeout_s, remaining_s)
-
-
-def _with_context(
-    annotations: Mapping[str, bytes] | None,
-    remaining_s: float | None,
-    chain: tuple[str, ...],
-    id: CallId | None = None,
-    acked: int = 0,
-    asks: bool = False,
-) -> Mapping[str, bytes]:
-    context = CallContext(remaining_s, chain, id, acked, asks)
-    return {**(annotations or {}), wire_extension.ANNOTATION: context.encode()}
-
-
-def _inherit(
-    facts: Facts,
-    what: str,
-    connection: ClientConnection | MultiplexedConnection,
-    annotations: Mapping[str, bytes] | None,
-    correlation: bytes,
-    timeout_s: float | None,
-    id: CallId | None = None,
-    acked: int = 0,
-) -> tuple[Mapping[str, bytes] | None, bytes]:
-    """A call made by a servant carries its correlation id and, to our peers, its call chain and deadline."""
-    if correlation is NO_CORRELATION:
-        correlation = facts.correlation_id.bytes
-    if connection.native:
-        chain = (*facts.chain, facts.id)
-        if len(chain) > wire_extension.CHAIN_MAX:
-            raise RecursionError(
-                f"{what} is called at the end of a chain of {len(chain)} calls, more than "
-                f"{wire_extension.CHAIN_MAX}: a recursion from object to object that does not end?"
-            )
-        annotations = _with_context(annotations, timeout_s, chain, id, acked)
-    return annotations, correlation
-
-
-class ItemStream(Iterator[Any]):
-    """A remote iterator.  It keeps the connection it was opened on until it ends or is closed."""
-
-    def __init__(self, stub: Stub, connection: ClientConnection, stream_id: str) -> None:
-        self._stub = stub
-        self._connection: ClientConnection | None = connection
-        self.stream_id = stream_id
-
-    def __next__(self) -> Any:
-        connection = self._connection
-        if connection is None:
-            raise StopIteration
-        stub, codec = self._stub, connection.codec
-        payload = codec.encode_call(DAEMON_ID, "get_next_stream_item", (self.stream_id,), {})
-        request = codec, payload, 0, stub.annotations, stub.correlation, stub.timeout_s
-        facts = in_progress.get()
-        try:
-            if facts is None:
-                reply = connection.call(*request)
-            else:
-                what = f"the next item of a stream of {stub.pool.object_id}"
-                reply = _call_inside(facts, what, connection, *request)
-        except BaseException:
-            if not connection.is_open:
-                self._connection = None
-            raise
-        assert reply is not None
-        if isinstance(reply, bytes):
-            return codec.decode(reply)
-        value = codec.decode(reply.payload)
-        if reply.flags & _EXCEPTION:
-            error = raised(value)
-            if isinstance(error, StopIteration):
-                self._give_back()
-            else:
-                self.close()  # an item that could not be sent does not end the iterator
-            raise error
-        return value
-
-    def close(self) -> None:
-        """Tell the server that no more items are wanted."""
-        connection = self._connection
-        if connection is None:
-            return
-        stub, codec = self._stub, connection.codec
-        annotations, correlation = stub.annotations, stub.correlation
-        facts = in_progress.get()
-        try:
-            if facts is not None:
-                what = f"the end of a stream of {stub.pool.object_id}"
-                annotations, correlation = _inherit(facts, what, connection, annotations, correlation, None)
-            payload = codec.encode_call(DAEMON_ID, "close_stream", (self.stream_id,), {})
-            connection.call(codec, payload, _ONEWAY, annotations, correlation, stub.timeout_s)
-        except errors.CommunicationError:
-            pass  # the server's linger ends the stream
-        finally:
-            self._give_back()
-
-    def __del__(self) -> None:
-        with contextlib.suppress(Exception):
-            self.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _give_back(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            self._stub.pool.put_if_open(connection)

@@ -30,8 +30,8 @@ import regex as re
 
 from objserver import errors
 from objserver.adapter import expose, readonly
+from objserver.client.pool import LinkPool
 from objserver.client.proxy import Proxy
-from objserver.client.stub import LinkPool
 from objserver.clock import Clock, SystemClock
 from objserver.codecs.base import proxy_reference
 from objserver.invocation import in_progress

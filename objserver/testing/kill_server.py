@@ -27,7 +27,7 @@ from objserver.adapter.durability import Durability
 from objserver.adapter.gate import Gate, Held
 from objserver.adapter.invocation import Invocation
 from objserver.client.attempts import Attempts
-from objserver.client.stub import ConnectionPool
+from objserver.client.pool import ConnectionPool
 from objserver.invocation import CallId, Facts
 from objserver.storage import Change, Message, Store, open_store
 from objserver.storage.sqlite import SqliteStore

@@ -6,15 +6,11 @@ import types
 import pytest
 
 from objserver import errors
-from objserver.client import stub as stub_module
+from objserver.client import pool as pool_module
 from objserver.client.attempts import PAUSE_MAX_S, PAUSE_S
-from objserver.client.stub import (
-    IDLE_CONNECTIONS_MAX,
-    SURELY_OPEN_S,
-    ConnectionPool,
-    ItemStream,
-    Stub,
-)
+from objserver.client.pool import IDLE_CONNECTIONS_MAX, SURELY_OPEN_S, ConnectionPool
+from objserver.client.streams import ItemStream
+from objserver.client.stub import Stub
 from objserver.codecs import Codecs
 from objserver.invocation import Facts, in_progress
 from objserver.machine import Machine, machine
@@ -94,7 +90,7 @@ def clock(monkeypatch):
     """The time here; and no connection is a real one."""
     clock = Clock()
     before = machine.set(clock)
-    monkeypatch.setattr(stub_module, "ClientConnection", Connection)
+    monkeypatch.setattr(pool_module, "ClientConnection", Connection)
     Connection.made = []
     yield clock
     machine.reset(before)
@@ -213,7 +209,7 @@ def network(monkeypatch):
             if network.broken:
                 breaks(self, network.broken.pop(0))
 
-    monkeypatch.setattr(stub_module, "ClientConnection", Fresh)
+    monkeypatch.setattr(pool_module, "ClientConnection", Fresh)
     return network
 
 

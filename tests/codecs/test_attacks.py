@@ -26,7 +26,7 @@ def no_proxy_is_asked(monkeypatch):
         raise AssertionError("decoding asked a proxy for something")
 
     monkeypatch.setattr(references, "_arrival", [lambda reference, find, origin: Proxy(reference)])
-    monkeypatch.setattr("objserver.client.stub.ConnectionPool.connect", connect)
+    monkeypatch.setattr("objserver.client.pool.ConnectionPool.connect", connect)
 
 
 def seconds(action):

@@ -373,7 +373,7 @@ def no_proxy_is_asked(monkeypatch):
         raise AssertionError("decoding asked a proxy for something")
 
     monkeypatch.setattr(references, "_arrival", [lambda reference, *_: Proxy(reference)])
-    monkeypatch.setattr("objserver.client.stub.ConnectionPool.connect", connect)
+    monkeypatch.setattr("objserver.client.pool.ConnectionPool.connect", connect)
 
 
 REFERENCE = Ext(native.REFERENCE, b"PYRO:x@127.0.0.1:1")
