@@ -29,6 +29,7 @@
     │       ├── ConnectionLost     ... because the connection broke (also ConnectionError)
     │       └── CallTimeout        ... in the time allowed (also TimeoutError)
     ├── Unsettled                  between server and proxy only: repeat the call
+    │   └── Moved                  ... at another server of the cluster
     └── RemoteError                the servant raised something whose class the caller does not have
 
 Each subclasses the Pyro5 or builtin exception that a user would already catch, so that an `except`
@@ -57,6 +58,7 @@ __all__ = [
     "ListenFailed",
     "MemberNotFound",
     "MessageTooLarge",
+    "Moved",
     "NamingError",
     "NotAuthorized",
     "NotExecuted",
@@ -246,6 +248,15 @@ class Unsettled(ObjServerError):
 
     A proxy of ours repeats it with the same number and never shows this error.
     """
+
+
+class Moved(Unsettled):
+    """Another server of the cluster has the object; nothing was done here.
+
+    `address` is that server's.  A proxy of ours makes the call there, and goes there from then on.
+    """
+
+    address: str = ""
 
 
 class RemoteError(ObjServerError):

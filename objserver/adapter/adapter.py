@@ -39,6 +39,7 @@ from objserver.adapter.hold import leads_through
 from objserver.adapter.invocation import Caller, Invocation
 from objserver.adapter.mailbox import Mailbox
 from objserver.adapter.outbox import Deliver
+from objserver.adapter.ownership import Alone, Ownership
 from objserver.adapter.policies import (
     ActivationPolicy,
     PerClient,
@@ -73,6 +74,10 @@ _VALUES = frozenset({type(None), bool, int, float, str, bytes, list, tuple, dict
 """Types of results that are certainly no iterators."""
 
 
+Relay = Callable[[Invocation, errors.Moved], Any]
+"""Makes a call at the server that has the object, for a caller that would not go there; returns the result."""
+
+
 class ObjectAdapter:
     """See the module's essay.  All public methods may be called from any thread."""
 
@@ -89,6 +94,8 @@ class ObjectAdapter:
         interceptors: Sequence[Interceptor] = (),
         deliver: Deliver = deliver,
         authorization: Authorization | None = None,
+        ownership: Ownership | None = None,
+        relay: Relay | None = None,
     ) -> None:
         self.codecs = codecs
         self._interceptors = tuple(interceptors)
@@ -113,7 +120,9 @@ class ObjectAdapter:
         self._active = ActiveObjects(settings.active_objects_max)
         self._activation_at = self._active.get
         self.waits = Waits(settings.deadlock_check_s, clock, engine, self._withdraw)
-        self._servants = ServantManager(codecs, store, owner=uuid.uuid4().hex)
+        self._ownership = ownership or Alone(store, uuid.uuid4().hex)
+        self._relay = relay
+        self._servants = ServantManager(codecs, store, self._ownership)
         self._durability: Durability | None = None
         if store is not None and committer is not None:
             self._durability = Durability(
@@ -400,8 +409,25 @@ class ObjectAdapter:
             return False
 
     def refuse(self, invocation: Invocation, problem: BaseException) -> None:
-        """Answer with an error."""
+        """Answer with an error; or have the call made where the object is, for who would not go there."""
+        if type(problem) is errors.Moved and self._relay is not None and not invocation.errand:
+            if invocation.oneway or invocation.caller.session_is_connection:
+                self._engine.submit(partial(self._make_elsewhere, self._relay, invocation, problem))
+                return
         reply = self._encode(invocation, None, problem)
+        if not invocation.oneway:
+            invocation.caller.send(reply)
+
+    def _make_elsewhere(self, relay: Relay, invocation: Invocation, moved: errors.Moved) -> None:
+        token = in_progress.set(invocation)
+        value = problem = None
+        try:
+            value = relay(invocation, moved)
+        except BaseException as raised:
+            problem = raised
+        finally:
+            in_progress.reset(token)
+        reply = self._encode(invocation, value, problem)
         if not invocation.oneway:
             invocation.caller.send(reply)
 
@@ -535,7 +561,7 @@ class ObjectAdapter:
         if activation.servant is EMPTY:
             if persistent and len(activation.mailbox.running) > 1:
                 raise errors.Unsettled("the servant was dropped, and others are still in it")
-            self._activate(activation)
+            self._activate(activation, invocation.sent)
         servant, skeleton = activation.servant, activation.skeleton
         assert skeleton is not None
         if persistent:
@@ -582,6 +608,9 @@ class ObjectAdapter:
             if type(error) is Repeated:
                 assert self._durability is not None
                 self._durability.repeat(invocation, error)
+                return self._leave(invocation)
+            if type(error) is errors.Moved:
+                self.refuse(invocation, error)
                 return self._leave(invocation)
             if error is None and invocation.plain and type(value) in _VALUES:
                 try:
@@ -706,8 +735,11 @@ class ObjectAdapter:
         found = self._activation_at(slot)
         if found is not None:
             return found
-        if registration.persistent and self._guard is not None:
-            self._guard.activates(invocation)
+        if registration.persistent:
+            if not invocation.sent:
+                self._ownership.look(registration.name, key)
+            if self._guard is not None:
+                self._guard.activates(invocation)
         made = self._new(slot, object_id, key, registration)
         if servant is not EMPTY:
             self._incarnated(made, servant, skeleton_of(servant, object_id))
@@ -733,9 +765,9 @@ class ObjectAdapter:
         assert added is not None
         return added
 
-    def _activate(self, activation: Activation) -> None:
+    def _activate(self, activation: Activation, sent: bool = False) -> None:
         """Make the servant.  Runs inside the mailbox, which lets nobody else in before."""
-        self._take_up(activation, *self._servants.incarnate(activation))
+        self._take_up(activation, *self._servants.incarnate(activation, sent))
 
     def _take_up(self, activation: Activation, servant: Any, skeleton: Skeleton) -> None:
         self._active.name(servant, activation.object_id)

@@ -70,6 +70,8 @@ class Invocation(Facts):
     """Through which its reply leaves, if the object is Persistent."""
     when_over: Callable[[], None] | None = None
     """To be called when it is cancelled, for its `work` may never have begun."""
+    sent = False
+    """Another server of the cluster has said that the object is here."""
     work: Callable[[Any], Any] | None = None
     """Replaces the call: the next item of a stream is drawn through the same mailbox as everybody's calls."""
 

@@ -14,6 +14,7 @@ from objserver import errors
 from objserver.adapter import state
 from objserver.adapter.activation import EMPTY, Activation, Registration
 from objserver.adapter.gate import Gate
+from objserver.adapter.ownership import Ownership
 from objserver.adapter.policies import Persistent, Shared
 from objserver.adapter.skeleton import Skeleton
 from objserver.codecs import Codecs
@@ -28,27 +29,36 @@ log = escaping(logging.getLogger("objserver.adapter"))
 class ServantManager:
     """`activations` and `passivations` count what it did."""
 
-    def __init__(self, codecs: Codecs, store: Store | None, owner: str) -> None:
+    def __init__(self, codecs: Codecs, store: Store | None, ownership: Ownership) -> None:
         self._codecs = codecs
         self._store = store
-        self._owner = owner
+        self._ownership = ownership
         self.activations = 0
         self.passivations = 0
 
-    def incarnate(self, activation: Activation) -> tuple[Any, Skeleton]:
+    def incarnate(self, activation: Activation, sent: bool = False) -> tuple[Any, Skeleton]:
         """Make the servant, give it its stored state, and call its `on_activate`.
 
-        ActivationError if the user's code fails; StoreError and StateError as they are.
+        ActivationError if the user's code fails; StoreError and StateError as they are; Moved, if the object
+        is another server's (see `Ownership.acquire`).
         """
         registration = activation.registration
         if registration.removed:
             raise errors.ObjectNotFound(f"{registration.name!r} has been unregistered")
         servant: Any = EMPTY
+        record: Record | None = None
+        gate: Gate | None = None
+        if registration.persistent:
+            policy = registration.activation
+            assert isinstance(policy, Persistent)
+            # First: where the object is another server's, no servant of it is made.
+            record, gate = self.acquire(registration.name, activation.key, policy, sent)
         try:
             servant = self.make(registration, activation.key, activation.object_id)
             skeleton = activation.skeleton or Skeleton.of(type(servant))
-            if registration.persistent:
-                self._restore(activation, servant)
+            if record is not None and record.state is not None:
+                self._restore(activation.object_id, servant, record)
+            activation.gate = gate
             hook = getattr(servant, "on_activate", None)
             if hook is not None and registration.instance is EMPTY:
                 hook()
@@ -78,29 +88,28 @@ class ServantManager:
                 f"no servant for {object_id!r}: {type(problem).__name__}: {problem}"
             ) from problem
 
-    def _restore(self, activation: Activation, servant: Any) -> None:
-        policy = activation.registration.activation
-        assert isinstance(policy, Persistent)
-        record, gate = self.acquire(activation.registration.name, activation.key, policy)
-        if record is not None and record.state is not None:
-            if record.codec != state.CODEC:
-                raise errors.StoreError(
-                    f"the state of {activation.object_id!r} is in encoding {record.codec}, unknown here"
-                )
-            state.restore(servant, record.state, record.state_version, self._codecs)
-        activation.gate = gate
+    def _restore(self, object_id: str, servant: Any, record: Record) -> None:
+        assert record.state is not None
+        if record.codec != state.CODEC:
+            raise errors.StoreError(
+                f"the state of {object_id!r} is in encoding {record.codec}, unknown here"
+            )
+        state.restore(servant, record.state, record.state_version, self._codecs)
 
-    def acquire(self, type: str, key: str, policy: Persistent) -> tuple[Record | None, Gate]:
+    def acquire(
+        self, type: str, key: str, policy: Persistent, sent: bool = False
+    ) -> tuple[Record | None, Gate]:
         """From now on the object is this server's: what the store has of it, and the gate of its replies."""
         store = self._store
         assert store is not None
         name = type, key
-        record = store.acquire([name], self._owner).get(name)
+        owner = self._ownership.owner  # before: what another life of this server acquired is not this one's
+        record = self._ownership.acquire(type, key, sent)
         replies = store.replies(*name) if record is not None else []
         # As a client of other objects it is the same in all its lives.
         source = hashlib.blake2b(repr((store.id, *name)).encode(), digest_size=16).digest()
         return record, Gate(
-            name, record, replies, owner=self._owner, source=source, confirms=self.confirms(policy)
+            name, record, replies, owner=owner, source=source, confirms=self.confirms(policy)
         )
 
     def confirms(self, policy: Persistent) -> bool:

@@ -375,7 +375,10 @@ async def _again(
                 facts = in_progress.get()
                 await _open_session(stub, attempts.id.client, facts is not None and facts.is_of_object)
             elif problem is not None:
-                await asyncio.sleep(attempts.pause(problem, monotonic()))
+                pause_s = attempts.pause(problem, monotonic())
+                if isinstance(problem, errors.Moved):
+                    cast(ConnectionPool, stub.pool).moved(problem)
+                await asyncio.sleep(pause_s)
             attempts.answered = attempts.refused = False
             view = stub.calling(attempts.left(monotonic()), None, None)
             try:

@@ -31,6 +31,9 @@ PAUSE_S, PAUSE_MAX_S = 0.01, 1.0
 """Before a call is made again; twice as long each time."""
 LEFT_MIN_S = 0.001
 """With less time than that no answer comes."""
+MOVES_MAX = 3
+"""So often a call follows its object at once.  One that is sent on and on waits as for a server that is not
+there: the one that has the object may have died, and is believed to have it until its lease ends."""
 WARN_AFTER_S = 10.0
 """A call without a deadline that has waited so long says so in the log, and again after twice the time."""
 
@@ -48,6 +51,7 @@ class Attempts:
         "_deadline",
         "_failures",
         "_in_doubt",
+        "_moves",
         "_problem",
         "_uniform",
         "_unknown",
@@ -58,6 +62,7 @@ class Attempts:
         "asks",
         "book",
         "id",
+        "moved",
         "patient",
         "payload",
         "refused",
@@ -73,7 +78,7 @@ class Attempts:
         self.what = what
         self._deadline = math.inf if timeout_s is None else now + timeout_s
         self._uniform = uniform
-        self._failures = 0
+        self._failures = self._moves = 0
         self._problem: BaseException | None = None
         """Of the last attempt."""
         self._in_doubt = False
@@ -94,6 +99,8 @@ class Attempts:
         """It only wants to know what became of the call with this id."""
         self.answered = self.refused = False
         """The last attempt was answered; and that was a refusal, from before any servant."""
+        self.moved = False
+        """The server at which it is made next has the object, says another one."""
         self.session_opened = False
         """... for a call within a numbered one, whose client this store did not know."""
         self.payload: bytes | None = None
@@ -151,6 +158,7 @@ class Attempts:
     def pause(self, problem: BaseException, now: float) -> float:
         """After an attempt has failed: the seconds to wait before the next; or raises what to tell."""
         self._problem = problem
+        self.moved = isinstance(problem, errors.Moved)
         # That a repetition was not stored says nothing of the attempt before.
         lost = self._in_doubt and self.id is None and isinstance(problem, errors.StoreError)
         if self.answered and not (self.refused or lost or isinstance(problem, errors.Unsettled)):
@@ -159,6 +167,9 @@ class Attempts:
         if deliberate or isinstance(problem, _TIME_IS_UP) or not self._may_repeat(problem):
             raise self._told(problem)
         if isinstance(problem, errors.SessionExpired):
+            return 0.0
+        if self.moved and self._moves < MOVES_MAX:
+            self._moves += 1
             return 0.0
         pause_s = self._uniform(0, min(PAUSE_MAX_S, PAUSE_S * 2.0 ** min(self._failures, 16)))
         pause_s = pause_s if self._failures else 0.0
@@ -174,6 +185,9 @@ class Attempts:
     def _may_repeat(self, problem: BaseException) -> bool:
         if isinstance(problem, errors.SessionExpired):
             return self._renumbered()
+        if isinstance(problem, errors.Moved):
+            self.patient = True  # nothing was done, and the cluster knows where it can be
+            return True
         if isinstance(problem, (errors.OutcomeUnknown, errors.Unsettled)):
             self._in_doubt = True
             self.patient = self.patient or isinstance(problem, errors.Unsettled)  # it did answer
@@ -196,7 +210,11 @@ class Attempts:
 
     def _told(self, problem: BaseException) -> BaseException:
         """What the caller gets to know."""
-        if isinstance(problem, errors.Unsettled):
+        if isinstance(problem, errors.Moved):
+            problem = errors.ServerBusy(
+                f"{self.what}: no server of the cluster had the object in time; the last said: {problem}"
+            )
+        elif isinstance(problem, errors.Unsettled):
             self._in_doubt = True
         if isinstance(problem, errors.OutcomeUnknown):
             return self._named(problem)

@@ -13,6 +13,7 @@ from objserver import errors
 from objserver.client.home import home
 from objserver.client.multiplexed import MultiplexedConnection
 from objserver.client.pool import ConnectionPool
+from objserver.references import Location
 from objserver.settings import CLIENT_LIMITS
 
 __all__ = ["multiplex"]
@@ -58,21 +59,26 @@ async def multiplex(pool: ConnectionPool, timeout_s: float | None) -> Multiplexe
 
 
 async def _open(pool: ConnectionPool, timeout_s: float | None) -> MultiplexedConnection:
+    tried: set[Location] = set()
     while True:
         if pool.reference.protocol == "PYRO":
-            greeting = pool.greeting(timeout_s, multiplexed=True)
+            greeting = pool.greeting(timeout_s, tried, multiplexed=True)
         else:
-            greeting = await asyncio.to_thread(pool.greeting, timeout_s, multiplexed=True)
+            greeting = await asyncio.to_thread(pool.greeting, timeout_s, tried, multiplexed=True)
         try:
             connection = await MultiplexedConnection.open(
-                greeting, codecs=pool.codecs, home=home, timeout_s=timeout_s, limits=CLIENT_LIMITS
+                greeting,
+                codecs=pool.codecs,
+                home=home,
+                timeout_s=pool.patience(timeout_s, greeting, tried),
+                limits=CLIENT_LIMITS,
             )
-        except (errors.ConnectFailed, errors.ObjectNotFound):
-            if pool.may_be_elsewhere(greeting):
+        except (errors.ConnectFailed, errors.ObjectNotFound) as problem:
+            if pool.may_be_elsewhere(greeting, tried, problem):
                 continue
             raise
         break
-    pool.met(greeting, connection.greeted.metadata, connection.greeted.store)
+    pool.met(greeting, connection.greeted)
     pool.live = connection
     weak = weakref.ref(pool)
 

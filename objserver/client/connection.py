@@ -96,9 +96,8 @@ class ClientConnection:
             assert isinstance(greeted, Greeted)
             self._set_timeout(timeout_s)
             self._memory = settled(self._memory, greeted, self._parser)
+            self.greeted = greeted
             self.handshake = greeted.handshake
-            self.metadata = greeted.metadata
-            self.store = greeted.store
             self.native = greeted.native
             self.frame_size_max = greeted.frame_size_max
             self.codec: Codec = greeted.codec

@@ -120,6 +120,7 @@ class Greeting(NamedTuple):
             codec=codecs.parts if peer else codecs.by_name[self.serializer or "serpent"],
             shared=peer.shared if peer is not None else None,
             store=peer.store if peer is not None else "",
+            entries=peer.entries if peer is not None else (),
         )
 
     def not_encrypted(self, problem: BaseException) -> errors.ConnectFailed:
@@ -152,6 +153,8 @@ class Greeted(NamedTuple):
     shared: Offer | None = None
     store: str = ""
     """Id of the data in which the server remembers calls."""
+    entries: tuple[str, ...] = ()
+    """Addresses of the servers of its cluster."""
 
 
 def too_large(location: object, size: int, most: int) -> errors.MessageTooLarge:

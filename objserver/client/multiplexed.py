@@ -119,6 +119,7 @@ class MultiplexedConnection(asyncio.Protocol, Answering):
         """What goes on when there is room, in the order in which it came."""
         self._called: dict[int, Invocation] = {}
         self.when_closed: Callable[[], None] | None = None
+        self._leaving = False
 
     @classmethod
     async def open(
@@ -401,6 +402,8 @@ class MultiplexedConnection(asyncio.Protocol, Answering):
             self._fail(problem)
         if self._waiting:
             self._make_room()
+        if self._leaving:
+            self._leave()
 
     def _take(self, frame: Frame) -> None:
         if frame.type in _ANSWERS and not self._answer.done():
@@ -449,6 +452,16 @@ class MultiplexedConnection(asyncio.Protocol, Answering):
         problem = errors.ConnectionLost(f"the connection to {self.location} was closed on this side")
         problem.deliberate = True
         self._fail(problem)
+
+    def close_when_idle(self) -> None:
+        """Nothing new will be called here: close when all that is in flight has its reply; from any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self.loop.call_soon_threadsafe(self._leave)
+
+    def _leave(self) -> None:
+        self._leaving = True
+        if not self.calls and not self._waiting and not self._called:
+            self.close()
 
     def _fail(self, problem: BaseException) -> None:
         if self.closed:

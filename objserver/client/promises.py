@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any
 
 from objserver import errors
+from objserver.client.attempts import MOVES_MAX
 from objserver.client.background import multiplex
 from objserver.client.greeting import stream_id
 from objserver.client.home import home
@@ -44,6 +45,9 @@ class Promise(concurrent.futures.Future[Any]):
     """Of its request on that connection; 0 before it is sent."""
     _again: Callable[[], None] | None = None
     """Makes the call with results that this side has waited for."""
+    _resend: Callable[[], None] | None = None
+    """Makes the call once more, where the object is now."""
+    _moves = 0
 
     def __init__(self, stub: Stub, what: str) -> None:
         super().__init__()
@@ -120,12 +124,25 @@ class Promise(concurrent.futures.Future[Any]):
                 return
             value = self._stub.value_of(codec, frame)
         except BaseException as problem:
-            self._fail(problem)
+            if not (isinstance(problem, errors.Moved) and self._follow_object(problem)):
+                self._fail(problem)
             return
         try:
             self.set_result(value)
         except concurrent.futures.InvalidStateError:
             pass  # cancelled in the meantime
+
+
+    def _follow_object(self, problem: errors.Moved) -> bool:
+        """Make the call where the object is; False if it is sent from one server to the next and the next."""
+        resend, pool = self._resend, self._stub.pool
+        if resend is None or isinstance(pool, LinkPool) or self._moves >= MOVES_MAX:
+            return False
+        self._moves += 1
+        self._connection, self._sequence = None, 0
+        pool.moved(problem)
+        resend()
+        return True
 
 
 class _Waiting(Awaited):
@@ -206,6 +223,7 @@ def _send(
     if connection.native and not flags & Flag.ONEWAY:
         flags |= Flag.KEEP
     promise._connection = connection
+    promise._resend = partial(_send, promise, method, args, kwargs, target)
 
     def go() -> None:
         """On the loop, where the numbers of the calls before are known."""
@@ -213,6 +231,8 @@ def _send(
             return
         try:
             beside = dict(annotations or {})
+            if promise._moves:
+                beside[wire_extension.MOVED] = b""
             if target is not None or places:
                 used = [p for p in (target, *places.values()) if p is not None]
                 unsent = [p for p in used if not p._sequence]

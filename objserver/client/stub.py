@@ -29,6 +29,7 @@ from objserver.invocation import Call, CallId, Facts, Interceptor, in_progress, 
 from objserver.machine import machine
 from objserver.references import DAEMON_ID
 from objserver.wire import Flag, Frame
+from objserver.wire.extension import MOVED
 from objserver.wire.frames import NO_CORRELATION
 
 if TYPE_CHECKING:
@@ -122,6 +123,8 @@ class Stub:
                 self.open_session(client, facts is not None and facts.is_of_object)
                 self.introduced(attempts)
                 connection = pool.take(timeout_s)
+            if attempts.moved:
+                annotations = {**(annotations or {}), MOVED: b""}
         codec = connection.codec
         begun = connection.last_used
         try:
@@ -265,6 +268,8 @@ class Stub:
                     self.open_session(attempts.id.client, facts is not None and facts.is_of_object)
                 elif problem is not None:
                     pause_s = attempts.pause(problem, here.monotonic())
+                    if isinstance(problem, errors.Moved):
+                        cast(ConnectionPool, self.pool).moved(problem)
                     if pause_s:
                         rest(pause_s)
                 attempts.answered = attempts.refused = False
@@ -434,6 +439,8 @@ class Stub:
         if attempts is not None:
             id, acked = self.number(attempts, method, flags, in_progress.get())
             asks = attempts.asks
+            if attempts.moved:
+                annotations = {**(annotations or {}), MOVED: b""}
         codec, correlation = connection.codec, self.correlation
         what = f"{self.pool.object_id}.{method}"
         try:

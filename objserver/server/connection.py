@@ -526,6 +526,9 @@ class Connection(Answering):
                         invocation.digest = hashlib.blake2b(content, digest_size=16).digest()
                     if context.chain:  # its caller may cancel it
                         conversation = self.conversation
+                if wire_extension.MOVED in users:
+                    del users[wire_extension.MOVED]
+                    invocation.sent = True
                 if wire_extension.PROMISES in users:
                     promises = Promises.decode(users.pop(wire_extension.PROMISES))
                     conversation = self.conversation

@@ -8,6 +8,10 @@ the answer a version and the server's limit on frames.  Between two processes of
 both also offer shared memory (`shared_memory`).  A client may claim to hold a shared key, which it then
 proves in a frame of its own, or show a token; the answer to the first has the server's proof.
 
+A server of a cluster answers with the addresses of all its servers: each leads to every object.  It answers a
+call of an object that another one has with the error `Moved`; the call is then made there, with the empty
+annotation `MOVD`, which says that it was sent there and has to be taken.
+
 `CallContext` travels in one request annotation, `OBJS`: a MessagePack array
 
     [remaining time in s or nil, [ids of the invocations that led to this call, outermost first],
@@ -38,11 +42,12 @@ import ormsgpack
 from objserver import errors
 from objserver.invocation import CallId
 
-__all__ = ["ANNOTATION", "KEY", "PROMISES", "CallContext", "Extension", "Promises"]
+__all__ = ["ANNOTATION", "KEY", "MOVED", "PROMISES", "CallContext", "Extension", "Promises"]
 
 KEY = "objserver"
 ANNOTATION = "OBJS"
 PROMISES = "PROM"
+MOVED = "MOVD"
 VERSION = 1
 CHAIN_MAX = 64
 """Nested calls in one chain; a deeper one is a recursion that has lost its way.  Its sender says so."""
@@ -52,6 +57,8 @@ NUMBER_MAX = 1 << 62
 """Call numbers are below it: every store can hold them."""
 SESSION_SIZE_MAX = 200
 """Characters of a session id; ours have 32, a person's name for one is short."""
+ENTRIES_MAX = 256
+"""Addresses of a cluster's servers in a greeting; each leads to all the others."""
 TOKEN_SIZE_MAX = 32 * 1024
 """Characters of a token: half a handshake."""
 
@@ -77,6 +84,8 @@ class Extension(NamedTuple):
     token: str = ""
     proof: str = ""
     """That the server knows the key too."""
+    entries: tuple[str, ...] = ()
+    """Addresses of the servers of the cluster, if it is one."""
 
     def __repr__(self) -> str:
         return f"<Extension session={self.session!r} client={self.client!r}>"  # and no token
@@ -101,6 +110,8 @@ class Extension(NamedTuple):
             data["token"] = self.token
         if self.proof:
             data["proof"] = self.proof
+        if self.entries:
+            data["entries"] = list(self.entries[:ENTRIES_MAX])
         return data
 
     @classmethod
@@ -132,17 +143,26 @@ class Extension(NamedTuple):
             or len(proof) > SESSION_SIZE_MAX
         ):
             raise errors.ProtocolError("the greeting between objserver peers is malformed")
+        entries = data.get("entries", ())
+        if (
+            not isinstance(entries, (list, tuple))
+            or len(entries) > ENTRIES_MAX
+            or not all(isinstance(entry, str) and len(entry) <= SESSION_SIZE_MAX for entry in entries)
+        ):
+            raise errors.ProtocolError("the greeting between objserver peers is malformed")
         multiplexed = data.get("multiplexed") is True
         shared = data.get("shared")
         if shared is None:
-            return cls(session, size, client, multiplexed, None, store, claim, token, proof)
+            return cls(
+                session, size, client, multiplexed, None, store, claim, token, proof, tuple(entries)
+            )
         if not isinstance(shared, (list, tuple)) or [type(part) for part in shared] != [int, int, str, int]:
             raise errors.ProtocolError("the greeting between objserver peers is malformed")
         process, descriptor, word, number = shared
         if len(word) > SESSION_SIZE_MAX or not all(0 <= n < 1 << 31 for n in (process, descriptor, number)):
             raise errors.ProtocolError("the greeting between objserver peers is malformed")
         offer = process, descriptor, word, number
-        return cls(session, size, client, multiplexed, offer, store, claim, token, proof)
+        return cls(session, size, client, multiplexed, offer, store, claim, token, proof, tuple(entries))
 
 
 class Promises(NamedTuple):

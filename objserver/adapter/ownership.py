@@ -1,0 +1,56 @@
+"""Whose a Persistent object is: which server may incarnate it.
+
+Alone on its store, a server takes what it is asked for.  In a cluster the object may be another server's; then
+nothing is done here, and the caller is told where it is (`errors.Moved`).
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from objserver import errors
+from objserver.storage import Elsewhere, Record, Store
+
+__all__ = ["Alone", "Ownership"]
+
+
+class Ownership(Protocol):
+    """What decides it.  Any thread may call any method."""
+
+    owner: str
+    """Under what name this server owns objects: it lives once."""
+
+    def look(self, type: str, key: str) -> None:
+        """Before a call is given to an object that is not active here; Moved, if it is known to be elsewhere.
+
+        Asks nobody.
+        """
+
+    def acquire(self, type: str, key: str, sent: bool) -> Record | None:
+        """From now on the object is this server's: what the store has of it, None if nothing.
+
+        Moved, if it is another's, or is better placed there.  `sent`: the caller was told that it is here.
+        """
+
+
+class Alone:
+    """Of a server that shares its objects with nobody."""
+
+    def __init__(self, store: Store | None, owner: str) -> None:
+        self._store = store
+        self.owner = owner
+
+    def look(self, type: str, key: str) -> None:
+        """It is here."""
+
+    def acquire(self, type: str, key: str, sent: bool) -> Record | None:
+        """See Ownership.  StoreError if a cluster has the object."""
+        assert self._store is not None
+        name = type, key
+        found = self._store.acquire([name], self.owner).get(name)
+        if isinstance(found, Elsewhere):
+            raise errors.StoreError(
+                f"{type} {key!r} is held by a server of a cluster, at {found.address}; join it with "
+                "cluster=..., or use another store"
+            )
+        return found
