@@ -18,11 +18,20 @@ and only if the call did.
 An object belongs to one owner at a time, a server in one of its lives.  Who acquires it raises its epoch, and
 what the owner before still wanted to commit is then refused.  An engine that nobody else can have open at the
 same time (an SQLite file) needs no epochs: its lock says that the owner before is gone.
+
+Servers that form a cluster are its nodes, and the store has a row for each: its name, and the life that it is
+in.  A life begins when the node joins, and is live as long as its lease has not run out, by the clock of the
+store; a life that is over, by `leave` or because the name has joined anew, never returns.  What a live life
+owns nobody else can acquire; what another has owned is free, without a row being touched.  That says when an
+object may be taken over, and no more: what fences is the epoch.
+
+    join -> up -> draining -> leave: dead      lease over: not live, until it is renewed
+             ^------'                          name joins with another life: gone
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from objserver import errors
@@ -31,7 +40,9 @@ __all__ = [
     "Answered",
     "Change",
     "Due",
+    "Elsewhere",
     "Message",
+    "Node",
     "Record",
     "Reply",
     "Row",
@@ -101,6 +112,29 @@ class Due(NamedTuple):
     timer: Timer
 
 
+class Node(NamedTuple):
+    """A node of the cluster, in the life that it began last.
+
+    `address` is where it takes calls.  `state` is "up", "draining" (it keeps what it owns, and acquires no
+    more) or "dead".  `left_s` are the seconds until its lease is over, when the store was asked: 0 or less if
+    it is over, or the life is.  `facts` is what the node says of itself; the store only keeps it.
+    """
+
+    name: str
+    life: str
+    address: str
+    state: str
+    left_s: float
+    facts: bytes
+
+
+class Elsewhere(NamedTuple):
+    """In place of the record of an object that another life owns, which is live: which, and where."""
+
+    life: str
+    address: str
+
+
 class Stored(NamedTuple):
     """An object in a snapshot: its name, whose it was, and its record."""
 
@@ -135,7 +169,7 @@ class Change(NamedTuple):
     It is the outcome of `calls` calls, by which the version grows; `replies` are theirs.  Each pair in
     `acked`, a client and a number, frees the stored records of that client's calls up to that number, and
     of what these calls caused; it comes with a record that says so in its own `acked`.  `owner` is written
-    when the object is stored for the first time.
+    when the object is stored for the first time; and the messages are its, to deliver.
     """
 
     type: str
@@ -177,15 +211,61 @@ class Store(Protocol):
     """Of the data, 32 hexadecimal digits: the same for everybody who opens it, and for no other."""
     alone: bool
     """Nobody else can have it open, so what was loaded can only be changed by who loaded it."""
+    changed: Callable[[str], None] | None
+    """Is called, if set, when behind the URL there is suddenly another history: a standby that took over, a
+    backup that was restored; with a sentence.  All that was loaded before may never have been.  Commits and
+    reads that were based on it are refused at first; whoever is told has to drop the rest.  It is called
+    within an operation, and must not use the store."""
 
     def load(self, type: str, key: str) -> Record | None:
         """The object's row, which may be a tombstone; None if it was never stored."""
 
-    def acquire(self, names: Sequence[tuple[str, str]], owner: str) -> dict[tuple[str, str], Record]:
+    def acquire(
+        self, names: Sequence[tuple[str, str]], owner: str, member: bool = False
+    ) -> dict[tuple[str, str], Record | Elsewhere]:
         """As `load`, of many, which from now on belong to `owner`: an owner before can commit no more.
 
-        What was never stored belongs to who stores it first, and is missing from the answer.
+        But what another live life owns stays there, and the answer says where.  With `member` the owner is
+        the life of a node.  Then what is free is acquired only if that is live and up, and is missing from
+        the answer if not.  And then what was never stored is reserved, so that no other node makes it too:
+        its record is of epoch 1 and version 0, without a state.  Without `member` it belongs to who stores
+        it first, and is missing from the answer.
         """
+
+    def release(
+        self, objects: Sequence[tuple[str, str, int]], owner: str, to: str | None
+    ) -> set[tuple[str, str]]:
+        """Of (type, key, epoch) those that `owner` has at that epoch now belong to `to`, or to nobody.
+
+        The epoch grows by 1, so `owner` can commit no more.  Messages that the object has sent go with it.
+        To do it again changes nothing and has the same answer.
+        """
+
+    def owners(self, names: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Elsewhere]:
+        """Whose they are, and where that is, of those that a live life owns.  Nothing is acquired."""
+
+    def owned(self, life: str, limit: int, after: tuple[str, str] | None = None) -> list[tuple[str, str]]:
+        """The living objects that a life owns, in order; only those behind `after`."""
+
+    def tally(self) -> dict[str, int]:
+        """By live life, how many living objects it owns."""
+
+    def join(self, name: str, life: str, address: str, lease_s: float, facts: bytes) -> None:
+        """A node of this name is up, in a life that is live for `lease_s`.  The life that it had before is
+        over."""
+
+    def renew(self, life: str, lease_s: float, facts: bytes, state: str = "up") -> list[Node] | None:
+        """The life goes on from now for `lease_s`; all nodes, in order of name.
+
+        None if it is over for ever.  One whose lease has run out goes on, if nothing else has happened: what
+        others have acquired meanwhile they keep.
+        """
+
+    def leave(self, life: str) -> None:
+        """The life is over: what it owns is free at once."""
+
+    def nodes(self) -> list[Node]:
+        """All nodes, in order of name; the dead are forgotten after a day."""
 
     def commit(self, changes: Sequence[Change]) -> set[tuple[str, str]]:
         """Apply the changes in one transaction, durable on return; the (type, key) of those accepted.
@@ -213,17 +293,31 @@ class Store(Protocol):
     def expire_sessions(self) -> list[bytes]:
         """End the sessions whose leases are over, and forget their records; whose they were."""
 
-    def messages(self, limit: int) -> list[Message]:
-        """Messages that have not been delivered, oldest first."""
+    def messages(self, limit: int, owner: str | None = None, member: bool = False) -> list[Message]:
+        """Messages that have not been delivered, oldest first.
+
+        With `owner` only its own; those of lives that are not live become its own before.  A message is whose
+        the object is that sent it.  With `member` the owner is the life of a node, and has none, and gets
+        none, while it is not live.
+        """
 
     def delivered(self, ids: Sequence[bytes]) -> None:
         """Forget these messages."""
 
-    def due(self, now: float, types: Sequence[str], limit: int) -> list[Due]:
-        """Timers of objects of these types whose time has come at `now`, earliest first."""
+    def first_messages(self, prefixes: Sequence[bytes]) -> list[bytes]:
+        """For each prefix the least id of a message, whoever's, that begins so; those that there are."""
 
-    def next_due(self, after: float, types: Sequence[str]) -> float | None:
-        """When the earliest of these types' timers is due, of those that are due later than `after`."""
+    def due(self, now: float, types: Sequence[str], limit: int, owner: str | None = None) -> list[Due]:
+        """Timers of objects of these types whose time has come at `now`, earliest first.
+
+        With `owner` none of those that another live life owns.
+        """
+
+    def next_due(self, after: float, types: Sequence[str], owner: str | None = None) -> float | None:
+        """When the earliest of these types' timers is due, of those that are due later than `after`.
+
+        With `owner` as above; then it may be a time before that, when to ask again.
+        """
 
     def timers(self, type: str, key: str) -> list[Timer]:
         """The object's timers, in order of name."""
