@@ -92,6 +92,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("objserver.errors")
     if name not in _home_of:
         raise AttributeError(f"module 'objserver' has no attribute {name!r}")
+    if name == "ObjectServer":
+        importlib.import_module("objserver.cluster")  # it makes nodes of servers
     value = getattr(importlib.import_module(f"objserver.{_home_of[name]}"), name)
     globals()[name] = value
     return value

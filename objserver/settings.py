@@ -70,6 +70,9 @@ class ServerSettings:
     deadlock_check_s: float = 0.01
     """How long a call made by a servant waits for a busy object before it asks whether that waits for it too.
     Most waits are over by then, and a deadlock is still reported within 50 ms."""
+    node_lease_s: float = 3.0
+    """How long a node of a cluster that is silent keeps its objects: so long they are not to be had when it
+    dies, and so long it may pause without losing them.  It is renewed three times as often."""
     stream_linger_s: float = 30.0
     """How long an item stream outlives the connection it was opened on (Pyro5's ITER_STREAM_LINGER)."""
     stream_lifetime_s: float = 0.0

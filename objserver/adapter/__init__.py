@@ -7,6 +7,7 @@ from objserver.adapter.daemon import DaemonObject
 from objserver.adapter.describe import describe
 from objserver.adapter.exposure import expose, idempotent, oneway, readonly
 from objserver.adapter.invocation import EMPTY, Caller, Invocation
+from objserver.adapter.ownership import Ownership
 from objserver.adapter.policies import (
     ActivationPolicy,
     Concurrent,
@@ -32,6 +33,7 @@ __all__ = [
     "Invocation",
     "Merge",
     "ObjectAdapter",
+    "Ownership",
     "PerClient",
     "PerRequest",
     "Persistent",

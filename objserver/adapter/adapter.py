@@ -30,7 +30,7 @@ from typing import Any
 from objserver import errors, pyro5
 from objserver.adapter.activation import EMPTY, Activation, Registration
 from objserver.adapter.active import ActiveObjects
-from objserver.adapter.calling import NOBODY, Engine, call, check_in_time, not_begun
+from objserver.adapter.calling import NOBODY, Engine, Nobody, call, check_in_time, not_begun
 from objserver.adapter.change import Merge, PolicyChange, Surroundings
 from objserver.adapter.durability import Durability, Repeated
 from objserver.adapter.exports import ExportTable
@@ -74,8 +74,18 @@ _VALUES = frozenset({type(None), bool, int, float, str, bytes, list, tuple, dict
 """Types of results that are certainly no iterators."""
 
 
+class _Touch(Nobody):
+    """The caller of what calls nothing."""
+
+    def __init__(self, done: Callable[[], None]) -> None:
+        self._done = done
+
+    def send(self, reply: bytes) -> None:
+        self._done()
+
+
 Relay = Callable[[Invocation, errors.Moved], Any]
-"""Makes a call at the server that has the object, for a caller that would not go there; returns the result."""
+"""Makes a call at the server that has the object, for who would not go there; returns the result."""
 
 
 class ObjectAdapter:
@@ -410,10 +420,10 @@ class ObjectAdapter:
 
     def refuse(self, invocation: Invocation, problem: BaseException) -> None:
         """Answer with an error; or have the call made where the object is, for who would not go there."""
-        if type(problem) is errors.Moved and self._relay is not None and not invocation.errand:
-            if invocation.oneway or invocation.caller.session_is_connection:
-                self._engine.submit(partial(self._make_elsewhere, self._relay, invocation, problem))
-                return
+        stays = invocation.oneway or invocation.caller.session_is_connection
+        if type(problem) is errors.Moved and stays and self._relay is not None and not invocation.errand:
+            self._engine.submit(partial(self._make_elsewhere, self._relay, invocation, problem))
+            return
         reply = self._encode(invocation, None, problem)
         if not invocation.oneway:
             invocation.caller.send(reply)
@@ -862,6 +872,29 @@ class ObjectAdapter:
         """No timer fires any more: the next server has them."""
         if self._durability is not None:
             self._durability.timekeeper.stop()
+
+    def passivate(self, object_id: str) -> None:
+        """Have a Persistent object passivated, in its turn, if it is active."""
+        activation = self._activation_at(object_id)
+        if activation is not None and activation.registration.persistent:
+            self.end(activation)
+
+    def passivate_persistent(self) -> None:
+        """Have all of them passivated."""
+        for activation in self._active.all():
+            if activation.registration.persistent:
+                self.end(activation)
+
+    @property
+    def has_persistent(self) -> bool:
+        """Whether a Persistent object is active."""
+        return any(activation.registration.persistent for activation in self._active.all())
+
+    def touch(self, object_id: str, done: Callable[[], None]) -> None:
+        """Activate a Persistent object in its turn, if that may be, and do nothing with it; then `done`."""
+        invocation = Invocation(_Touch(done), object_id, "<touch>")
+        invocation.errand, invocation.work = True, lambda servant: None
+        self.run_in_turn(invocation)
 
     def end_all(self) -> None:
         """Every servant ends, in its turn; `active` tells when they have."""

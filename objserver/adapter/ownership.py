@@ -1,7 +1,7 @@
 """Whose a Persistent object is: which server may incarnate it.
 
-Alone on its store, a server takes what it is asked for.  In a cluster the object may be another server's; then
-nothing is done here, and the caller is told where it is (`errors.Moved`).
+Alone on its store, a server takes what it is asked for.  In a cluster the object may be another server's;
+then nothing is done here, and the caller is told where it is (`errors.Moved`).
 """
 
 from __future__ import annotations

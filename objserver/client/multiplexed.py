@@ -454,7 +454,10 @@ class MultiplexedConnection(asyncio.Protocol, Answering):
         self._fail(problem)
 
     def close_when_idle(self) -> None:
-        """Nothing new will be called here: close when all that is in flight has its reply; from any thread."""
+        """Nothing new will be called here: close when all that is in flight has its reply.
+
+        From any thread.
+        """
         with contextlib.suppress(RuntimeError):  # the loop has ended
             self.loop.call_soon_threadsafe(self._leave)
 

@@ -229,7 +229,9 @@ class ConnectionPool:
 
     def _ways(self, tried: set[Location]) -> list[Location]:
         """What leads to the object and has not been tried, the most promising first."""
-        ways = [] if self._found is None else self._entries.of(self._found, self._monotonic())
+        ways: list[Location] = []
+        if self._found is not None:
+            ways = [*self._entries.of(self._found, self._monotonic())]
         if self._route is not None:
             ways = [self._route, *ways]
         return [way for way in ways if way not in tried]
@@ -263,11 +265,9 @@ class ConnectionPool:
             for location in (self.reference.location, *self.reference.others):
                 _check_allowed(self.rule, location)
         target = self._resolve(self.reference, timeout_s)
-        self._found = location = target.location
-        assert location is not None
-        ways = self._ways(tried)
-        if ways:
-            location = ways[0]
+        self._found = target.location
+        assert target.location is not None
+        location = next(iter(self._ways(tried)), target.location)
         if self.rule is not None:
             _check_allowed(self.rule, location)
         return Greeting(

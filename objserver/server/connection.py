@@ -427,7 +427,13 @@ class Connection(Answering):
                 answer["meta"]["exactly_once"] = True
             offer = self._share_memory(self.peer)
             proof = self._challenged[0].proof if self._challenged is not None else ""
-            ours = Extension(frame_size_max=size, shared=offer, store=server.store_id, proof=proof)
+            ours = Extension(
+                frame_size_max=size,
+                shared=offer,
+                store=server.store_id,
+                proof=proof,
+                entries=server.node.entries if server.node is not None else (),
+            )
             answer[wire_extension.KEY] = ours.to_data()
         return answer
 

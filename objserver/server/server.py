@@ -43,6 +43,7 @@ from objserver.security.tls import Identity
 from objserver.server.connection import LINGER_S, Connection
 from objserver.server.conversation import Conversation
 from objserver.server.engine import WorkerEngine
+from objserver.server.node import Placement, found
 from objserver.server.outgoing import rule_of
 from objserver.server.poller import SocketPoller
 from objserver.server.pyro5_daemon import Pyro5Daemon
@@ -76,6 +77,10 @@ class ObjectServer:
     addresses and networks (`["*.lab:9090", "10.1.0.0/16"]`, `[]` for nowhere), or a callable from Location to
     bool.
 
+    Servers that have one store and the name of a `cluster` are that cluster: any of them answers for all its
+    Persistent objects.  `node` is this one's name there, by default its address.  `placement` says where an
+    object is to live that nobody has (`objserver.cluster`); by default where it is called first.
+
     Usable as a context manager; leaving it drains and stops.
     """
 
@@ -95,6 +100,9 @@ class ObjectServer:
         clock: Clock | None = None,
         types: Iterable[type] = (),
         connects_to: Iterable[str] | Rule | None = None,
+        cluster: str = "",
+        node: str = "",
+        placement: Placement | None = None,
     ) -> None:
         self.settings = settings or ServerSettings()
         if workers is not None:
@@ -129,7 +137,8 @@ class ObjectServer:
             self._location = Location(self._location.host, self._listener.getsockname()[1])
         self._committer = Committer(self._store) if self._store is not None else None
         self.store_id = self._store.id if self._store is not None else ""
-        itself = itself or Itself()
+        self.itself = itself = itself or Itself()
+        self.node_name, self.placement = node, placement
         rule = None if self._rule is None else self._allows
         self._origin = Origin(known, rule, self._location, itself.tls, itself.credentials)
         self.codecs = Codecs(
@@ -167,6 +176,7 @@ class ObjectServer:
             looked=self._send_gathered,
         )
         self.engine.location = self._location
+        self.node = found(self, self._store, cluster) if cluster else None
         self.adapter = ObjectAdapter(
             codecs=self.codecs,
             engine=self.engine,
@@ -178,6 +188,8 @@ class ObjectServer:
             interceptors=interceptors,
             deliver=self._deliver,
             authorization=authorization,
+            ownership=self.node,
+            relay=self.node.relay if self.node is not None else None,
         )
         self.adapter.register(DaemonObject(self.adapter, self._describe), DAEMON_ID, Shared(), Concurrent())
         self._state = "new"
@@ -384,6 +396,8 @@ class ObjectServer:
             self._state = "serving"
         _raise_descriptor_limit(self.settings.connections_max)
         self.engine.start()
+        if self.node is not None:
+            self.node.start()
         return self
 
     def stop(self, drain_timeout_s: float | None = None) -> None:
@@ -404,6 +418,8 @@ class ObjectServer:
         # Threads end in the machine's time, whatever clock objects live by.
         deadline = self._machine.monotonic() + timeout
         try:
+            if started and self.node is not None:
+                self.node.drain(deadline)
             self.poller.stop_accepting()
             self._listener.close()
             if self._location.path and os.path.exists(self._location.path):
@@ -431,6 +447,8 @@ class ObjectServer:
                 self.engine.stop()
             if self._committer is not None:
                 self._committer.close()
+            if started and self.node is not None:
+                self.node.stop()
             if self._store is not None:
                 self._store.close()
             self.poller.close()
@@ -505,6 +523,8 @@ class ObjectServer:
         }
         if self._committer is not None:
             figures["store"] = self._committer.statistics()
+        if self.node is not None:
+            figures.update(self.node.statistics())
         return figures
 
     def _statistics_of_conversations(self) -> dict[str, int]:
