@@ -33,14 +33,14 @@ class Connection:
         self.session = greeting.session
         self.codec = CODEC
         self.native = True
-        self.metadata = types.SimpleNamespace(
+        metadata = types.SimpleNamespace(
             methods=frozenset(),
             oneway=frozenset(),
             attrs=frozenset(),
             repeatable=frozenset({"look"}),
             exactly_once=False,
         )
-        self.store = ""
+        self.greeted = types.SimpleNamespace(metadata=metadata, store="", entries=())
         self.last_used = machine.get().monotonic()
         self.is_open = True
         self.stale = self.breaks = False
