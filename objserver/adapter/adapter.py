@@ -138,6 +138,7 @@ class ObjectAdapter:
             self._durability = Durability(
                 self, codecs, store, committer, engine, settings, clock, deliver, self._interceptors
             )
+            store.changed = self._store_changed
         self._change = partial(
             PolicyChange,
             Surroundings(
@@ -661,6 +662,13 @@ class ObjectAdapter:
         activation = invocation.activation
         with activation.lock:
             return any(inside.id in chain and not inside.readonly for inside in activation.mailbox.running)
+
+    def _store_changed(self, why: str) -> None:
+        """Called by the store within an operation, so what is to be done is done elsewhere."""
+        assert self._durability is not None
+        log.warning("all Persistent objects are activated anew: %s", why)
+        drop = self._durability.drop_all
+        self._engine.submit(lambda: drop(self._active.all(), why))
 
     def leave_and_run(self, invocation: Invocation) -> None:
         """It has ended, and makes room for those that wait."""

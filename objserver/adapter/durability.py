@@ -336,6 +336,15 @@ class Durability:
             if not held.told or invocation is not held.invocation:
                 self._adapter.refuse(invocation, answer)
 
+    def drop_all(self, activations: Sequence[Activation], why: str) -> None:
+        """The store has another history: what is in memory may never have been, and nothing of it is told."""
+        for activation in activations:
+            gate = activation.gate
+            if gate is not None:
+                with activation.lock:
+                    in_flight, ahead = gate.failed()
+                self._undo(activation, in_flight, ahead, Superseded(why))
+
     def expire_sessions(self, activations: Sequence[Activation], now: float) -> None:
         """Forget the clients that were not heard of for too long."""
         try:

@@ -3,7 +3,7 @@
 import pytest
 
 from objserver import errors
-from objserver.client.attempts import Attempts
+from objserver.client.attempts import MOVES_MAX, Attempts
 from objserver.invocation import CallId
 
 ID = CallId(b"c" * 16, 1)
@@ -80,3 +80,25 @@ def test_that_a_repetition_was_not_let_in_says_nothing_of_the_attempt_before():
     with pytest.raises(errors.OutcomeUnknown) as caught:
         made.pause(errors.AuthenticationFailed("who?"), 2.0)
     assert caught.value.call == ID
+
+
+def test_a_call_follows_its_object_at_once_and_after_a_few_moves_waits():
+    made = attempts(None, repeatable=True)
+    pauses = [made.pause(errors.Moved("at h:1"), 1.0) for _ in range(MOVES_MAX + 3)]
+    assert pauses[: MOVES_MAX + 1] == [0.0] * (MOVES_MAX + 1)  # the first failure never waits
+    assert all(pauses[MOVES_MAX + 1 :])
+    assert made.moved
+    made.pause(errors.ConnectFailed("refused"), 1.0)
+    assert not made.moved
+
+
+def test_nothing_was_done_where_an_object_was_not():
+    made = attempts(2.0)
+    made.pause(errors.Moved("at h:1"), 1.0)
+    with pytest.raises(errors.ServerBusy, match=r"A\.m: no server of the cluster had the object in time"):
+        made.left(2.0)
+    doubtful = attempts(2.0, id=ID)
+    doubtful.pause(errors.ConnectionLost("lost"), 1.0)
+    doubtful.pause(errors.Moved("at h:1"), 1.0)
+    with pytest.raises(errors.OutcomeUnknown):
+        doubtful.left(2.0)

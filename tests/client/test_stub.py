@@ -17,7 +17,7 @@ from objserver.machine import Machine, machine
 from objserver.references import Location, Reference
 from objserver.settings import Limits
 from objserver.wire import CallContext, Flag, Frame, FrameType
-from objserver.wire.extension import ANNOTATION, CHAIN_MAX
+from objserver.wire.extension import ANNOTATION, CHAIN_MAX, MOVED
 
 CODEC = Codecs(Limits()).native
 REFERENCE = Reference("PYRO", "Thing", Location("localhost", 1))
@@ -59,6 +59,9 @@ class Connection:
     def call(self, codec, payload, flags, annotations, correlation, timeout_s, cancellable=None):
         _, method, _, _ = codec.decode_call(payload)
         self.requests.append(types.SimpleNamespace(method=method, annotations=annotations, flags=flags))
+        if isinstance(self.problem, errors.Moved):  # the server answered
+            answer = codec.encode(self.problem)
+            return Frame(FrameType.RESULT, codec.serializer_id, Flag.EXCEPTION, 1, answer)
         if self.problem is not None:
             if self.breaks:
                 self.close()
@@ -480,3 +483,46 @@ def test_a_stream_whose_end_cannot_be_told_gives_its_connection_back(pool, stub,
     with pytest.raises(RecursionError):
         stream.close()
     assert list(pool.idle) == [connection]
+
+
+# -- clusters ------------------------------------------------------------------------------------------
+
+
+def moved(address):
+    problem = errors.Moved(f"Thing is at {address}")
+    problem.address = address
+    return problem
+
+
+def test_a_call_is_made_where_its_object_is_and_those_after_it_too(pool, stub):
+    stub.invoke("warm", (), {})
+    Connection.made[0].problem = moved("localhost:2")
+    assert stub.invoke("f", (), {}) == "f"
+    assert stub.invoke("g", (), {}) == "g"
+    assert [(c.location.port, [r.method for r in c.requests]) for c in Connection.made] == [
+        (1, ["warm", "f"]),
+        (2, ["f", "g"]),
+    ]
+    assert not Connection.made[0].is_open
+    sent_on, after = Connection.made[1].requests
+    assert MOVED in sent_on.annotations
+    assert MOVED not in after.annotations
+
+
+def test_when_the_way_is_blocked_another_is_tried(pool, stub, network):
+    pool._entries.told(REFERENCE.location, ["localhost:1", "localhost:2", "localhost:3"])
+    network.down = 2
+    assert stub.invoke("f", (), {}) == "f"
+    assert [c.location.port for c in Connection.made] == [1, 2, 3]
+    pool.moved(moved("localhost:7"))
+    network.down = 1
+    assert stub.invoke("f", (), {}) == "f"
+    assert [c.location.port for c in Connection.made[3:]] == [7, 3]
+
+
+def test_what_a_rule_excludes_is_not_followed(pool):
+    pool.rule = lambda location: location.port == 1
+    with pytest.raises(errors.ConnectFailed, match="connects_to"):
+        pool.moved(moved("localhost:2"))
+    with pytest.raises(errors.ProtocolError, match="is at 'nowhere'"):
+        pool.moved(moved("nowhere"))
