@@ -23,7 +23,7 @@ import logging
 import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from types import CoroutineType
 from typing import Any
 
@@ -42,6 +42,7 @@ from objserver.adapter.outbox import Deliver
 from objserver.adapter.ownership import Alone, Ownership
 from objserver.adapter.policies import (
     ActivationPolicy,
+    Concurrent,
     PerClient,
     PerRequest,
     Shared,
@@ -433,6 +434,8 @@ class ObjectAdapter:
         token = in_progress.set(invocation)
         value = problem = None
         try:
+            # If it gives a stream, its items are drawn through this one's mailbox.
+            invocation.activation = self._relayed
             value = relay(invocation, moved)
         except BaseException as raised:
             problem = raised
@@ -441,6 +444,23 @@ class ObjectAdapter:
         reply = self._encode(invocation, value, problem)
         if not invocation.oneway:
             invocation.caller.send(reply)
+
+    @cached_property
+    def _relayed(self) -> Activation:
+        """In place of the activations of objects that are elsewhere; nothing is looked up here."""
+        name, order = "<relayed>", Concurrent(self.settings.workers_max)
+        daemon, _ = self._registry.find(DAEMON_ID)  # some servant there has to be
+        assert daemon.skeleton is not None
+        relayed = self._new(
+            name,
+            name,
+            "",
+            Registration(
+                name, daemon.make, Shared(), order, skeleton=daemon.skeleton, instance=daemon.instance
+            ),
+        )
+        self._incarnated(relayed, daemon.instance, daemon.skeleton)
+        return relayed
 
     def _offer(self, activation: Activation, invocation: Invocation) -> bool | None:
         """Into the mailbox of this very activation; None if it has ended."""
@@ -621,8 +641,9 @@ class ObjectAdapter:
                 self._durability.repeat(invocation, error)
                 return self._leave(invocation)
             if type(error) is errors.Moved:
+                following = self._leave(invocation)  # first: who makes it elsewhere may be quick
                 self.refuse(invocation, error)
-                return self._leave(invocation)
+                return following
             if error is None and invocation.plain and type(value) in _VALUES:
                 try:
                     reply = invocation.caller.encode_result(invocation, value)

@@ -224,14 +224,14 @@ def test_an_object_that_rests_migrates_too(cluster):
 def test_a_node_whose_life_is_over_begins_another_and_nothing_is_lost(cluster):
     a, b = cluster("a"), cluster("b")
     renewed(a, b)
+    before = a.node.owner
     with Proxy(uri(a, "alice"), timeout_s=10) as proxy:
         proxy.deposit(5)
-        b._store.leave(a.node.owner)  # somebody declares it dead
+        b._store.leave(before)  # somebody declares it dead
         with Proxy(uri(b, "alice"), timeout_s=10) as there:
             assert there.deposit(5) == 10
         assert where(b, "alice") == b.address
         assert proxy.deposit(5) == 15  # what it had in memory is not what is true
-        before = a.node.owner
         a.node.renew()
         assert a.node.owner != before
         assert a.statistics()["lives"] == 2
