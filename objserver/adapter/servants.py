@@ -18,7 +18,7 @@ from objserver.adapter.policies import Persistent, Shared
 from objserver.adapter.skeleton import Skeleton
 from objserver.codecs import Codecs
 from objserver.logs import escaping
-from objserver.storage import Record, Store
+from objserver.storage import Elsewhere, Record, Store
 
 __all__ = ["ServantManager", "skeleton_of"]
 
@@ -26,12 +26,14 @@ log = escaping(logging.getLogger("objserver.adapter"))
 
 
 class ServantManager:
-    """`activations` and `passivations` count what it did."""
+    """`activations` and `passivations` count what it did.  `owner` is the life in which this server is now, and
+    `member` whether that is a node's of a cluster."""
 
     def __init__(self, codecs: Codecs, store: Store | None, owner: str) -> None:
         self._codecs = codecs
         self._store = store
-        self._owner = owner
+        self.owner = owner
+        self.member = False
         self.activations = 0
         self.passivations = 0
 
@@ -95,12 +97,22 @@ class ServantManager:
         store = self._store
         assert store is not None
         name = type, key
-        record = store.acquire([name], self._owner).get(name)
+        owner = self.owner
+        record = store.acquire([name], owner, self.member).get(name)
+        if isinstance(record, Elsewhere):
+            raise errors.StoreError(
+                f"{type} {key!r} belongs to the server at {record.address}, which is live; call it there"
+            )
+        if record is None and self.member:
+            raise errors.StoreError(
+                f"{type} {key!r} is not activated: this server acquires nothing while its lease is over or it "
+                "is being drained; another node has to"
+            )
         replies = store.replies(*name) if record is not None else []
         # As a client of other objects it is the same in all its lives.
         source = hashlib.blake2b(repr((store.id, *name)).encode(), digest_size=16).digest()
         return record, Gate(
-            name, record, replies, owner=self._owner, source=source, confirms=self.confirms(policy)
+            name, record, replies, owner=owner, source=source, confirms=self.confirms(policy)
         )
 
     def confirms(self, policy: Persistent) -> bool:

@@ -207,6 +207,7 @@ class StoreConformance:
     def test_who_acquires_can_commit(self, store: Store) -> None:
         for owner in ("me", "you", "you", "me"):
             record = store.acquire([("T", "a")], owner).get(("T", "a"), Record(0, 0, 0, 0, None))
+            assert isinstance(record, Record)
             assert store.commit([change("a", record.version, epoch=record.epoch, owner=owner)])
         assert store.keys("T") == ["a"]
 
@@ -860,8 +861,9 @@ def fight(stores: list[Store], rounds: int) -> None:
         done = []
         for _ in range(rounds):
             start.wait(30)
-            found = stores[n].acquire([("T", "a")], f"{n}")
-            epoch, version, _, _, state = found.get(("T", "a"), Record(0, 0, 0, 0, b"0"))
+            found = stores[n].acquire([("T", "a")], f"{n}").get(("T", "a"), Record(0, 0, 0, 0, b"0"))
+            assert isinstance(found, Record)
+            epoch, version, _, _, state = found
             for _ in range(3):
                 state = b"%d" % (int(state or b"0") + 1)
                 if not stores[n].commit([change("a", version, state, epoch=epoch, owner=f"{n}")]):
@@ -965,7 +967,7 @@ class SqlStoreConformance(DurableStoreConformance):
 
     def test_new_tables_and_their_version(self, url: str) -> None:
         self.open(url).close()
-        assert self.sql(url, "select one, schema_version from cluster") == [(1, 2)]
+        assert self.sql(url, "select one, schema_version from cluster") == [(1, 3)]
         for table in ("object", "reply", "session", "message", "timer"):
             assert self.sql(url, f"select count(*) from {table}") == [(0,)]
 
@@ -975,7 +977,7 @@ class SqlStoreConformance(DurableStoreConformance):
             words = {"blob": "BYTEA", "uuid": "UUID", "state": r"'\x0102'"}
         for statement in _VERSION_1:
             self.sql(url, statement.format(**words))
-        for version in (1, 2):
+        for version in (1, 3):
             assert self.sql(url, "select schema_version from cluster") == [(version,)]
             store = self.open(url)
             assert store.load("T", "a") == Record(0, 5, 1, 3, b"\x01\x02")
@@ -994,7 +996,7 @@ class SqlStoreConformance(DurableStoreConformance):
     def test_a_newer_schema_is_refused_with_both_versions(self, url: str) -> None:
         self.open(url).close()
         self.sql(url, "update cluster set schema_version = 7")
-        with pytest.raises(errors.StoreError, match=r"has schema version 7.* 2; upgrade"):
+        with pytest.raises(errors.StoreError, match=r"has schema version 7.* 3; upgrade"):
             self.open(url)
 
     def test_the_database_of_another_program_is_refused_and_untouched(self, url: str) -> None:
