@@ -26,8 +26,9 @@ log = escaping(logging.getLogger("objserver.adapter"))
 
 
 class ServantManager:
-    """`activations` and `passivations` count what it did.  `owner` is the life in which this server is now, and
-    `member` whether that is a node's of a cluster."""
+    """`activations` and `passivations` count what it did.  `owner` is the life that this server is in, and
+    `member` whether that is a node's of a cluster.
+    """
 
     def __init__(self, codecs: Codecs, store: Store | None, owner: str) -> None:
         self._codecs = codecs
@@ -105,8 +106,8 @@ class ServantManager:
             )
         if record is None and self.member:
             raise errors.StoreError(
-                f"{type} {key!r} is not activated: this server acquires nothing while its lease is over or it "
-                "is being drained; another node has to"
+                f"{type} {key!r} is not activated: this server acquires nothing while its lease is over "
+                "or it is drained; another node has to"
             )
         replies = store.replies(*name) if record is not None else []
         # As a client of other objects it is the same in all its lives.

@@ -128,8 +128,8 @@ orphan AS MATERIALIZED (
         SELECT position FROM message WHERE owner = gone.owner ORDER BY position LIMIT %b::int8
         FOR UPDATE SKIP LOCKED) AS m),
 adopted AS (
-    UPDATE message SET owner = %b::text FROM orphan WHERE message.position = orphan.position
-    RETURNING message.position, id, target, payload)
+    UPDATE message SET owner = %b::text WHERE position = ANY (ARRAY(SELECT position FROM orphan))
+    RETURNING position, id, target, payload)
 SELECT id, target, payload FROM (
     SELECT * FROM adopted UNION ALL (
         SELECT position, id, target, payload FROM message

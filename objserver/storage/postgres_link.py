@@ -6,8 +6,8 @@ but commits, is then repeated.
 With each new connection comes a look at whose history it shows: the system's identifier, and the timeline,
 which a standby changes when it takes over.  Many a standby has lost nothing; but what it lost, if it did,
 nobody can see.  So all that was loaded in another history counts as not loaded, and whoever is to know is
-told (`changed`).  The timeline is read from the name of the file that is being written: the control file, of which
-`pg_control_checkpoint` tells, has it only from the next checkpoint on.
+told (`changed`).  The timeline is read from the name of the file that is being written: the control file, of
+which `pg_control_checkpoint` tells, has it only from the next checkpoint on.
 
 `?durability=replicated` in the URL demands that no commit is acknowledged before a standby has it.  A
 database that is not set up so is refused, whenever a connection is made.
