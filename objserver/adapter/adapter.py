@@ -117,8 +117,9 @@ class ObjectAdapter:
         self._durability: Durability | None = None
         if store is not None and committer is not None:
             self._durability = Durability(
-                self, codecs, store, committer, engine, settings, clock, deliver, self._interceptors
-            )
+                self, codecs, store, committer, engine, settings, clock, deliver, self._servants,
+                self._interceptors,
+            )  # fmt: skip
         self._change = partial(
             PolicyChange,
             Surroundings(

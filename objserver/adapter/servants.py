@@ -112,9 +112,7 @@ class ServantManager:
         replies = store.replies(*name) if record is not None else []
         # As a client of other objects it is the same in all its lives.
         source = hashlib.blake2b(repr((store.id, *name)).encode(), digest_size=16).digest()
-        return record, Gate(
-            name, record, replies, owner=owner, source=source, confirms=self.confirms(policy)
-        )
+        return record, Gate(name, record, replies, owner=owner, source=source, confirms=self.confirms(policy))
 
     def confirms(self, policy: Persistent) -> bool:
         """Whether reads under this policy need the store's word."""

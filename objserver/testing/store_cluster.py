@@ -8,6 +8,7 @@ from __future__ import annotations
 import concurrent.futures
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -370,8 +371,8 @@ class ClusterConformance:
             name, life = ("T", f"{n}"), f"third{n}"
             cluster.join("3", life, "h:3", LEASE_S, b"")
             found, _ = at_once(
-                lambda name=name, life=life: stores[0].acquire([name], life, True),
-                lambda life=life: stores[1].leave(life),
+                partial(stores[0].acquire, [name], life, True),
+                partial(stores[1].leave, life),
             )
             got += len(found)
             epoch = 2 if found else 1
@@ -385,9 +386,9 @@ class ClusterConformance:
             name = ("T", f"{n}")
             cluster.acquire([name], "me", True)
             accepted, released, _ = at_once(
-                lambda n=n: stores[0].commit([change(f"{n}", epoch=1, messages=[message(n)], owner="me")]),
-                lambda name=name: stores[1].release([(*name, 1)], "me", "you"),
-                lambda name=name: stores[1].acquire([name], "you", True),
+                partial(stores[0].commit, [change(f"{n}", epoch=1, messages=[message(n)], owner="me")]),
+                partial(stores[1].release, [(*name, 1)], "me", "you"),
+                partial(stores[1].acquire, [name], "you", True),
             )
             assert released == {name}
             kept = record(cluster.acquire([name], "you", True), name)
@@ -406,8 +407,8 @@ class ClusterConformance:
             cluster.acquire([name], "me", True)
             cluster.renew("me", 0, b"")
             mine, yours = at_once(
-                lambda name=name: stores[0].acquire([name], "me", True),
-                lambda name=name: stores[1].acquire([name], "you", True),
+                partial(stores[0].acquire, [name], "me", True),
+                partial(stores[1].acquire, [name], "you", True),
             )
             assert yours == {name: NEW._replace(epoch=2)}
             assert mine[name] in (NEW, Elsewhere("you", "h:2"))
