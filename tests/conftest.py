@@ -3,7 +3,8 @@
 import pytest
 from hypothesis import settings
 
-pytest.register_assert_rewrite("objserver.testing.stores")
+for name in ("stores", "durable_stores", "store_cluster", "store_snapshots", "store_model"):
+    pytest.register_assert_rewrite(f"objserver.testing.{name}")
 
 from objserver.security import authority  # noqa: E402
 from objserver.testing.postgres import PostgresServer, Unavailable  # noqa: E402

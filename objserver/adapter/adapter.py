@@ -137,7 +137,16 @@ class ObjectAdapter:
         self._durability: Durability | None = None
         if store is not None and committer is not None:
             self._durability = Durability(
-                self, codecs, store, committer, engine, settings, clock, deliver, self._interceptors
+                self,
+                codecs,
+                store,
+                committer,
+                engine,
+                settings,
+                clock,
+                deliver,
+                self._ownership,
+                self._interceptors,
             )
             store.changed = self._store_changed
         self._change = partial(

@@ -21,6 +21,7 @@ from objserver.adapter.calling import Engine
 from objserver.adapter.gate import DONE, RAISED, RETURNED, STREAMED, Gate, Held, Read, Release
 from objserver.adapter.invocation import Invocation
 from objserver.adapter.outbox import Deliver, Outbox
+from objserver.adapter.ownership import Ownership
 from objserver.adapter.sessions import Sessions
 from objserver.adapter.timers import ObjectTimers, Timekeeper
 from objserver.clock import Clock
@@ -67,6 +68,7 @@ class Durability:
         settings: ServerSettings,
         clock: Clock,
         deliver: Deliver,
+        ownership: Ownership,
         interceptors: Sequence[Interceptor] = (),
     ) -> None:
         self._adapter = adapter
@@ -77,8 +79,12 @@ class Durability:
         self._settings = settings
         self._monotonic = clock.monotonic
         self.sessions = Sessions(store, settings.session_lease_s, settings.sessions_max)
-        self.outbox = Outbox(store, engine, deliver, clock.monotonic)
-        self.timekeeper = Timekeeper(adapter, codecs, store, engine, settings, clock, interceptors)
+        self.outbox = Outbox(
+            store, engine, deliver, clock.monotonic, lambda: (ownership.owner, ownership.member)
+        )
+        self.timekeeper = Timekeeper(
+            adapter, codecs, store, engine, settings, clock, interceptors, lambda: ownership.owner
+        )
         self.repeated = self.unsettled = 0
 
     # -- before --------------------------------------------------------------------------------------
@@ -89,6 +95,8 @@ class Durability:
         assert gate is not None
         if gate.timers is None:
             gate.timers = ObjectTimers(self.timekeeper, invocation.activation, gate)
+            if not self._store.alone:
+                self.outbox.look()  # there may be messages that came with the object
         call = invocation.call
         if len(gate) >= self._settings.mailbox_size_max:
             raise errors.ServerBusy(

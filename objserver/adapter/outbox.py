@@ -7,6 +7,10 @@ twice happens once.  The messages of one object to another arrive in the order i
     stored -> waiting in its line -> being delivered -> forgotten
                  ^--- after a pause ---+
 
+Where several servers have the store open, a message is of the server that owns the object which sent it, and
+goes with that object: who gets it has to look.  So the messages of one object are sent by one server at a
+time, and one that is sent by two, while the object goes, happens once as ever.
+
 A message that the other object refuses, or whose servant raises, has arrived: there is nobody to tell but the
 log.  One that does not get there is tried again for as long as the store has it.
 """
@@ -68,15 +72,24 @@ class _Line:
 
 
 class Outbox:
-    """Of one server.  Every method may be called from any thread; `engine` runs the deliveries."""
+    """Of one server.  Every method may be called from any thread; `engine` runs the deliveries.
+
+    `owner` gives the life that the server is in, and whether that is a node's of a cluster.
+    """
 
     def __init__(
-        self, store: Store, engine: Engine, deliver: Deliver, monotonic: Callable[[], float]
+        self,
+        store: Store,
+        engine: Engine,
+        deliver: Deliver,
+        monotonic: Callable[[], float],
+        owner: Callable[[], tuple[str, bool]],
     ) -> None:
         self._store = store
         self._engine = engine
         self._deliver = deliver
         self._monotonic = monotonic
+        self._owner = owner
         self._lock = threading.Lock()
         self._lines: dict[tuple[bytes, str], _Line] = {}
         self._known: set[bytes] = set()
@@ -87,7 +100,7 @@ class Outbox:
         """By sender, the number of the last message that has arrived since the store was read."""
         self._through: OrderedDict[bytes, int] = OrderedDict()
         """By sender, the number through which all of its messages have arrived, whoever sent them.  Only the
-        store can tell: it may hold older ones of a server before, or of another."""
+        store can tell: it may hold older ones that are another server's to send."""
         self._look_at = monotonic() + LOOK_S
         self._stopped = False
         self.delivered = 0
@@ -141,22 +154,19 @@ class Outbox:
         with self._lock:
             arrived, self._arrived = self._arrived, OrderedDict()
         try:
-            messages = self._store.messages(WAITING_MAX)
+            messages = self._store.messages(WAITING_MAX, *self._owner())
+            first = self._store.first_messages(list(arrived)) if arrived else []
         except errors.StoreError as problem:
             log.warning("messages could not be read: %s", problem)
             return
         with self._lock:
-            if len(messages) < WAITING_MAX:
-                # Numbers only grow: what is stored after this has greater ones.
-                oldest: dict[bytes, int] = {}
-                for message in messages:
-                    sender, number = _sender(message)
-                    oldest[sender] = min(number, oldest.get(sender, number))
-                for sender, number in arrived.items():
-                    self._through[sender] = oldest[sender] - 1 if sender in oldest else number
-                    self._through.move_to_end(sender)
-                while len(self._through) > WAITING_MAX:
-                    self._through.popitem(last=False)
+            # Numbers only grow: what is stored after this has greater ones.
+            oldest = dict(map(_parts, first))
+            for sender, number in arrived.items():
+                self._through[sender] = oldest[sender] - 1 if sender in oldest else number
+                self._through.move_to_end(sender)
+            while len(self._through) > WAITING_MAX:
+                self._through.popitem(last=False)
             if self._more and not self._known:
                 self._more = False
                 self._take_in(messages)
@@ -223,4 +233,8 @@ class Outbox:
 
 
 def _sender(message: Message) -> tuple[bytes, int]:
-    return message.id[:16], int.from_bytes(message.id[16:], "big")
+    return _parts(message.id)
+
+
+def _parts(id: bytes) -> tuple[bytes, int]:
+    return id[:16], int.from_bytes(id[16:], "big")

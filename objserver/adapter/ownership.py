@@ -19,6 +19,8 @@ class Ownership(Protocol):
 
     owner: str
     """Under what name this server owns objects: it lives once."""
+    member: bool
+    """It is the life of a node of a cluster."""
 
     def look(self, type: str, key: str) -> None:
         """Before a call is given to an object that is not active here; Moved, if it is known to be elsewhere.
@@ -35,6 +37,8 @@ class Ownership(Protocol):
 
 class Alone:
     """Of a server that shares its objects with nobody."""
+
+    member = False
 
     def __init__(self, store: Store | None, owner: str) -> None:
         self._store = store

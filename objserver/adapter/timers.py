@@ -12,7 +12,7 @@ to its object.  What it read may be outdated when the object's turn comes.  So t
 list of timers, which belongs to its state as everything that it remembers: a timer that is not in there as it
 was read does not fire.  Where several servers see the same timer, the versions of the object decide as for
 all its calls: one of them commits, the others are refused, and then find it gone.  A server where the object
-is not active lets the others go first.
+is not active lets the others go first.  What a live node of a cluster owns, only that node sees.
 
 What a firing calls has an id, as if the object were a client that numbers its firings.  The number is stored
 with the timer: a firing that is run again makes the same calls under the same ids.  It is never larger than
@@ -253,6 +253,7 @@ class Timekeeper:
         settings: ServerSettings,
         clock: Clock,
         interceptors: Sequence[Interceptor],
+        owner: Callable[[], str],
     ) -> None:
         self.codecs = codecs
         self.store = store
@@ -261,6 +262,8 @@ class Timekeeper:
         self._adapter = adapter
         self._engine = engine
         self._interceptors = interceptors
+        self._owner = owner
+        """The life that the server is in."""
         self._lock = threading.Lock()
         self._under_way: dict[_Name, _Firing] = {}
         self._resting: dict[_Name, _Rest] = {}
@@ -347,8 +350,9 @@ class Timekeeper:
             if limit <= 0 or len(self._resting) >= RESTING_MAX:
                 return []
         types = self._adapter.persistent_types()
-        rows = self.store.due(now, types, known + limit)
-        next = self.store.next_due(now, types)
+        owner = self._owner()
+        rows = self.store.due(now, types, known + limit, owner)
+        next = self.store.next_due(now, types, owner)
         beginning = []
         grace = False
         with self._lock:

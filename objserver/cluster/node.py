@@ -43,6 +43,8 @@ RENEWALS = 3
 class ClusterNode:
     """See the module's essay, and `objserver.server.node.Node`.  Any thread may call any method."""
 
+    member = True
+
     def __init__(self, server: ObjectServer, store: Store, cluster: str) -> None:
         self._server = server
         self._store = store

@@ -54,6 +54,11 @@ __all__ = [
     "Unstorable",
 ]
 
+FORGOTTEN_S = 24 * 3600.0
+"""For so long a node that is dead, or that nobody hears of, is still shown."""
+LOOKED_AHEAD = 100
+"""Timers of any owner among which the next of one owner is looked for; beyond, it may ask again."""
+
 
 class Record(NamedTuple):
     """What is stored of one object.  A state of None is a tombstone: deleted, its version kept."""

@@ -9,30 +9,18 @@ A commit locks the sessions of the clients it answers, as a foreign key would, a
 who ends sessions passes over those that are locked.  So none ends between the look at it and the commit, and
 whoever ended it sees all the records that there will ever be.  Leases are by the database's clock.
 
-There are two connections, one for commits and one for everything else, so that a load does not wait for a
-commit.  A lost connection is made again at the next use.  What can be repeated without harm, and that is
-everything but commits, is then repeated.  A commit is repeated only if the server says that it undid it to
-let another pass.  If the server said that it gave it up, for want of room or time, nothing was stored.  After
-any other error the outcome is unknown, and the error says so (`in_doubt`), since the statement may have been
-committed before its answer was lost.  A warning counts as an error where something was written: that is how
-PostgreSQL says that a synchronous standby did not confirm.
-
-The URL is libpq's, so passwords may as well be in PGPASSWORD or ~/.pgpass, and several hosts are tried until
-one accepts writes.  What the errors repeat of it is host and database.
+There are three connections: one for commits, one for everything else, so that a load does not wait for a
+commit, and one for the leases of nodes, which wait for nothing.  A commit is repeated only if the server says
+that it undid it to let another pass.  If the server said that it gave it up, for want of room or time,
+nothing was stored.  After any other error the outcome is unknown, and the error says so (`in_doubt`), since
+the statement may have been committed before its answer was lost.  A warning counts as an error where
+something was written: that is how PostgreSQL says that a synchronous standby did not confirm.
 """
 
 from __future__ import annotations
 
-import contextlib
-import re
-import select
-import struct
-import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
-
-import sqlalchemy as sa
-import sqlalchemy.exc
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from typing import Any
 
 from objserver import errors
 from objserver.storage import schema
@@ -49,28 +37,22 @@ from objserver.storage.base import (
     Timer,
     Unstorable,
 )
-
-try:
-    import psycopg
-    from psycopg import pq
-    from psycopg.conninfo import conninfo_to_dict
-    from psycopg.types.numeric import Int8BinaryDumper
-except ImportError as missing:
-    raise errors.StoreError(
-        "a store in PostgreSQL needs psycopg; install it with: pip install 'objserver[postgres]'"
-    ) from missing
+from objserver.storage.postgres_cluster import COLUMNS, PostgresCluster
+from objserver.storage.postgres_link import (
+    FAILURES,
+    NOW,
+    PASS_STATES,
+    RETRIES_MAX,
+    Connection,
+    IsolationLevel,
+    Link,
+)
 
 __all__ = ["PostgresStore"]
 
-CONNECT_TIMEOUT_S = 10
-"""For each host; `connect_timeout` in the URL replaces it."""
-STATEMENT_TIMEOUT_S = 30
-"""A statement that takes longer waits for a lock that somebody forgot, or for a disk that is gone."""
 TRANSACTION_SIZE_MAX = 256 * 2**20
 """Bytes of state, results and payloads in one commit.  A quarter of what PostgreSQL takes in one message,
 beyond which it would not refuse the change but break the connection."""
-RETRIES_MAX = 20
-"""How often a transaction that was undone to let another pass is tried again."""
 SESSIONS_ENDED = 100
 """In one transaction, so that nobody waits long for their records."""
 _PAGE = 256
@@ -79,38 +61,17 @@ FETCHED = 32
 RESTORED, RESTORED_SIZE = 256, 8 * 2**20
 """Rows sent together when a snapshot is restored; and their bytes, from which on they are."""
 
-# Lone surrogates fail in the driver, and so do numbers over 64 bits, but not with its own error.
-_FAILURES = (psycopg.Error, sqlalchemy.exc.SQLAlchemyError, UnicodeError, OverflowError, struct.error)
 # Data, integrity and program limits: here a change is to blame and not the store.
 _ROW_STATES = ("22", "23", "54")
-_PASS_STATES = ("40001", "40P01")
 # The server has ended the statement itself, which undoes it: for want of room, rights or time, or because a
 # trigger raised something.
 _ENDED_STATES = ("25", "42", "53", "55", "57014", "P0")
 
-_COLUMNS = "epoch, version, codec, state_version, state"
-_SETTINGS = f"""
-    SELECT set_config('statement_timeout', '{STATEMENT_TIMEOUT_S}s', false),
-        set_config('default_transaction_isolation', 'read committed', false),
-        set_config('enable_seqscan', 'off', false),
-        set_config('plan_cache_mode', 'force_generic_plan', false),
-        CASE WHEN current_setting('synchronous_commit') NOT IN ('on', 'remote_apply')
-            THEN set_config('synchronous_commit', 'on', false) END,
-        current_setting('server_encoding')""".encode()
-_LOAD = f"SELECT {_COLUMNS} FROM object WHERE type = %s AND key = %s".encode()
+_LOAD = f"SELECT {COLUMNS} FROM object WHERE type = %s AND key = %s".encode()
 _REPLIES = (
     b"SELECT client, number, path, acked, digest, status, result FROM reply WHERE type = %s AND key = %s"
     b" ORDER BY client, number, path"
 )
-# Rows that are mine already are only read.  The second half sees the rows as they were before the first.
-_ACQUIRE = f"""
-WITH d AS MATERIALIZED (SELECT DISTINCT * FROM unnest(%b::text[], %b::text[]) AS d(type, key)),
-u AS (
-    UPDATE object AS o SET owner = %b::text, epoch = o.epoch + 1 FROM d
-    WHERE o.type = d.type AND o.key = d.key AND o.owner IS DISTINCT FROM %b::text
-    RETURNING o.type, o.key, {", ".join("o." + name for name in _COLUMNS.split(", "))})
-SELECT type, key, {_COLUMNS} FROM u
-UNION ALL SELECT type, key, {_COLUMNS} FROM object JOIN d USING (type, key) WHERE owner = %b::text""".encode()
 _CONFIRM = b"""
 SELECT d.type, d.key
 FROM unnest(%b::text[], %b::text[], %b::int8[], %b::int8[]) AS d(type, key, epoch, version)
@@ -154,10 +115,10 @@ f AS (
         AND reply.client = x.client AND reply.number <= x.through)"""
 _WITH_WORK = """,
 m AS (
-    INSERT INTO message (id, target, payload)
-    SELECT x.id, x.target, x.payload
+    INSERT INTO message (id, target, payload, type, key, owner)
+    SELECT x.id, x.target, x.payload, d.type, d.key, d.owner
     FROM unnest(%b::int8[], %b::bytea[], %b::text[], %b::bytea[]) WITH ORDINALITY
-        AS x(i, id, target, payload, nth) JOIN a USING (i) ORDER BY x.nth),
+        AS x(i, id, target, payload, nth) JOIN a USING (i) JOIN d USING (i) ORDER BY x.nth),
 t AS (
     INSERT INTO timer (type, key, name, due, payload)
     SELECT d.type, d.key, x.name, x.due, x.payload
@@ -172,34 +133,22 @@ _COMMIT_STATES = ("WITH" + _CHANGES.format("") + _ACCEPTED).encode()
 _ALL_CHANGES = "WITH" + _SESSIONS + _CHANGES.format(_ANSWERED)
 _COMMIT_REPLIES = (_ALL_CHANGES + _WITH_REPLIES + _ACCEPTED).encode()
 _COMMIT_ALL = (_ALL_CHANGES + _WITH_REPLIES + _WITH_WORK + _ACCEPTED).encode()
-_NOW = "extract(epoch FROM clock_timestamp())::float8"
 _OPEN_SESSION = (
-    f"INSERT INTO session AS s (client, expires_at) VALUES (%b::bytea, {_NOW} + %b::float8)"
+    f"INSERT INTO session AS s (client, expires_at) VALUES (%b::bytea, {NOW} + %b::float8)"
     " ON CONFLICT (client) DO UPDATE SET expires_at = greatest(s.expires_at, excluded.expires_at)"
 ).encode()
 # In order, so that two servers do not wait for each other.
 _RENEW = f"""
 WITH s AS MATERIALIZED (
     SELECT client FROM session WHERE client = ANY(%b::bytea[]) ORDER BY client FOR NO KEY UPDATE)
-UPDATE session SET expires_at = greatest(expires_at, {_NOW} + %b::float8) FROM s
+UPDATE session SET expires_at = greatest(expires_at, {NOW} + %b::float8) FROM s
 WHERE session.client = s.client RETURNING s.client""".encode()
 _END_SESSIONS = f"""
 DELETE FROM session WHERE client IN (
-    SELECT client FROM session WHERE expires_at <= {_NOW}
+    SELECT client FROM session WHERE expires_at <= {NOW}
     ORDER BY client LIMIT {SESSIONS_ENDED} FOR UPDATE SKIP LOCKED)
 RETURNING client""".encode()
 _FORGET = b"DELETE FROM reply WHERE client = ANY(%b::bytea[])"
-_MESSAGES = b"SELECT id, target, payload FROM message ORDER BY position LIMIT %s"
-_DELIVERED = b"DELETE FROM message WHERE id = ANY(%b::bytea[])"
-# By type, so that each is found in the index.
-_DUE = b"""
-SELECT t.* FROM unnest(%b::text[]) AS x(type), LATERAL (
-    SELECT type, key, name, due, payload FROM timer
-    WHERE timer.type = x.type AND due <= %b::float8 ORDER BY due LIMIT %b) AS t
-ORDER BY t.due LIMIT %b"""
-_NEXT_DUE = b"""
-SELECT min(t.due) FROM unnest(%b::text[]) AS x(type), LATERAL (
-    SELECT min(due) AS due FROM timer WHERE timer.type = x.type AND due > %b::float8) AS t"""
 _TIMERS = b"SELECT name, due, payload FROM timer WHERE type = %s AND key = %s ORDER BY name"
 _KEYS = (
     b"SELECT key FROM object WHERE type = %s AND key >= %s AND (%s::text IS NULL OR key < %s)"
@@ -207,7 +156,7 @@ _KEYS = (
 )
 _COUNT = b"SELECT count(*) FROM object WHERE type = %s AND NOT deleted"
 _ITEMS = (
-    f"SELECT key, {_COLUMNS} FROM object WHERE type = %s AND key {{}} %s AND NOT deleted"
+    f"SELECT key, {COLUMNS} FROM object WHERE type = %s AND key {{}} %s AND NOT deleted"
     f" ORDER BY key LIMIT {_PAGE}"
 )
 # From one type to the next by the index, instead of over all the objects.
@@ -239,172 +188,27 @@ SELECT type, key, epoch + 1, version, codec, state_version, true FROM before AS 
 WHERE NOT EXISTS (SELECT 1 FROM object AS o WHERE o.type = b.type AND o.key = b.key)"""
 _FIRST, _NEXT = _ITEMS.format(">=").encode(), _ITEMS.format(">").encode()
 
-_ADVICE = {
-    "42501": "give its user the right to create tables and to write there",
-    "25006": "it is read-only; name the primary server in the URL",
-    "53100": "its disk is full; free some space there",
-    "57014": "it took too long; look for locks and for a slow disk there",
-}
-
-_T = TypeVar("_T")
-_Connection = psycopg.Connection[Any]
-
 
 class _Undone(Exception):
     """The server undid the transaction for the sake of another; it may be tried again."""
 
 
-class _Link:
-    """A connection, made when it is needed, for one thread at a time."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.connection: _Connection | None = None
-        self.warning = ""
-
-    def is_usable(self) -> bool:
-        """False if the server has hung up since the last use, or that use was interrupted."""
-        if self.connection is None or self.connection.closed:
-            return False
-        pg = self.connection.pgconn
-        if pg.transaction_status != pq.TransactionStatus.IDLE:
-            return False
-        poll = select.poll()
-        poll.register(pg.socket, select.POLLIN)
-        for _ in range(3):  # what it said, and that it hung up, are read one after the other
-            if not poll.poll(0):
-                return pg.status == pq.ConnStatus.OK
-            try:
-                pg.consume_input()
-            except psycopg.Error:
-                return False
-        return False
-
-    def drop(self) -> None:
-        if self.connection is not None:
-            with contextlib.suppress(psycopg.Error):
-                self.connection.close()
-            self.connection = None
-
-    def heed(self, notice: psycopg.errors.Diagnostic) -> None:
-        if notice.severity_nonlocalized == "WARNING":
-            self.warning = notice.message_primary or "a warning without words"
-
-
-class PostgresStore:
+class PostgresStore(PostgresCluster):
     """See `objserver.storage.base.Store`.  `url` is the one it was opened at, without password."""
-
-    alone = False
-
-    def __init__(self, url: str, *, create: bool = True) -> None:
-        self._target, self.url, self._name, self._secrets = _parsed(url)
-        self._closed = False
-        self._writing, self._reading = _Link(), _Link()
-        try:
-            with self._writing.lock:
-                self._prepare(self._connected(self._writing, "open"), create)
-        except BaseException:
-            self.close()
-            raise
-
-    def _prepare(self, connection: _Connection, create: bool) -> None:
-        try:
-            connection.autocommit = False
-            engine = sa.create_engine(
-                "postgresql+psycopg://", creator=lambda: connection, poolclass=sa.StaticPool
-            )
-            with engine.connect() as outer:
-                # Servers that start together would otherwise create the tables at the same time.
-                outer.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('objserver.schema'))")
-                self.id = schema.prepare(outer, self._name, create)
-                outer.commit()
-            connection.autocommit = True
-        except _FAILURES as error:
-            raise self._error("open", error) from None
-
-    def _connected(self, link: _Link, what: str) -> _Connection:
-        """The link's connection, made anew if need be; nothing has been sent if that fails."""
-        if self._closed:
-            raise errors.StoreError(f"cannot {what} {self._name}: the store is closed")
-        if link.is_usable():
-            assert link.connection is not None
-            return link.connection
-        link.drop()
-        try:
-            connection = psycopg.connect(self._target, autocommit=True)
-            link.connection = connection
-            connection.adapters.register_dumper(int, Int8BinaryDumper)  # one type, so one prepared statement
-            connection.add_notice_handler(link.heed)
-            row = connection.execute(_SETTINGS).fetchone()
-        except _FAILURES as error:
-            link.drop()
-            raise self._error("open" if what == "open" else "reach", error) from None
-        if row is None or row[-1] != "UTF8":
-            link.drop()
-            raise errors.StoreError(
-                f"cannot open {self._name}: its encoding is {row and row[-1]}, which does not hold every "
-                "text; create the database with: createdb -T template0 -E UTF8"
-            )
-        return connection
-
-    def _error(self, what: str, error: BaseException) -> errors.StoreError:
-        """One sentence, without secrets; never chained, since the driver's own is not so careful."""
-        inner = getattr(error, "orig", None) or error
-        state = getattr(inner, "sqlstate", None) or ""
-        # Of the server's words only the first: the others show the row, which is nobody else's affair.
-        diagnosis = getattr(inner, "diag", None)
-        words = " ".join(str((diagnosis and diagnosis.message_primary) or inner).split())
-        for secret in self._secrets:
-            words = words.replace(secret, "***")
-        advice = _ADVICE.get(state)
-        words = f"{advice} ({words})" if advice else words
-        return errors.StoreError(f"cannot {what} {self._name}: {words}")
-
-    def _do(self, what: str, work: Callable[[_Connection], _T]) -> _T:
-        """What `work` makes of a connection; once more with a new one if that was lost meanwhile.
-
-        `work` can be repeated: it reads, or what it writes it would write again.
-        """
-        with self._reading.lock:
-            lost = undone = 0
-            while True:
-                connection = self._connected(self._reading, what)
-                self._reading.warning = ""
-                try:
-                    done = work(connection)
-                except _FAILURES as error:
-                    if connection.closed:
-                        lost += 1
-                    elif getattr(error, "sqlstate", None) in _PASS_STATES:
-                        undone += 1
-                    else:
-                        raise self._error(what, error) from None
-                    if lost > 1 or undone > RETRIES_MAX:
-                        raise self._error(what, error) from None
-                    continue
-                if what == "write" and self._reading.warning:
-                    raise errors.StoreError(f"cannot {what} {self._name}: {self._reading.warning}")
-                return done
-
-    def _rows(self, what: str, statement: bytes, *parameters: Any) -> list[Any]:
-        return self._do(
-            what, lambda c: c.execute(statement, parameters, prepare=True, binary=True).fetchall()
-        )
-
-    def _run(self, statement: bytes, *parameters: Any) -> None:
-        self._do("write", lambda c: c.execute(statement, parameters, prepare=True))
 
     def load(self, type: str, key: str) -> Record | None:
         rows = self._rows("read", _LOAD, type, key)
         return Record(*rows[0]) if rows else None
 
-    def acquire(self, names: Sequence[tuple[str, str]], owner: str) -> dict[tuple[str, str], Record]:
-        types, keys = [type for type, _ in names], [key for _, key in names]
-        rows = self._rows("write", _ACQUIRE, types, keys, owner, owner, owner)
-        return {(type, key): Record(*row) for type, key, *row in rows}
-
     def confirm(self, reads: Sequence[tuple[str, str, int, int]]) -> set[tuple[str, str]]:
-        return set(self._rows("read", _CONFIRM, *([read[column] for read in reads] for column in range(4))))
+        columns = [[read[column] for read in reads] for column in range(4)]
+
+        def work(connection: Connection) -> set[tuple[str, str]]:
+            if self._is_outdated("confirm"):
+                return set()
+            return set(connection.execute(_CONFIRM, columns, prepare=True, binary=True).fetchall())
+
+        return self._do("read", work)
 
     def replies(self, type: str, key: str) -> list[Reply]:
         return [Reply(*row) for row in self._rows("read", _REPLIES, type, key)]
@@ -423,20 +227,6 @@ class PostgresStore:
             if len(portion) < SESSIONS_ENDED:
                 return ended
 
-    def messages(self, limit: int) -> list[Message]:
-        return [Message(*row) for row in self._rows("read", _MESSAGES, limit)]
-
-    def delivered(self, ids: Sequence[bytes]) -> None:
-        self._run(_DELIVERED, list(ids))
-
-    def due(self, now: float, types: Sequence[str], limit: int) -> list[Due]:
-        rows = self._rows("read", _DUE, list(set(types)), float(now), limit, limit)
-        return [Due(type, key, Timer(*timer)) for type, key, *timer in rows]
-
-    def next_due(self, after: float, types: Sequence[str]) -> float | None:
-        due: float | None = self._rows("read", _NEXT_DUE, list(set(types)), float(after))[0][0]
-        return due
-
     def timers(self, type: str, key: str) -> list[Timer]:
         return [Timer(*row) for row in self._rows("read", _TIMERS, type, key)]
 
@@ -445,8 +235,8 @@ class PostgresStore:
         changes = sorted(changes, key=lambda c: (c.type, c.key))
         statement, parameters = self._statement(changes)
         with self._writing.lock:
-            if not changes:
-                self._connected(self._writing, "write")
+            self._connected(self._writing, "write")
+            if self._is_outdated("commit") or not changes:
                 return set()
             for _ in range(RETRIES_MAX):
                 try:
@@ -502,11 +292,11 @@ class PostgresStore:
         self._writing.warning = ""
         try:
             rows = connection.execute(statement, parameters, prepare=True, binary=True).fetchall()
-        except _FAILURES as error:
+        except FAILURES as error:
             failure = self._error("write", error)
             state = getattr(error, "sqlstate", None) or ""
             alive = not connection.closed
-            if alive and state in _PASS_STATES:
+            if alive and state in PASS_STATES:
                 raise _Undone(str(failure)) from None
             # The driver's own errors have no state: it could not even send what it was given.
             if alive and (state[:2] in _ROW_STATES or not state):
@@ -547,11 +337,11 @@ class PostgresStore:
             statement, last = _NEXT, rows[-1][0]
 
     def snapshot(self, types: Sequence[str] | None = None) -> Generator[Row, None, None]:
-        link = _Link()
+        link = Link()
         try:
             connection = self._connected(link, "read")
             connection.read_only = True
-            connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+            connection.isolation_level = IsolationLevel.REPEATABLE_READ
             with connection.transaction():
                 for statement, row in schema.SNAPSHOT if types is None else schema.SNAPSHOT[:-1]:
                     some = types is not None and "{}" in statement
@@ -561,13 +351,13 @@ class PostgresStore:
                         cursor.itersize = FETCHED
                         for columns in cursor.execute(text.encode(), parameters):
                             yield row(*columns)
-        except _FAILURES as error:
+        except FAILURES as error:
             raise self._error("read", error) from None
         finally:
             link.drop()
 
     def restore(self, id: str, rows: Iterable[Row], *, replace: bool = False) -> None:
-        link = _Link()
+        link = Link()
         try:
             connection = self._connected(link, "write")
             run = connection.execute
@@ -588,17 +378,17 @@ class PostgresStore:
             run(_BURY.encode())
             run(b"UPDATE cluster SET cluster_id = %s::uuid", (id,))
             self._finish(connection, link)
-        except _FAILURES as error:
+        except FAILURES as error:
             raise self._error("write", error) from None
         finally:
             link.drop()
         self.id = id
 
-    def _finish(self, connection: _Connection, link: _Link) -> None:
+    def _finish(self, connection: Connection, link: Link) -> None:
         link.warning = ""
         try:
             connection.execute(b"COMMIT")
-        except _FAILURES as error:
+        except FAILURES as error:
             failure = self._error("write", error)
             failure.in_doubt = True
             raise failure from None
@@ -607,7 +397,7 @@ class PostgresStore:
             failure.in_doubt = True
             raise failure
 
-    def _put_all(self, connection: _Connection, rows: Iterable[Row]) -> None:
+    def _put_all(self, connection: Connection, rows: Iterable[Row]) -> None:
         """By portions, each of one kind; of one that fails, row by row, to find out which it is."""
         portion: list[Row] = []
         size = done = 0
@@ -623,12 +413,12 @@ class PostgresStore:
         if portion:
             self._put(connection, portion, done)
 
-    def _put(self, connection: _Connection, portion: list[Row], done: int) -> None:
+    def _put(self, connection: Connection, portion: list[Row], done: int) -> None:
         statement = _PUT[type(portion[0])]
         try:
             with connection.transaction(), connection.cursor() as cursor:
                 cursor.executemany(statement, [_parameters(row) for row in portion])
-        except _FAILURES as error:
+        except FAILURES as error:
             state = getattr(error, "sqlstate", None) or ""
             if connection.closed or (state and state[:2] not in _ROW_STATES):
                 raise
@@ -638,12 +428,6 @@ class PostgresStore:
             failure = Unstorable(str(self._error("write", error)))
             failure.row = done + 1
             raise failure from None
-
-    def close(self) -> None:
-        for link in (self._writing, self._reading):
-            with link.lock:
-                self._closed = True
-                link.drop()
 
 
 def _parameters(row: Row) -> tuple[Any, ...]:
@@ -664,7 +448,7 @@ def _columns(number: int, rows: Iterable[tuple[Any, ...]]) -> list[list[Any]]:
     return [list(column) for column in zip(*rows, strict=True)] or [[] for _ in range(number)]
 
 
-def _end_sessions(connection: _Connection) -> list[bytes]:
+def _end_sessions(connection: Connection) -> list[bytes]:
     """A portion of them.  The second statement sees what was committed until the first had its locks."""
     with connection.transaction():
         ended = [client for (client,) in connection.execute(_END_SESSIONS, binary=True)]
@@ -679,37 +463,3 @@ def _after(prefix: str) -> str | None:
         return None
     following = ord(prefix[-1]) + 1
     return prefix[:-1] + chr(0xE000 if following == 0xD800 else following)
-
-
-def _parsed(url: str) -> tuple[str, str, str, list[str]]:
-    """What libpq gets; the URL without secrets; a name for sentences; what must not appear in any."""
-    rest = re.sub(r"^postgres(ql)?(\+psycopg)?://", "", url)
-    user, at, place = rest.rpartition("@")
-    if rest == url or (at and re.search(r"[@/?#\[\]\s]", user)):
-        # Not repeated: which part of it is the password nobody can tell.
-        raise errors.StoreError(
-            "the URL of the store is not clear; write postgresql://user:password@host:port/database, "
-            "with %40 for @, %2F for / and so on inside user and password"
-        )
-    options: dict[str, Any] = {
-        "connect_timeout": CONNECT_TIMEOUT_S,
-        "target_session_attrs": "read-write",
-        "application_name": "objserver",
-        "client_encoding": "utf8",
-        # A server that vanished without a word is noticed after as long as a statement may take.
-        "tcp_user_timeout": STATEMENT_TIMEOUT_S * 1000,
-        "keepalives_idle": STATEMENT_TIMEOUT_S,
-    }
-    try:
-        found = conninfo_to_dict(f"postgresql://{rest}")
-        target = psycopg.conninfo.make_conninfo(f"postgresql://{rest}", **{**options, **found})
-    except psycopg.Error:
-        raise errors.StoreError(
-            "the URL of the store is not understood; write postgresql://user:password@host:port/database, "
-            "with options of libpq behind a ?"
-        ) from None
-    names, _, password = user.partition(":")
-    secrets = {str(found.get(option) or "") for option in ("password", "sslpassword")} | {password}
-    plain = re.sub(r"([?&](ssl)?password=)[^&]*", r"\1***", f"postgresql://{names}{at}{place}")
-    name = f"{found.get('dbname') or 'the default database'} at {found.get('host') or 'the local socket'}"
-    return target, plain, name, sorted((s for s in secrets if s), key=len, reverse=True)

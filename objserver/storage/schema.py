@@ -2,11 +2,15 @@
 
 `object` holds the state, the pair (epoch, version) that fences it, and whose it is.  `reply` holds what calls
 were answered, `session` for which clients, and until when.  `message` and `timer` are what calls set going.
+`node` has the servers of a cluster, each in the life it began last, and until when that is live.
 `cluster` has one row: which cluster this is and which shape the tables have, so that an older release
 refuses what it does not understand, and a newer one knows what to add.
 
 Version 2 has sessions, messages and timers, and other replies.  Databases made as version 1 have an empty
 column `owner_inc` beside `owner`; it is left there, because to drop it SQLite would write every object anew.
+
+Version 3 has nodes, and of messages who sent them and whose they are.  A server of a release before may go
+on with a database that is brought up to date meanwhile: what it does not know has defaults.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from objserver.storage.base import Answered, Due, Message, Record, Reply, Row, S
 
 __all__ = ["FORGET_STRAYS", "SCHEMA_VERSION", "SNAPSHOT", "metadata", "prepare"]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 # Names are compared by their code points, in every database and whatever its language.
 _NAME = sa.Text().with_variant(postgresql.TEXT(collation="C"), "postgresql")
@@ -34,7 +38,7 @@ _ROOM: dict[str, Any] = {"postgresql_with": {"fillfactor": 70}}
 
 metadata = sa.MetaData()
 
-sa.Table(
+_object = sa.Table(
     "object",
     metadata,
     sa.Column("type", _NAME, primary_key=True),
@@ -46,6 +50,8 @@ sa.Table(
     sa.Column("state_version", sa.Integer, nullable=False),
     sa.Column("state", sa.LargeBinary),
     sa.Column("deleted", sa.Boolean, nullable=False, server_default=sa.false()),
+    # What a life owns.  (Not partial in SQLite, which would write the index with every state.)
+    sa.Index("object_owner", "owner", "type", "key", postgresql_where=sa.text("NOT deleted")),
     **_ROOM,
 )
 
@@ -72,13 +78,19 @@ sa.Table(
     **_ROOM,
 )
 
-sa.Table(
+_message = sa.Table(
     "message",
     metadata,
     sa.Column("position", _POSITION, sa.Identity(), primary_key=True),
     sa.Column("id", sa.LargeBinary, nullable=False, unique=True),
     sa.Column("target", sa.Text, nullable=False),
     sa.Column("payload", sa.LargeBinary, nullable=False),
+    # Which object sent it, and who owns that; empty: nobody knows.
+    sa.Column("type", _NAME, nullable=False, server_default=""),
+    sa.Column("key", _NAME, nullable=False, server_default=""),
+    sa.Column("owner", sa.Text, nullable=False, server_default=""),
+    sa.Index("message_owner", "owner", "position"),
+    sa.Index("message_sender", "type", "key"),
 )
 
 sa.Table(
@@ -91,6 +103,18 @@ sa.Table(
     sa.Column("payload", sa.LargeBinary, nullable=False),
     # A server asks for its own types, and must not wade through what is due of others.
     sa.Index("timer_due", "type", "due"),
+)
+
+sa.Table(
+    "node",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("life", sa.Text, nullable=False, unique=True),
+    sa.Column("address", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),  # up, draining or dead
+    sa.Column("expires_at", sa.Double, nullable=False),  # seconds since 1970, by the database's clock
+    sa.Column("facts", sa.LargeBinary, nullable=False),
+    **_ROOM,
 )
 
 _cluster = sa.Table(
@@ -148,8 +172,17 @@ def prepare(connection: sa.Connection, name: str, create: bool = True) -> str:
             f"{name} has schema version {version}, but this release of objserver knows only versions up to "
             f"{SCHEMA_VERSION}; upgrade objserver, or open a copy made by the older release"
         )
-    if version < SCHEMA_VERSION:
+    if version == 1:
         _reply.drop(connection)  # nothing was ever written there
+    if version == 2:
+        for column in ("type", "key", "owner"):
+            text = sa.schema.CreateColumn(_message.c[column]).compile(dialect=connection.dialect)
+            connection.exec_driver_sql(f"ALTER TABLE message ADD COLUMN {text}")
+        for index in _message.indexes:
+            index.create(connection)
+    if version < SCHEMA_VERSION:
+        for index in _object.indexes:
+            index.create(connection)
         metadata.create_all(connection)
         connection.execute(_cluster.update().values(schema_version=SCHEMA_VERSION))
     cluster: uuid.UUID = found

@@ -226,8 +226,8 @@ class _Store:
         self._doom.passes("after the commit")
         return accepted
 
-    def acquire(self, names: Sequence[tuple[str, str]], owner: str) -> Any:
-        found = self._store.acquire(names, owner)
+    def acquire(self, names: Sequence[tuple[str, str]], owner: str, member: bool = False) -> Any:
+        found = self._store.acquire(names, owner, member)
         self._doom.passes("while objects are activated")
         return found
 
@@ -235,8 +235,8 @@ class _Store:
         self._store.open_session(client, lease_s)
         self._doom.passes("when a session begins")
 
-    def messages(self, limit: int) -> list[Message]:
-        found = self._store.messages(limit)
+    def messages(self, limit: int, owner: str | None = None, member: bool = False) -> list[Message]:
+        found = self._store.messages(limit, owner, member)
         self._doom.passes("in the housekeeping")
         return found
 

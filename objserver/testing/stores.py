@@ -11,23 +11,20 @@ A class of tests derives from one of these and gives the place where stores are 
             return MyStore(url)
 
 `StoreConformance` needs one store and nothing else; `SharedStoreConformance` is for one that several servers
-may use at a time; `DurableStoreConformance` also opens it again, and kills a process that writes;
-`SqlStoreConformance` also looks into databases that have our tables, by a statement that the class runs.
+may use at a time; `durable_stores.DurableStoreConformance` also opens it again, and kills a process that
+writes; `durable_stores.SqlStoreConformance` also looks into databases that have our tables, by a statement
+that the class runs.
 
 What every sentence of the interface demands has a test of its own.  One more takes random steps, and
-compares what the store answers with `Model`, which is the interface in dictionaries.
+compares what the store answers with `store_model.Model`, which is the interface in dictionaries.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
-import itertools
 import os
 import random
 import re
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -36,40 +33,27 @@ import pytest
 
 from objserver import errors
 from objserver.storage import Change, Committer, Record, Reply, Store, Unstorable, open_store
-from objserver.storage.base import Answered, Due, Message, Row, Session, Stored, Timer
+from objserver.storage.base import Due, Message, Timer
+from objserver.testing.store_cluster import ClusterConformance
+from objserver.testing.store_model import (
+    CLIENT,
+    LEASE_S,
+    OTHER,
+    STRANGER,
+    Model,
+    change,
+    fight,
+    message,
+    race,
+    random_change,
+    reply,
+)
+from objserver.testing.store_snapshots import SnapshotConformance
 
-__all__ = [
-    "DurableStoreConformance",
-    "Model",
-    "SharedStoreConformance",
-    "SqlStoreConformance",
-    "StoreConformance",
-    "change",
-    "reply",
-]
-
-CLIENT = b"\x00\xff" * 8
-OTHER = b"\xffother client \x00\x01"
-STRANGER = b"without session "
-LEASE_S = 3600.0
-"""Longer than any test takes."""
-
-
-def change(key: str, version: int = 0, state: bytes | None = b"s", **more: Any) -> Change:
-    """A change of an object of type T."""
-    named = {"type": "T", "epoch": 0, "codec": 1, "state_version": 3, **more}
-    return Change(key=key, version=version, state=state, **named)
+__all__ = ["SharedStoreConformance", "StoreConformance"]
 
 
-def reply(number: int, client: bytes = CLIENT, result: bytes | None = b"r", path: bytes = b"") -> Reply:
-    return Reply(client, number, path, 0, b"\x00digest", 0, result)
-
-
-def message(number: int) -> Message:
-    return Message(b"\x00\xff message %7d" % number, f"PYRO:é{number}@host:1", b"\x00payload")
-
-
-class StoreConformance:
+class StoreConformance(SnapshotConformance):
     """One store, new and empty for each test."""
 
     def open(self, url: str) -> Store:
@@ -207,6 +191,7 @@ class StoreConformance:
     def test_who_acquires_can_commit(self, store: Store) -> None:
         for owner in ("me", "you", "you", "me"):
             record = store.acquire([("T", "a")], owner).get(("T", "a"), Record(0, 0, 0, 0, None))
+            assert isinstance(record, Record)
             assert store.commit([change("a", record.version, epoch=record.epoch, owner=owner)])
         assert store.keys("T") == ["a"]
 
@@ -474,131 +459,6 @@ class StoreConformance:
         assert refused
         assert number > 100
 
-    # Snapshots
-
-    def test_a_snapshot_has_everything_and_restores_it(self, store: Store) -> None:
-        fill(store)
-        rows = list(store.snapshot())
-        kinds = [type(row) for row in rows]
-        order = [Stored, Answered, Due, Session, Message]
-        assert [kinds.count(kind) for kind in order] == [4, 3, 2, 2, 2]
-        assert kinds == sorted(kinds, key=order.index)
-        assert rows[0] == Stored("T", "a", "me", Record(0, 1, 1, 3, b"\x00\xff"))
-        assert Stored("T", "gone", "", Record(0, 2, 1, 3, None)) in rows
-        assert rows[4:7] == [Answered("T", "a", reply(1)), *[Answered("U", "é", reply(n)) for n in (1, 2)]]
-        assert rows[7:9] == [Due("T", "a", Timer("t", 2.5, b"p")), Due("U", "é", Timer("", 1.5))]
-        assert [row.client for row in rows if isinstance(row, Session)] == sorted((CLIENT, OTHER))
-        assert rows[-2:] == [message(5), message(3)]
-
-        store.commit([change("a", 1, b"later"), change("new")])
-        store.open_session(STRANGER, LEASE_S)
-        with pytest.raises(errors.StoreError, match="has objects already"):
-            store.restore("1" * 32, rows)
-        assert store.keys("T") == ["a", "b", "new"]
-        store.restore("1" * 32, iter(rows), replace=True)
-        assert store.id == "1" * 32
-        again = list(store.snapshot())
-        assert again[5:] == rows[4:]
-        # Versions only grow, and nobody has the epochs.
-        assert again[:5] == [
-            Stored("T", "a", "me", Record(1, 2, 1, 3, b"\x00\xff")),
-            Stored("T", "b", "you", Record(1, 300, 2, 4, b"")),
-            Stored("T", "gone", "", Record(1, 2, 1, 3, None)),
-            Stored("T", "new", None, Record(1, 1, 1, 3, None)),
-            Stored("U", "é", "", Record(1, 2, 1, 3, b"s")),
-        ]
-        assert store.renew_sessions([STRANGER, CLIENT], LEASE_S) == {CLIENT}
-
-    def test_an_empty_store_becomes_just_what_the_snapshot_is_of(self, store: Store) -> None:
-        rows: list[Row] = [
-            Stored("T", "a", "me", Record(2**40, 2**41, 1, 3, b"s")),
-            Stored("T", "b", None, Record(0, 1, 1, 3, None)),
-            Answered("T", "a", reply(2**62)),
-            Session(CLIENT, 1e12),
-        ]
-        store.restore("ab" * 16, rows)
-        assert list(store.snapshot()) == rows
-        # ... and goes on from there
-        assert store.commit([change("a", 2**41, b"t", epoch=2**40, replies=[reply(1)])])
-        assert store.commit([change("b", 1)])
-
-    def test_who_had_an_object_before_it_was_replaced_commits_nothing_to_it(self, store: Store) -> None:
-        store.commit([change("a"), change("b")])
-        rows = list(store.snapshot())
-        assert store.commit([change("a", 1)])
-        store.restore(store.id, rows[:1] + rows[2:], replace=True)
-        assert store.commit([change("a", 1), change("b", 1)]) == set()
-        assert store.commit([change("a", 2), change("b", 2)]) == set()
-        assert store.commit([change("a", 2, epoch=1), change("b", 1, epoch=1)]) == {("T", "a"), ("T", "b")}
-
-    def test_a_snapshot_of_some_types(self, store: Store) -> None:
-        fill(store)
-        rows = list(store.snapshot())
-        some = [row for row in rows if isinstance(row, Session) or getattr(row, "type", "") == "U"]
-        assert list(store.snapshot(["U"])) == some
-        assert list(store.snapshot(["T", "U"])) == [row for row in rows if not isinstance(row, Message)]
-        assert [type(row) for row in store.snapshot([])] == [Session, Session]
-
-    def test_a_snapshot_is_of_one_moment(self, store: Store) -> None:
-        """Two objects that always change together, and a store so large that it takes more than a moment."""
-        store.commit([change(f"{n}", state=b"x" * 100_000) for n in range(100)])
-        keys = "first", "~last"
-        store.commit([change(key) for key in keys])
-        stop, committed = threading.Event(), threading.Event()
-
-        def write() -> int:
-            version = 1
-            while not stop.is_set():
-                assert len(store.commit([change(key, version, b"%d" % version) for key in keys])) == 2
-                version += 1
-                committed.set()
-            return version
-
-        with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            writing = pool.submit(write)
-            for _ in range(5):
-                assert committed.wait(30)
-                records = {row.key: row.record for row in store.snapshot() if isinstance(row, Stored)}
-                committed.clear()
-                assert len(records) == 102
-                assert records["first"] == records["~last"]
-                assert committed.wait(30)  # it does not hold up the writer
-            stop.set()
-            assert writing.result(30) > 5
-
-    def test_what_cannot_be_restored_changes_nothing_and_is_pointed_at(self, store: Store) -> None:
-        fill(store)
-        before, id = list(store.snapshot()), store.id
-        good = [Stored("T", f"{n}", "", Record(0, 1, 1, 3, b"s")) for n in range(700)]
-        bad: list[Row] = [
-            good[5],
-            Stored("\ud800", "a", "", Record(0, 1, 1, 3, b"s")),
-            Stored("T", "null", "", Record(0, 1, None, 3, b"s")),  # type: ignore[arg-type]
-            Stored("T", "big", "", Record(0, 1 << 70, 1, 3, b"s")),
-        ]
-        for row in bad:
-            with pytest.raises(Unstorable) as caught:
-                store.restore("0" * 32, [*good, row, *good[:3]], replace=True)
-            assert caught.value.row == 701
-        with pytest.raises(ZeroDivisionError):
-            store.restore("0" * 32, (good[int(5 / n)] for n in (2, 1, 0)), replace=True)
-        assert (list(store.snapshot()), store.id) == (before, id)
-        assert store.commit([change("a", 1)])
-
-    def test_records_without_a_session_are_not_restored(self, store: Store) -> None:
-        rows: list[Row] = [Stored("T", "a", "", Record(0, 1, 1, 3, b"s")), Answered("T", "a", reply(1))]
-        store.restore(store.id, rows)
-        store.open_session(CLIENT, LEASE_S)
-        assert store.replies("T", "a") == []
-
-    def test_a_snapshot_that_is_given_up_holds_nothing(self, store: Store) -> None:
-        fill(store)
-        for _ in range(3):
-            rows = store.snapshot()
-            assert isinstance(next(rows), Stored)
-            rows.close()
-        assert store.commit([change("a", 1)])
-
     # What goes wrong
 
     @pytest.mark.parametrize(
@@ -693,123 +553,11 @@ class StoreConformance:
         assert record.version == sum(wins) == 25
 
 
-def fill(store: Store) -> None:
-    """Something of everything: a change of each kind, of two types."""
-    store.commit([change("b", calls=300, state=b"", codec=2, state_version=4, owner="you"), change("gone")])
-    store.commit([change("gone", 1, None, messages=[message(5)])])
-    timers = [Timer("t", 2.5, b"p")]
-    store.commit([change("a", state=b"\x00\xff", owner="me", replies=[reply(1)], timers=timers)])
-    more = change("é", type="U", calls=2, replies=[reply(1), reply(2)], timers=[Timer("", 1.5)])
-    store.commit([more._replace(messages=[message(3)])])
-
-
-class Model:
-    """What a store does, in dictionaries."""
-
-    def __init__(self, alone: bool) -> None:
-        self.alone = alone
-        self.objects: dict[tuple[str, str], Record] = {}
-        self.owners: dict[tuple[str, str], str] = {}
-        self.replies: dict[tuple[str, str], dict[tuple[bytes, int, bytes], Reply]] = {}
-        self.timers: dict[tuple[str, str], dict[str, Timer]] = {}
-        self.messages: dict[bytes, Message] = {}
-        self.sessions = {CLIENT, OTHER}
-
-    def commit(self, changes: list[Change]) -> set[tuple[str, str]]:
-        return {(c.type, c.key) for c in changes if self.accepts(c)}
-
-    def accepts(self, c: Change) -> bool:
-        name = c.type, c.key
-        now = self.objects.get(name)
-        if (c.epoch, c.version) != (now[:2] if now else (0, 0)):
-            return False
-        if not {reply.client for reply in c.replies} <= self.sessions:
-            return False
-        self.objects[name] = Record(c.epoch, c.version + c.calls, c.codec, c.state_version, c.state)
-        self.owners.setdefault(name, c.owner)
-        kept = self.replies.setdefault(name, {})
-        for client, through in c.acked:
-            for id in [id for id in kept if id[0] == client and id[1] <= through]:
-                del kept[id]
-        kept.update({reply[:3]: reply for reply in c.replies})
-        self.messages.update({message.id: message for message in c.messages})
-        timers = self.timers.setdefault(name, {})
-        for timer in c.timers:
-            timers.pop(timer.name, None)
-            if timer.due is not None:
-                timers[timer.name] = timer
-        return True
-
-    def acquire(self, names: list[tuple[str, str]], owner: str) -> dict[tuple[str, str], Record]:
-        for name in self.objects.keys() & names:
-            if not self.alone and self.owners[name] != owner:
-                self.owners[name] = owner
-                self.objects[name] = self.objects[name]._replace(epoch=self.objects[name].epoch + 1)
-        return {name: self.objects[name] for name in names if name in self.objects}
-
-    def confirm(self, reads: list[tuple[str, str, int, int]]) -> set[tuple[str, str]]:
-        missing = Record(0, 0, 0, 0, None)
-        return {(t, k) for t, k, *read in reads if (*read,) == self.objects.get((t, k), missing)[:2]}
-
-    def expire(self, lasting: set[bytes]) -> int:
-        ended = self.sessions - lasting - {CLIENT, OTHER}
-        self.sessions -= ended
-        for kept in self.replies.values():
-            for id in [id for id in kept if id[0] in ended]:
-                del kept[id]
-        return len(ended)
-
-
-def random_change(chance: random.Random, model: Model, key: str, number: int, clients: list[bytes]) -> Change:
-    """Mostly the next one of an object, now and then a stale one."""
-    now = model.objects.get(("T", key), Record(0, 0, 0, 0, None))
-    callers = chance.sample(clients, chance.choice((0, 0, 1, 1, 2)))
-    return change(
-        key,
-        now.version - (chance.random() < 0.1),
-        chance.choice((None, b"", b"%d" % number)),
-        epoch=max(0, now.epoch - (chance.random() < 0.1)),
-        calls=chance.randint(1, 3),
-        replies=[reply(number, client, path=chance.choice((b"", b"p"))) for client in callers],
-        acked=[
-            (client, number - chance.randrange(20)) for client in chance.sample(clients, chance.randrange(2))
-        ],
-        messages=[message(number)] * chance.randrange(2),
-        timers=[
-            Timer(chance.choice("tu"), chance.choice((None, float(number))))
-            for _ in range(chance.randrange(3))
-        ],
-        owner=chance.choice(("me", "you")),
-    )
-
-
 def wait(gate: threading.Event) -> None:
     assert gate.wait(30)
 
 
-def race(stores: list[Store], rounds: int) -> list[int]:
-    """All try to write the same objects, in different orders, until each has had `rounds` versions.
-
-    Returns how often each store won the first object.
-    """
-    names = [str(n) for n in range(10)]
-    start = threading.Barrier(len(stores))
-
-    def work(n: int) -> int:
-        start.wait(30)
-        won = 0
-        mine = names[n:] + names[:n]
-        for version in range(rounds):
-            accepted = stores[n].commit([change(key, version, b"%d" % n) for key in mine])
-            assert len(accepted) in (0, len(names))  # whoever is first has all of this version
-            won += ("T", "0") in accepted
-        return won
-
-    with concurrent.futures.ThreadPoolExecutor(len(stores)) as pool:
-        return list(pool.map(work, range(len(stores))))
-
-
-class SharedStoreConformance(StoreConformance):
+class SharedStoreConformance(ClusterConformance, StoreConformance):
     """A store that several servers may use at a time."""
 
     def test_it_says_so(self, store: Store) -> None:
@@ -850,156 +598,3 @@ class SharedStoreConformance(StoreConformance):
         store.commit([change("a", owner="old")])
         assert store.load("T", "a") == Record(0, 1, 1, 3, b"s")
         assert store.commit([change("a", 1)])
-
-
-def fight(stores: list[Store], rounds: int) -> None:
-    """In each round all take the same object, and add to it until they lose it."""
-    start = threading.Barrier(len(stores))
-
-    def work(n: int) -> list[int]:
-        done = []
-        for _ in range(rounds):
-            start.wait(30)
-            found = stores[n].acquire([("T", "a")], f"{n}")
-            epoch, version, _, _, state = found.get(("T", "a"), Record(0, 0, 0, 0, b"0"))
-            for _ in range(3):
-                state = b"%d" % (int(state or b"0") + 1)
-                if not stores[n].commit([change("a", version, state, epoch=epoch, owner=f"{n}")]):
-                    break
-                version += 1
-                done.append(version)
-        return done
-
-    with concurrent.futures.ThreadPoolExecutor(len(stores)) as pool:
-        done = sorted(itertools.chain(*pool.map(work, range(len(stores)))))
-    record = stores[0].load("T", "a")
-    assert record is not None
-    assert done == list(range(1, record.version + 1))
-    assert record.state == b"%d" % record.version
-    assert record.epoch >= rounds - 1
-
-
-_WRITER = """
-import itertools, sys
-from objserver.testing.stores import CLIENT, LEASE_S, change, message, reply
-import importlib
-module, _, name = sys.argv[2].partition(":")
-store = getattr(importlib.import_module(module), name)(sys.argv[1])
-store.open_session(CLIENT, LEASE_S)
-start = store.load("T", "n")
-for n in itertools.count(start.version if start else 0):
-    acked = [(CLIENT, n - 4)]
-    sent = [message(n + 1)]
-    assert store.commit([change("n", n, b"%d" % (n + 1), replies=[reply(n + 1)], acked=acked, messages=sent)])
-    print(n + 1, flush=True)
-"""
-
-
-class DurableStoreConformance(StoreConformance):
-    """A store that can be opened again."""
-
-    opener = "objserver.storage:open_store"
-    """What opens it in another process, as module:function."""
-
-    def test_it_is_all_there_after_opening_again(self, url: str) -> None:
-        store = self.open(url)
-        id = store.id
-        store.open_session(CLIENT, LEASE_S)
-        timer = Timer("t", 1.5)
-        store.commit([change("a", calls=2, replies=[reply(1)], messages=[message(1)]), change("b")])
-        store.commit([change("b", 1, None, timers=[timer])])
-        store.close()
-        store = self.open(url)
-        found = store.load("T", "a"), store.load("T", "b"), store.replies("T", "a"), store.keys("T")
-        others = store.id, store.messages(9), store.timers("T", "b"), store.renew_sessions([CLIENT], 1)
-        store.close()
-        assert found == (Record(0, 2, 1, 3, b"s"), Record(0, 2, 1, 3, None), [reply(1)], ["a"])
-        assert others == (id, [message(1)], [timer], {CLIENT})
-
-    def test_kill_9_loses_nothing_acknowledged(self, url: str) -> None:
-        acknowledged = 0
-        for _ in range(3):
-            command = [sys.executable, "-c", _WRITER, url, self.opener]
-            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as victim:
-                assert victim.stdout is not None
-                for _ in range(20):
-                    acknowledged = int(victim.stdout.readline())
-                os.kill(victim.pid, signal.SIGKILL)
-                for line in victim.stdout:
-                    if line.endswith("\n"):
-                        acknowledged = int(line)
-            store = self.open(url)
-            record, replies, sent = store.load("T", "n"), store.replies("T", "n"), store.messages(10**6)
-            store.close()
-            assert record is not None
-            assert record.version >= acknowledged
-            assert record.state == b"%d" % record.version
-            assert [r.number for r in replies] == list(range(max(1, record.version - 4), record.version + 1))
-            assert sent == [message(n + 1) for n in range(record.version)]
-        assert acknowledged >= 60
-
-
-_VERSION_1 = [
-    """CREATE TABLE object (type TEXT NOT NULL, key TEXT NOT NULL, owner TEXT, owner_inc BIGINT,
-        epoch BIGINT DEFAULT '0' NOT NULL, version BIGINT DEFAULT '0' NOT NULL, codec SMALLINT NOT NULL,
-        state_version INTEGER NOT NULL, state {blob}, deleted BOOLEAN DEFAULT false NOT NULL,
-        PRIMARY KEY (type, key))""",
-    """CREATE TABLE reply (type TEXT NOT NULL, key TEXT NOT NULL, client {blob} NOT NULL,
-        seq BIGINT NOT NULL, digest {blob} NOT NULL, status SMALLINT NOT NULL, result {blob},
-        PRIMARY KEY (type, key, client, seq))""",
-    """CREATE TABLE cluster (one INTEGER NOT NULL CHECK (one = 1), cluster_id {uuid} NOT NULL,
-        schema_version INTEGER NOT NULL, PRIMARY KEY (one))""",
-    "INSERT INTO cluster VALUES (1, '0123456789abcdef0123456789abcdef', 1)",
-    """INSERT INTO object (type, key, version, codec, state_version, state, deleted)
-        VALUES ('T', 'a', 5, 1, 3, {state}, false), ('T', 'b', 2, 1, 3, NULL, true)""",
-]
-"""What made and filled a database of version 1."""
-
-
-class SqlStoreConformance(DurableStoreConformance):
-    """A store in a database that has the tables of `objserver.storage.schema`."""
-
-    def sql(self, url: str, statement: str) -> list[tuple[Any, ...]]:
-        """Run a statement there, with no store open."""
-        raise NotImplementedError
-
-    def test_new_tables_and_their_version(self, url: str) -> None:
-        self.open(url).close()
-        assert self.sql(url, "select one, schema_version from cluster") == [(1, 2)]
-        for table in ("object", "reply", "session", "message", "timer"):
-            assert self.sql(url, f"select count(*) from {table}") == [(0,)]
-
-    def test_a_store_of_version_1_keeps_its_objects(self, url: str) -> None:
-        words = {"blob": "BLOB", "uuid": "CHAR(32)", "state": "x'0102'"}
-        if url.startswith("postgresql"):
-            words = {"blob": "BYTEA", "uuid": "UUID", "state": r"'\x0102'"}
-        for statement in _VERSION_1:
-            self.sql(url, statement.format(**words))
-        for version in (1, 2):
-            assert self.sql(url, "select schema_version from cluster") == [(version,)]
-            store = self.open(url)
-            assert store.load("T", "a") == Record(0, 5, 1, 3, b"\x01\x02")
-            assert store.load("T", "b") == Record(0, 2, 1, 3, None)
-            assert store.id == "0123456789abcdef" * 2
-            assert store.keys("T") == ["a"]
-            store.close()
-        store = self.open(url)
-        store.open_session(CLIENT, LEASE_S)
-        answered = change("a", 5, b"t", replies=[reply(1)], messages=[message(1)], timers=[Timer("t", 1.0)])
-        assert store.commit([answered, change("c")]) == {("T", "a"), ("T", "c")}
-        assert store.replies("T", "a") == [reply(1)]
-        assert set(store.acquire([("T", "a"), ("T", "b"), ("T", "c")], "")) == {("T", key) for key in "abc"}
-        store.close()
-
-    def test_a_newer_schema_is_refused_with_both_versions(self, url: str) -> None:
-        self.open(url).close()
-        self.sql(url, "update cluster set schema_version = 7")
-        with pytest.raises(errors.StoreError, match=r"has schema version 7.* 2; upgrade"):
-            self.open(url)
-
-    def test_the_database_of_another_program_is_refused_and_untouched(self, url: str) -> None:
-        self.sql(url, "create table bookmarks(x integer)")
-        with pytest.raises(errors.StoreError, match="another program"):
-            self.open(url)
-        self.sql(url, "create table object(x integer)")  # is not there
-        assert self.sql(url, "select * from bookmarks") == []

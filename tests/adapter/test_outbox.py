@@ -25,18 +25,24 @@ class Place:
         self.now = 0.0
         self.work = []
         self.stored = []
+        self.elsewhere = []  # of the stored, those that are another's to send
         self.sent = []
         self.problem = None
         self.outbox = self.new()
 
     def new(self):
-        return Outbox(self, self, self.deliver, lambda: self.now)
+        return Outbox(self, self, self.deliver, lambda: self.now, lambda: ("me", True))
 
     def submit(self, work):
         self.work.append(work)
 
-    def messages(self, limit):
-        return self.stored[:limit]
+    def messages(self, limit, owner, member):
+        assert (owner, member) == ("me", True)
+        return [m for m in self.stored if m not in self.elsewhere][:limit]
+
+    def first_messages(self, prefixes):
+        firsts = (min((m.id for m in self.stored if m.id[:16] == p), default=None) for p in prefixes)
+        return [first for first in firsts if first is not None]
 
     def delivered(self, ids):
         self.stored = [m for m in self.stored if m.id not in ids]
@@ -94,7 +100,7 @@ def test_what_a_server_before_left_goes_first():
 def test_nothing_is_acknowledged_that_the_store_still_has(place):
     """Seed 25: a server acknowledged what was older than its own messages; one was left."""
     place.send(message(9))
-    place.stored = [message(7)]  # another server has not delivered it yet
+    place.stored = place.elsewhere = [message(7)]  # another server has not delivered it yet
     place.keep_house()
     place.send(message(10))
     assert place.sent[-1] == (10, 6)
@@ -131,7 +137,7 @@ def test_a_store_that_cannot_be_read_is_read_later(place, monkeypatch):
     place.stored = [message(5)]
     place.outbox.look()
     with monkeypatch.context() as failing:
-        failing.setattr(place, "messages", lambda limit: (_ for _ in ()).throw(errors.StoreError("no")))
+        failing.setattr(place, "messages", lambda *limit: (_ for _ in ()).throw(errors.StoreError("no")))
         place.keep_house()
     assert place.sent == []
     place.keep_house()

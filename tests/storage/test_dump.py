@@ -18,7 +18,7 @@ from objserver.settings import Limits
 from objserver.storage import dump, dump_file, load, open_store
 from objserver.storage.base import Answered, Record, Session, Stored
 from objserver.storage.sqlite import SqliteStore
-from objserver.testing.stores import CLIENT, LEASE_S, change, fill, reply
+from objserver.testing.store_model import CLIENT, LEASE_S, change, fill, reply
 
 MODULE = sys.modules[dump.__module__]
 NATIVE = Codecs(Limits()).native

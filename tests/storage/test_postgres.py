@@ -11,16 +11,10 @@ from objserver import errors
 from objserver.storage import Unstorable, open_store
 from objserver.storage import postgres as engine
 from objserver.storage.base import Record
+from objserver.testing.durable_stores import SqlStoreConformance
 from objserver.testing.postgres import PostgresServer
-from objserver.testing.stores import (
-    CLIENT,
-    SharedStoreConformance,
-    SqlStoreConformance,
-    change,
-    fight,
-    race,
-    reply,
-)
+from objserver.testing.store_model import CLIENT, change, fight, race, reply
+from objserver.testing.stores import SharedStoreConformance
 
 SECRET = "s3cret"
 
@@ -45,6 +39,11 @@ class TestPostgres(SqlStoreConformance, SharedStoreConformance):
     @pytest.fixture
     def url(self, postgres):
         return postgres.new_url()
+
+    @pytest.fixture
+    def stores(self, store, url):
+        with contextlib.closing(open_store(url)) as other:
+            yield [store, other]
 
     def sql(self, url, statement):
         return self.server.execute(statement, url)

@@ -13,7 +13,7 @@ def test_a_new_file_has_the_tables_and_its_version(tmp_path):
     with contextlib.closing(sqlite3.connect(tmp_path / "a.db")) as db:
         names = {name for (name,) in db.execute("select name from sqlite_master where type = 'table'")}
         assert names == set(schema.metadata.tables)
-        assert names == {"object", "reply", "session", "message", "timer", "cluster"}
+        assert names == {"object", "reply", "session", "message", "timer", "node", "cluster"}
         assert db.execute("select one, schema_version from cluster").fetchall() == [
             (1, schema.SCHEMA_VERSION)
         ]

@@ -10,13 +10,9 @@ from objserver import errors
 from objserver.storage import open_store
 from objserver.storage.base import Record
 from objserver.storage.sqlite import SqliteStore
-from objserver.testing.stores import (
-    SharedStoreConformance,
-    SqlStoreConformance,
-    StoreConformance,
-    change,
-    reply,
-)
+from objserver.testing.durable_stores import SqlStoreConformance
+from objserver.testing.store_model import change, reply
+from objserver.testing.stores import SharedStoreConformance, StoreConformance
 
 
 class TestFile(SqlStoreConformance):
