@@ -110,7 +110,9 @@ def ask_any(
 
 def _refusal(server: Contact, problem: errors.ConnectFailed, purpose: str) -> errors.ConnectFailed:
     shown = "" if server.tls or server.credentials else NOTHING_SHOWN
-    refusal = type(problem)(f"{purpose}the name server at {server.location} is not asked: {problem}{shown}")
+    refusal = type(problem)(
+        f"{purpose}the name server at {server.location} could not be asked: {problem}{shown}"
+    )
     refusal.refused = True
     return refusal
 
