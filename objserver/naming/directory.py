@@ -44,7 +44,7 @@ from objserver.references import NAMESERVER_ID, Reference
 from objserver.security import Principal
 from objserver.storage import Store
 
-__all__ = ["NameServer", "NamingLimits"]
+__all__ = ["NameServer", "NamingLimits", "calling"]
 
 NAMES, LEASES = 1024, 16
 """Buckets, in a store for ever.  Of 100,000 names each has a hundred: 12 kB to write for a registration, and
@@ -108,7 +108,7 @@ class NameServer:
     ) -> None:
         self._limits = limits or NamingLimits()
         self._ownership = ownership or Ownership()
-        self._principal = principal or _caller
+        self._principal = principal or calling
         self._clock = clock or SystemClock()
         self._lock = threading.Lock()
         """Of the index."""
@@ -545,7 +545,8 @@ def _same_tags(*tags: str) -> frozenset[str]:
     return frozenset(tags)
 
 
-def _caller() -> Principal | None:
+def calling() -> Principal | None:
+    """Who makes the call in progress, as far as its connection has proven it."""
     facts = in_progress.get()
     return None if facts is None else facts.principal
 
