@@ -157,7 +157,7 @@ def read_again_at_hangup(
             guarding.read_again(server)
             put_in_force()
             click.echo("certificates, keys and rules were read again", err=True)
-        except (errors.RegistrationError, errors.ConnectFailed) as problem:
+        except Exception as problem:  # whatever it is: no server ends because a file is wrong
             sentence = " ".join(str(problem).split())
             click.echo(f"certificates, keys and rules stay as they were: {sentence}", err=True)
 

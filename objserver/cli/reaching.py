@@ -25,7 +25,8 @@ __all__ = ["NAMESERVER", "Names", "Shown", "reaches_names", "reaches_objects"]
 NAMESERVER = click.option(
     "--nameserver",
     metavar="HOST:PORT,...",
-    help="The name server to ask: the first of these that answers.  [default: OBJSERVER_NAMESERVERS, or this machine's]",
+    help="The name server to ask: the first of these that answers.  [default: OBJSERVER_NAMESERVERS, or this "
+    "machine's]",
 )
 
 
