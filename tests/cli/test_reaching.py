@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import pytest
@@ -18,6 +21,8 @@ from click.testing import CliRunner, Result
 import objserver
 from objserver.cli.main import main
 from objserver.cli.reaching import Names, Shown
+from objserver.naming import NameServerDaemon
+from objserver.security import ALLOW_AUTHENTICATED, AcceptedKey, Authentication, Principal
 from objserver.security.files import credentials_text, keys_text
 
 # The children run elsewhere, where a relative PYTHONPATH would not find the package.
@@ -170,6 +175,83 @@ def test_a_server_whose_names_are_not_wanted_is_not_started(names: list[str], fi
     lost = run("serve", "json:loads", *names[2:])
     assert lost.exit_code == 2
     assert "what is shown to name servers goes with --nameserver" in lost.stderr
+
+
+def test_at_sighup_names_are_registered_as_the_files_say_by_then(
+    lab: pathlib.Path, files: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    accepted = {"old": AcceptedKey(bytes([8]) * 32, name="bench")}
+    renewed: SimpleQueue[str] = SimpleQueue()
+    authentication = Authentication(keys=accepted)
+    with NameServerDaemon(
+        "localhost:0", authentication=authentication, authorization=ALLOW_AUTHENTICATED
+    ) as daemon:
+        shown = tmp_path / "shown.toml"
+        shown.write_text(credentials_text("old", bytes([8]) * 32))
+        shown.chmod(0o600)
+        options = ["--nameserver", daemon.address, "--nameserver-credentials", str(shown)]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "objserver", "serve", "counting:Counter", *options],
+            cwd=files,
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        assert process.stderr is not None
+        try:
+            assert process.stdout.readline().startswith("Counter ")
+            assert process.stdout.readline() == "ready\n"
+            accepted["new"] = AcceptedKey(bytes([9]) * 32, name="bench")
+            del accepted["old"]
+
+            def hook(principal: Principal) -> Principal:
+                renewed.put(principal.name)
+                return principal
+
+            daemon.authentication = Authentication(keys=accepted, hook=hook)
+            shown.write_text("broken")
+            process.send_signal(signal.SIGHUP)
+            while "stay as they were" not in process.stderr.readline():
+                assert process.poll() is None
+            shown.write_text(credentials_text("new", bytes([9]) * 32))
+            process.send_signal(signal.SIGHUP)
+            while "were read again" not in process.stderr.readline():
+                assert process.poll() is None
+            assert renewed.get(timeout=30) == "bench"
+            assert daemon.names._index.entries["Counter"].owner == "bench"
+        finally:
+            process.terminate()
+            process.communicate(timeout=30)
+        assert set(daemon.names.list()) == {"Pyro.NameServer"}
+
+
+def test_a_watcher_is_let_in_and_told(names: list[str], files: pathlib.Path) -> None:
+    watcher = subprocess.Popen(
+        [sys.executable, "-m", "objserver", "names", "watch", "new", "--json", *names],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert watcher.stdout is not None
+        as_registrar = [*names[:4], "--nameserver-credentials", f"{files}/registrar.toml"]
+        told: SimpleQueue[str] = SimpleQueue()
+        threading.Thread(target=lambda: told.put(watcher.stdout.readline()), daemon=True).start()
+        for number in itertools.count():  # until it has begun to watch
+            assert run("names", "set", *as_registrar, f"new{number}", "PYRO:x@localhost:1").exit_code == 0
+            try:
+                line = told.get(timeout=1)
+                break
+            except Empty:
+                assert watcher.poll() is None
+                assert number < 30
+        assert json.loads(line)["uri"] == "PYRO:x@localhost:1"
+        assert run("names", "rm", *as_registrar, "--prefix", "new", "--yes").exit_code == 0
+    finally:
+        watcher.send_signal(signal.SIGINT)
+        watcher.communicate(timeout=30)
 
 
 def test_options_are_apart() -> None:

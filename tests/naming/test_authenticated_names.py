@@ -250,6 +250,18 @@ def test_who_registers_owns_and_nobody_else_changes_it(daemon: NameServerDaemon,
     assert set(daemon.names.list()) == {"Pyro.NameServer"}
 
 
+def test_roles_that_the_rules_give_count_for_reserved_prefixes(lab: pathlib.Path, tls: ClientTLS) -> None:
+    rules = Rules.parse('[roles]\ntellers = ["alice"]\nnames = ["dora"]')
+    options = Authorization(rules=rules, allow_authenticated=True)
+    with serving(lab, authorization=options) as daemon:
+        with Registrar(servers(tls, ALICE, daemon)) as alice:
+            alice.register("bank/till", URI)
+            assert daemon.names._index.entries["bank/till"].owner == "alice"
+            keeper = Token("dora hush 99999999999")
+            with Proxy(daemon.nameserver, tls=tls, credentials=keeper) as names:
+                assert names.remove("bank/till") == 1
+
+
 def test_a_lease_is_renewed_and_ended_by_who_began_it(daemon: NameServerDaemon, tls: ClientTLS) -> None:
     registrar = Registrar(servers(tls, ALICE, daemon))
     registrar.register("mine", URI)
@@ -431,6 +443,19 @@ def test_a_stock_client_is_refused_in_words() -> None:
             pytest.raises(Pyro5.errors.PyroError),
         ):
             proxy.where()
+
+
+def test_a_stock_client_that_may_not_ask_is_refused_in_words() -> None:
+    rules = Rules.parse(
+        '[[rule]]\neffect = "allow"\nprincipals = ["tom"]\nobjects = ["*"]\nmethods = ["lookup", "ping"]'
+    )
+    options = {"authentication": means(), "authorization": Authorization(rules=rules)}
+    with NameServerDaemon("localhost:0", **options) as daemon, here(daemon) as server:
+        with Pyro5.api.Proxy(str(daemon.nameserver)) as names:
+            names._pyroHandshake = "token tom hush 99999999999"
+            assert str(names.lookup("here")) == f"PYRO:Here@{server.address}"
+            with pytest.raises(Pyro5.errors.SecurityError, match="'tom' may not call remove"):
+                names.remove("here")
 
 
 def test_a_stock_client_without_tls_is_refused_in_words(daemon: NameServerDaemon) -> None:
