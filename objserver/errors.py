@@ -202,7 +202,7 @@ class CommunicationError(ObjServerError, pyro5.CommunicationError):
 class ConnectFailed(CommunicationError, ConnectionError):
     """No usable connection could be made, so the call was certainly not executed.
 
-    `refused`: somebody is there, and one of the two did not want the other.
+    `refused`: it is not that nobody answers; one of the two did not want the other, or could not speak to it.
     """
 
     refused: bool = False

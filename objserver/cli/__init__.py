@@ -23,7 +23,7 @@ import click
 from objserver import errors
 from objserver.client import NameServers, Proxy
 from objserver.client.nameservers import Contact, contacts
-from objserver.client.resolve import NOTHING_SHOWN, ask_any
+from objserver.client.resolve import SHOWN_APART, ask_any
 from objserver.references import NAMESERVER_ID, Location, Reference
 
 __all__ = [
@@ -80,7 +80,7 @@ def in_options(sentence: str) -> str:
         sentence = sentence.replace(
             python, option.replace("--", "--nameserver-") if of_name_server else option
         )
-    return sentence.replace(NOTHING_SHOWN, "")
+    return sentence.replace(SHOWN_APART, "")
 
 
 class Failure(click.ClickException):

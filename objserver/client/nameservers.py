@@ -136,4 +136,7 @@ def _read(
         return tls, None
     from objserver.security.files import load_credentials  # few have any
 
-    return tls, load_credentials(credentials)
+    try:
+        return tls, load_credentials(credentials)
+    except errors.ConnectFailed as problem:
+        raise errors.ConnectFailed(f"the environment variable {_FILES[-1]}: {problem}") from None

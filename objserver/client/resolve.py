@@ -33,7 +33,7 @@ third its time within a second."""
 UNANSWERED_S = 10.0
 """For the last of several name servers, where the caller would wait for ever."""
 
-NOTHING_SHOWN = (
+SHOWN_APART = (
     "; a name server is shown only what name_servers=NameServers(..., tls=..., credentials=...) says, and "
     "nothing that is for the object"
 )
@@ -109,10 +109,10 @@ def ask_any(
 
 
 def _refusal(server: Contact, problem: errors.ConnectFailed, purpose: str) -> errors.ConnectFailed:
-    shown = "" if server.tls or server.credentials else NOTHING_SHOWN
-    refusal = type(problem)(
-        f"{purpose}the name server at {server.location} could not be asked: {problem}{shown}"
-    )
+    sentence = f"{purpose}the name server at {server.location} could not be asked: {problem}"
+    # It was written for who calls an object, and advises to give its proxy something.
+    advises = "tls=" in sentence or "credentials=" in sentence
+    refusal = type(problem)(sentence + SHOWN_APART if advises else sentence)
     refusal.refused = True
     return refusal
 

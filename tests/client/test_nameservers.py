@@ -89,7 +89,7 @@ def test_files_of_the_environment_are_read_again_when_they_have_changed(environm
 
 def test_what_the_environment_says_wrongly_is_named(environment, tmp_path):
     environment.setenv("OBJSERVER_NAMESERVERS_CREDENTIALS", str(tmp_path / "none.toml"))
-    with pytest.raises(errors.ConnectFailed, match=r"cannot read .*none\.toml"):
+    with pytest.raises(errors.ConnectFailed, match=r"_CREDENTIALS: cannot read .*none\.toml"):
         asked("PYRONAME:x")
     assert asked("PYRONAME:x@one") == (Contact(ONE),)  # which needs it not
     environment.setenv("PYRO_NS_PORT", "many")

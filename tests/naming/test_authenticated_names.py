@@ -407,6 +407,9 @@ def test_an_unauthenticated_peer_is_told_what_is_lacking(daemon: NameServerDaemo
         "the key 'a' was not accepted": Proxy(
             at, name_servers=servers(tls, SharedKey("a", bytes(32)), daemon)
         ),
+        "this client cannot use its TLS files .* No such file": Proxy(
+            at, name_servers=servers(ClientTLS(ca="nowhere.pem"), ALICE, daemon)
+        ),
         "the certificate is not accepted": Proxy(at, name_servers=servers(ClientTLS(), ALICE, daemon)),
     }
     for sentence, proxy in refusals.items():
