@@ -28,6 +28,8 @@ __all__ = ["ENVIRONMENT", "Contact", "NameServers", "contacts", "usual", "with_n
 
 ENVIRONMENT = "OBJSERVER_NAMESERVERS"
 _FILES = tuple(f"{ENVIRONMENT}_{what}" for what in ("TLS_CA", "TLS_CERT", "TLS_KEY", "CREDENTIALS"))
+_VARIABLES = (ENVIRONMENT, "PYRO_NS_HOST", "PYRO_NS_PORT", *_FILES)
+"""Where they are, the last two as Pyro5 has it, and what they are shown."""
 
 
 @dataclass(frozen=True)
@@ -77,21 +79,28 @@ def contacts(reference: Reference, given: NameServers) -> tuple[Contact, ...]:
 
     NamingError or ConnectFailed if the environment says something of them that cannot be used.
     """
+    environment = tuple(map(os.environ.get, _VARIABLES))
+    stamps = tuple(map(_stamp, environment[-len(_FILES) :])) if any(environment[-len(_FILES) :]) else ()
+    return _contacts(reference, given, environment, stamps)
+
+
+@lru_cache(1024)  # it is asked for every connection by name
+def _contacts(
+    reference: Reference, given: NameServers, environment: tuple[str | None, ...], stamps: tuple[object, ...]
+) -> tuple[Contact, ...]:
     if reference.location is not None:
         locations: Sequence[Location] = (reference.location, *reference.others)
     else:
-        locations = given.locations or usual()
-    return tuple(_contact(location, given) for location in locations)
+        locations = given.locations or _usual(*environment[:3])
 
+    def contact(location: Location) -> Contact:
+        if (given.tls or given.credentials) and location in (given.locations or (location,)):
+            return Contact(location, given.tls, given.credentials)
+        if stamps and location in _usual(*environment[:3]):
+            return Contact(location, *_read(environment[3:], stamps))
+        return Contact(location)
 
-def _contact(location: Location, given: NameServers) -> Contact:
-    if (given.tls or given.credentials) and location in (given.locations or (location,)):
-        return Contact(location, given.tls, given.credentials)
-    if location in usual():
-        paths = tuple(os.environ.get(name) or None for name in _FILES)
-        if any(paths):
-            return Contact(location, *_read(paths, tuple(map(_stamp, paths))))
-    return Contact(location)
+    return tuple(map(contact, locations))
 
 
 def with_name_servers(reference: Reference, given: NameServers) -> Reference:
@@ -104,23 +113,24 @@ def with_name_servers(reference: Reference, given: NameServers) -> Reference:
 
 def usual() -> tuple[Location, ...]:
     """Where the name servers of the environment are, or that of this machine; NamingError."""
-    listed = os.environ.get(ENVIRONMENT)
+    return _usual(*map(os.environ.get, _VARIABLES[:3]))
+
+
+def _usual(listed: str | None, host: str | None, port: str | None) -> tuple[Location, ...]:
     if listed:
         try:
             return NameServers(listed).locations
         except ValueError as problem:
             raise errors.NamingError(f"the environment variable {ENVIRONMENT}: {problem}") from None
-    # As Pyro5 has it.
-    host, port = os.environ.get("PYRO_NS_HOST", "localhost"), os.environ.get("PYRO_NS_PORT", "")
     if port and not port.isdecimal():
         raise errors.NamingError(f"PYRO_NS_PORT is not a port: {port!r}")
-    return (Location(host, int(port or NAMESERVER_PORT)),)
+    return (Location(host or "localhost", int(port or NAMESERVER_PORT)),)
 
 
 def _stamp(path: str | None) -> tuple[int, int] | None:
     """Another one when the file has changed."""
     try:
-        found = None if path is None else os.stat(path)
+        found = os.stat(path) if path else None
     except OSError:
         return None  # whoever reads it says so
     return found and (found.st_mtime_ns, found.st_ino)
@@ -130,7 +140,7 @@ def _stamp(path: str | None) -> tuple[int, int] | None:
 def _read(
     paths: tuple[str | None, ...], stamps: tuple[object, ...]
 ) -> tuple[ClientTLS | None, Credentials | None]:
-    ca, certificate, key, credentials = paths
+    ca, certificate, key, credentials = (path or None for path in paths)
     tls = ClientTLS(ca=ca, certificate=certificate, key=key) if ca or certificate else None
     if credentials is None:
         return tls, None
