@@ -130,8 +130,9 @@ class Resolver:
         """
         was_ill = self.is_ill(location)
         self._fell_ill(location)
+        name = reference, contacts(reference, given)
         with self._lock:
-            known = self._known.get((reference, contacts(reference, given)))
+            known = self._known.get(name)
             believed = known is not None and known.told == location
             if known is not None:
                 known.resolved = known.told = None

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import pathlib
 import pickle
+import socket
 import subprocess
 import sys
 import threading
@@ -340,6 +341,17 @@ def test_a_key_that_one_name_server_does_not_know_yet_is_shown_to_the_next(
     two.authentication = one.authentication
     with pytest.raises(errors.AuthenticationFailed, match="could not be asked: the key 'a' was not accepted"):
         Proxy("PYRONAME:other", name_servers=servers(tls, ALICE, one, two)).where()
+
+
+def test_one_that_is_silent_in_its_handshake_costs_less_than_a_second(
+    daemon: NameServerDaemon, tls: ClientTLS
+) -> None:
+    with here(daemon), socket.create_server(("localhost", 0)) as silent:
+        addresses = [f"localhost:{silent.getsockname()[1]}", daemon.address]
+        begun = time.monotonic()
+        with Proxy("PYRONAME:here", name_servers=NameServers(addresses, tls=tls, credentials=BOB)) as proxy:
+            assert proxy.where() == "here"
+        assert time.monotonic() - begun < 1.0
 
 
 # -- what has expired ----------------------------------------------------------------------------------
