@@ -43,6 +43,7 @@ _IN_OPTIONS = {
     "pass insecure=True": "add --insecure",
     "with authentication=... or tls=ServerTLS(client_ca=...)": "with --keys or --tls-client-ca",
     "connect with tls=ClientTLS(...)": "add --tls-ca",
+    "connect with tls=ClientTLS(certificate=...)": "add --tls-cert and --tls-key",
     "give the proxy credentials=SharedKey(...) or Token(...), or tls=ClientTLS(certificate=...)": (
         "add --credentials, or --tls-cert and --tls-key"
     ),

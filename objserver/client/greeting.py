@@ -129,6 +129,8 @@ class Greeting(NamedTuple):
         if getattr(problem, "verify_message", ""):
             return errors.AuthenticationFailed(sentence)
         reason = str(getattr(problem, "reason", ""))
+        if "CERTIFICATE_REQUIRED" in reason:  # so says TLS 1.3
+            return errors.AuthenticationFailed(f"{sentence}; connect with tls=ClientTLS(certificate=...)")
         if "WRONG_VERSION" in reason or "HANDSHAKE_FAILURE" in reason or "UNKNOWN_PROTOCOL" in reason:
             sentence += "; does the server speak TLS?"
         return _refused(sentence)

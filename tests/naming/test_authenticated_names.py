@@ -431,6 +431,12 @@ def test_an_unauthenticated_peer_is_told_what_is_lacking(daemon: NameServerDaemo
     assert who(daemon) <= {None}
 
 
+def test_who_lacks_a_certificate_is_told_so(lab: pathlib.Path, tls: ClientTLS) -> None:
+    with serving(lab, authentication=None) as daemon:
+        with pytest.raises(errors.AuthenticationFailed, match=r"connect with tls=ClientTLS\(certificate="):
+            Proxy("PYRONAME:here", name_servers=servers(tls, None, daemon)).where()
+
+
 def test_tls_is_not_given_up_where_the_name_server_speaks_none(tls: ClientTLS) -> None:
     with serving_plain() as plain, pytest.raises(errors.ConnectFailed, match="does the server speak TLS"):
         Proxy("PYRONAME:here", name_servers=servers(tls, None, plain)).where()
