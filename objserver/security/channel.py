@@ -73,8 +73,8 @@ class _PureRecords:
     _owe: Callable[[bytes, int, int], int]
 
     def __init__(self) -> None:
-        lock = threading.Lock()
-        self._acquire, self._release = lock.acquire, lock.release
+        self._lock = threading.Lock()
+        self._acquire, self._release = self._lock.acquire, self._lock.release
         self._owed = b""
         """Encrypted bytes that the kernel has not taken yet ..."""
         self._uncounted = 0
@@ -92,29 +92,25 @@ class _PureRecords:
         while True:
             piece: bytes | None
             if self._left:
-                self._acquire()
-                try:
+                with self._lock:
                     self._left = False
                     piece = self._decrypted()
-                finally:
-                    self._release()
             else:
                 data = self._receive(size)
                 if not data:
                     return b""
-                self._acquire()
-                try:
+                with self._lock:
                     self._uncounted += len(data)
                     self._feed(data)
-                    # What nearly always comes: one record, and nothing else.  Room for it and no more.
-                    piece = self._read(min(self._uncounted, RECORD))
-                    self._uncounted -= len(piece) + OVERHEAD
-                    if self._uncounted:
-                        piece = self._rest(piece)
-                except (ssl.SSLWantReadError, ssl.SSLZeroReturnError):
-                    piece = self._decrypted()
-                finally:
-                    self._release()
+                    try:
+                        # What nearly always comes: one record, and nothing else.  Room for it and no more.
+                        piece = self._read(min(self._uncounted, RECORD))
+                    except (ssl.SSLWantReadError, ssl.SSLZeroReturnError):
+                        piece = self._decrypted()
+                    else:
+                        self._uncounted -= len(piece) + OVERHEAD
+                        if self._uncounted:
+                            piece = self._rest(piece)
             if piece is not None:
                 return piece
 
@@ -123,8 +119,7 @@ class _PureRecords:
 
         BlockingIOError if none.  The rest must be sent next, and before anything else.
         """
-        self._acquire()
-        try:
+        with self._lock:
             if flags or self._owed or not 0 < len(data) <= RECORD:
                 return self._send_pieces(data, flags)
             # What nearly always goes.
@@ -135,20 +130,15 @@ class _PureRecords:
             except (BlockingIOError, InterruptedError):
                 sent = 0
             return len(data) if sent == len(out) else self._owe(out, sent, len(data))
-        finally:
-            self._release()
 
     def sendall(self, data: Any) -> None:
         """Send all of it; blocks."""
-        self._acquire()
-        try:
+        with self._lock:
             if self._owed or len(data) > RECORD:
                 self._send_all_pieces(data)
             else:
                 self._write(data)
                 self._transmit_all(self._encrypted())
-        finally:
-            self._release()
 
 
 records = compiled("security._records")
