@@ -30,9 +30,9 @@ typedef struct {
 } Records;
 
 static PyMemberDef members[] = {
-    {"_receive", T_OBJECT_EX, offsetof(Records, receive), 0, NULL},
-    {"_transmit", T_OBJECT_EX, offsetof(Records, transmit), 0, NULL},
-    {"_transmit_all", T_OBJECT_EX, offsetof(Records, transmit_all), 0, NULL},
+    {"_recv", T_OBJECT_EX, offsetof(Records, receive), 0, NULL},
+    {"_send", T_OBJECT_EX, offsetof(Records, transmit), 0, NULL},
+    {"_sendall", T_OBJECT_EX, offsetof(Records, transmit_all), 0, NULL},
     {"_feed", T_OBJECT_EX, offsetof(Records, feed), 0, NULL},
     {"_encrypted", T_OBJECT_EX, offsetof(Records, encrypted), 0, NULL},
     {"_read", T_OBJECT_EX, offsetof(Records, read), 0, NULL},

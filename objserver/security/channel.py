@@ -59,9 +59,9 @@ class _PureRecords:
     Whatever else there is, the methods of TLSSocket do, in whose turn no other thread is in OpenSSL.
     """
 
-    _receive: Callable[..., bytes]
-    _transmit: Callable[..., int]
-    _transmit_all: Callable[..., None]
+    _recv: Callable[..., bytes]
+    _send: Callable[..., int]
+    _sendall: Callable[..., None]
     _feed: Callable[..., int]
     _encrypted: Callable[..., bytes]
     _read: Callable[..., bytes]
@@ -88,7 +88,7 @@ class _PureRecords:
     def recv(self, size: int, flags: int = 0) -> bytes:
         """What has come, decrypted; nothing at its end.  `flags` may look for what has come undecrypted."""
         if flags:
-            return self._receive(size, flags)
+            return self._recv(size, flags)
         while True:
             piece: bytes | None
             if self._left:
@@ -96,7 +96,7 @@ class _PureRecords:
                     self._left = False
                     piece = self._decrypted()
             else:
-                data = self._receive(size)
+                data = self._recv(size)
                 if not data:
                     return b""
                 with self._lock:
@@ -126,7 +126,7 @@ class _PureRecords:
             self._write(data)
             out = self._encrypted()
             try:
-                sent = self._transmit(out)
+                sent = self._send(out)
             except (BlockingIOError, InterruptedError):
                 sent = 0
             return len(data) if sent == len(out) else self._owe(out, sent, len(data))
@@ -138,7 +138,7 @@ class _PureRecords:
                 self._send_all_pieces(data)
             else:
                 self._write(data)
-                self._transmit_all(self._encrypted())
+                self._sendall(self._encrypted())
 
 
 records = compiled("security._records")
@@ -159,7 +159,7 @@ class TLSSocket(_Base):  # type: ignore[valid-type, misc]
         self._tls = context.wrap_bio(
             self._incoming, self._outgoing, server_side=self.is_server, server_hostname=server_name
         )
-        self._receive, self._transmit, self._transmit_all = sock.recv, sock.send, sock.sendall
+        self._recv, self._send, self._sendall = sock.recv, sock.send, sock.sendall
         self._feed, self._encrypted = self._incoming.write, self._outgoing.read
         # What the methods of SSLObject do is call these, and it takes a tenth as long again.
         core = getattr(self._tls, "_sslobj", self._tls)
@@ -176,7 +176,7 @@ class TLSSocket(_Base):  # type: ignore[valid-type, misc]
     def shake(self) -> bool:
         """One step of a server's handshake; whether it is over.  PlainBytes, or OSError if it has failed."""
         try:
-            data = self._receive(RECORD)
+            data = self._recv(RECORD)
         except (BlockingIOError, InterruptedError):
             return False
         if not data:
@@ -217,7 +217,7 @@ class TLSSocket(_Base):  # type: ignore[valid-type, misc]
             if out := self._outgoing.read():
                 self.raw.sendall(out)
             if not self.established:
-                data = self._receive(RECORD)
+                data = self._recv(RECORD)
                 if not data:
                     raise ConnectionResetError("the connection was closed during the TLS handshake")
                 if deadline is not None and time.monotonic() >= deadline:
@@ -281,13 +281,13 @@ class TLSSocket(_Base):  # type: ignore[valid-type, misc]
 
     def _send_all_pieces(self, data: Any) -> None:
         if self._owed:
-            self._transmit_all(self._owed)
+            self._sendall(self._owed)
             self._owed = b""
         with memoryview(data) as view:
             sent = 0
             while sent < len(view):
                 sent = self._encrypt(view, sent)
-                self._transmit_all(self._encrypted())
+                self._sendall(self._encrypted())
 
     def _encrypt(self, view: memoryview, begin: int) -> int:
         """The next piece of `view`; where it ends."""

@@ -257,7 +257,7 @@ def test_a_record_that_comes_byte_by_byte_is_one_message(ends, contexts, pair):
     server, client = ends
     relay, far = socket.socketpair()
     with relay, far:
-        client._transmit_all, client._fd = far.sendall, -1
+        client._sendall, client._fd = far.sendall, -1
         client.sendall(b"in drops")
         record = relay.recv(8192)
     for byte in record[:-1]:
@@ -272,7 +272,7 @@ def test_a_record_and_half_of_another_are_one_message_and_the_next(ends, pair):
     server, client = ends
     relay, far = socket.socketpair()
     with relay, far:
-        client._transmit_all, client._fd = far.sendall, -1
+        client._sendall, client._fd = far.sendall, -1
         client.sendall(b"one")
         client.sendall(b"two")
         records = relay.recv(8192)
@@ -306,7 +306,7 @@ def test_what_tls_has_to_say_itself_goes_before_the_next_message(ends):
 def test_a_reply_that_the_kernel_takes_a_part_of_is_not_encrypted_twice(ends, pair):
     server, client = ends
     taken = []
-    server._fd, server._transmit = -1, lambda out: taken.append(out[:5]) or 5
+    server._fd, server._send = -1, lambda out: taken.append(out[:5]) or 5
     assert server.send(b"reply") == 0
     assert server.owes
     pair[0].sendall(taken[0])
@@ -456,7 +456,7 @@ def test_what_was_not_set_up_is_an_error_and_no_crash():
             use()
     with pytest.raises(TypeError):
         bare.recv(1, 1)
-    bare._receive, bare._write, bare._encrypted = str, len, int
+    bare._recv, bare._write, bare._encrypted = str, len, int
     for use in uses:
         with pytest.raises(TypeError):
             use()
