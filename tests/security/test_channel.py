@@ -1,13 +1,16 @@
 """TLS over a socket, with threads and kernels that take only a part: compiled, and in Python."""
 
+import contextlib
 import gc
 import importlib.util
 import os
 import pathlib
+import select
 import shutil
 import signal
 import socket
 import ssl
+import subprocess
 import sys
 import sysconfig
 import threading
@@ -291,6 +294,40 @@ def test_tickets_of_a_server_that_sends_them_are_no_message(TLSSocket, lab, cont
     assert received(server, 7) == b"request"
     server.send(b"reply")
     assert client.recv(8192) == b"reply"
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="nobody here who asks for new keys")
+def test_new_keys_are_no_message_and_are_answered(TLSSocket, contexts):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        peer = subprocess.Popen(
+            ["openssl", "s_client", "-connect", f"127.0.0.1:{listener.getsockname()[1]}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        sock, _ = listener.accept()
+    with peer, contextlib.closing(TLSSocket(sock, contexts[0])) as server:
+
+        def says(text):
+            peer.stdin.write(text)
+            peer.stdin.flush()
+            select.select([sock], [], [], WAIT_S)
+
+        sock.setblocking(False)
+        while not server.shake():
+            select.select([sock], [], [], WAIT_S)
+        for _ in range(2):
+            says(b"before\n")
+            assert received(server, 7) == b"before\n"
+            says(b"K\n")  # its command for new keys of both
+            with pytest.raises(BlockingIOError):
+                server.recv(8192)
+            assert not server.owes
+            says(b"after\n")
+            assert received(server, 6) == b"after\n"
+            assert server.send(b"heard\n") == 6
+            assert b"heard\n" in iter(peer.stdout.readline, b"")
+        peer.kill()
 
 
 def test_what_tls_has_to_say_itself_goes_before_the_next_message(ends):
