@@ -78,6 +78,7 @@ class Durability:
         self._engine = engine
         self._settings = settings
         self._monotonic = clock.monotonic
+        self._ownership = ownership
         self.sessions = Sessions(store, settings.session_lease_s, settings.sessions_max)
         self.outbox = Outbox(
             store, engine, deliver, clock.monotonic, lambda: (ownership.owner, ownership.member)
@@ -233,7 +234,7 @@ class Durability:
     def _advance(self, activation: Activation, gate: Gate) -> None:
         """Do what the gate says is next."""
         with activation.lock:
-            step = gate.step()
+            step = gate.step(self._ownership.trusted)
         done = partial(self._done, activation, gate, step)
         try:
             if isinstance(step, Change):
