@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from objserver.adapter.describe import describe
 from objserver.adapter.exposure import expose, idempotent, oneway, readonly
 from objserver.invocation import Client, current, in_progress
+from objserver.security.principal import client_of
 from objserver.wire.extension import CLIENT_SIZE
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class DaemonObject:
         """
         if len(client) != CLIENT_SIZE:
             raise ValueError(f"a client's id has {CLIENT_SIZE} bytes")
-        self._adapter.open_session(client, forever)
+        self._adapter.open_session(client_of(current.caller, client), forever)
 
     @oneway
     def release_session(self) -> None:

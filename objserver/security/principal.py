@@ -2,13 +2,19 @@
 
 It is what authentication gives to authorization, and all that passes between them: proving is over when a
 call is judged.
+
+What a server keeps for its clients (leases, replies of numbered calls, callbacks) it keeps under ids that
+these make up.  An id proves nothing, so where it is known who calls, such a thing is kept under the id *and*
+whose it is: another principal with the same id is another client.  Nothing has to be looked up or remembered
+for that, and it is the same after every restart.
 """
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
-__all__ = ["Principal", "Restrictions"]
+__all__ = ["Principal", "Restrictions", "client_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +35,8 @@ class Principal:
     """Who calls.  Identifiers are compared exactly, and never normalised.
 
     `name` is what a certificate, a key or a token says.  `means` is how it was proven: "tls", "key", "token"
-    or the name of a hook.  `expires_at` (seconds since 1970) ends it, and the session with it.
+    or the name of a hook.  `expires_at` (seconds since 1970) ends it, and the session with it.  `key` is set
+    where the holders of one key call themselves as they like, `key/name`.
     """
 
     name: str
@@ -37,3 +44,28 @@ class Principal:
     means: str = ""
     expires_at: float | None = None
     restrictions: Restrictions | None = None
+    key: str = ""
+
+    @property
+    def family(self) -> str:
+        """Who cannot be told apart for certain: all holders of one key.  Others are their own."""
+        return self.key or self.name
+
+    @property
+    def whose(self) -> str:
+        """What belongs to it is kept under this: by family, and apart from what a narrower token may have.
+
+        The rates of a token say nothing of what is whose, and its expiry changes when it is renewed.
+        """
+        narrowed = self.restrictions
+        if narrowed is None or not (narrowed.objects or narrowed.methods):
+            return repr(self.family)
+        return repr((self.family, narrowed.objects, narrowed.methods))
+
+
+def client_of(principal: Principal | None, id: bytes) -> bytes:
+    """What calls are kept under that a client numbers as `id`, 16 bytes: the id itself where nobody is known."""
+    if principal is None:
+        return id
+    whose = principal.whose.encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(len(whose).to_bytes(8, "big") + whose + id, digest_size=16).digest()

@@ -33,7 +33,7 @@ from objserver.logs import escaping
 from objserver.references import DAEMON_ID
 from objserver.security.authentication import Authentication, Proving
 from objserver.security.exchange import NONCE_SIZE
-from objserver.security.principal import Principal
+from objserver.security.principal import Principal, client_of
 from objserver.server.conversation import Conversation
 from objserver.wire import (
     CallContext,
@@ -521,7 +521,10 @@ class Connection(Answering):
                     if context.remaining_s is not None:
                         invocation.deadline = self.now() + context.remaining_s
                     if context.call is not None:
-                        _, _, invocation.call, invocation.acked, invocation.asks = context
+                        _, _, call, invocation.acked, invocation.asks = context
+                        if self.principal is not None:
+                            call = call._replace(client=client_of(self.principal, call.client))
+                        invocation.call = call
                         content = payload.beside if isinstance(payload, Arrived) else payload
                         invocation.digest = hashlib.blake2b(content, digest_size=16).digest()
                     if context.chain:  # its caller may cancel it
