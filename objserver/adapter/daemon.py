@@ -74,7 +74,8 @@ class DaemonObject:
         """The caller's process got so many references to each of these objects, and has dropped them all."""
         if type(dropped) is dict:
             known = {i: n for i, n in dropped.items() if type(i) is str and type(n) is int and n > 0}
-            self._adapter.release(_holder(), known)
+            whose = current.caller.whose if current.caller is not None else ""
+            self._adapter.release(_holder(), known, whose)
 
     @idempotent
     def open_session(self, client: bytes, forever: bool = False) -> None:

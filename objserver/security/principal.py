@@ -13,6 +13,10 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from objserver import errors
 
 __all__ = ["Principal", "Restrictions", "client_of"]
 
@@ -61,6 +65,40 @@ class Principal:
         if narrowed is None or not (narrowed.objects or narrowed.methods):
             return repr(self.family)
         return repr((self.family, narrowed.objects, narrowed.methods))
+
+
+    def to_data(self) -> list[Any]:
+        """As plain data, which `from_data` reads; without the rates of a token."""
+        narrowed = self.restrictions or Restrictions()
+        patterns = [[list(p) for p in narrowed.objects], [list(p) for p in narrowed.methods]]
+        return [self.name, sorted(self.roles), self.means, self.expires_at, *patterns, self.key]
+
+    @classmethod
+    def from_data(cls, data: Any) -> Principal:
+        """The same object for the same data, as long as it is in use; SerializeError if it is something else."""
+        try:
+            name, roles, means, expires_at, objects, methods, key = data
+            texts = [name, means, key, *roles, *(p for patterns in (*objects, *methods) for p in patterns)]
+            if all(type(text) is str for text in texts) and type(expires_at) in (int, float, type(None)):
+                narrowed = tuple(map(tuple, objects)), tuple(map(tuple, methods))
+                return _made(name, frozenset(roles), means, expires_at, *narrowed, key)
+        except (TypeError, ValueError):
+            pass
+        raise errors.SerializeError("this names no principal")
+
+
+@lru_cache(1024)
+def _made(
+    name: str,
+    roles: frozenset[str],
+    means: str,
+    expires_at: float | None,
+    objects: tuple[tuple[str, ...], ...],
+    methods: tuple[tuple[str, ...], ...],
+    key: str,
+) -> Principal:
+    restrictions = Restrictions(objects, methods) if objects or methods else None
+    return Principal(name, roles, means, expires_at, restrictions, key)
 
 
 def client_of(principal: Principal | None, id: bytes) -> bytes:
