@@ -174,8 +174,8 @@ class Origin(NamedTuple):
 
     If that is a server, it is at `location`; `tls`, `credentials` and `handshake` are what its servants call
     its own objects with.  Other servers are shown nothing.  Where it knows who calls, `lend` is asked before
-    each of these calls, `marks` are those of a reference that has just come, and `own` is the secret by which it
-    knows the connections that its servants make to it.
+    each of these calls, `marks` are those of a reference that has just come, and `own` is the secret by which
+    it knows the connections that its servants make to it.
     """
 
     types: Any = None

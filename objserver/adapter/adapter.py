@@ -292,7 +292,7 @@ class ObjectAdapter:
         try:
             registration, key = self._registry.find(object_id)
             for giver in givers:
-                self.skeleton(object_id, giver)
+                self.skeleton(object_id, giver.as_caller)
         except (errors.ObjectNotFound, errors.NotAuthorized):
             return EMPTY
         if registration.instance is not EMPTY:
@@ -312,7 +312,7 @@ class ObjectAdapter:
         if self._guard is None:
             return
         for giver in givers:
-            skeleton = self.skeleton(object_id, giver)
+            skeleton = self.skeleton(object_id, giver.as_caller)
             if method is not None:
                 self._guard.confirm(giver.asking(object_id, method, args), skeleton)
 

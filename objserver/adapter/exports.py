@@ -23,7 +23,7 @@ class _Export:
 
     def __init__(self) -> None:
         self.on_their_way: Counter[str] = Counter()
-        """By whose they are, how many references were sent, less those that were said to have been dropped."""
+        """By whom they were sent to, how many references, less those that are said to have been dropped."""
         self.grace_until = 0.0
         self.holders: dict[str, float] = {}
         """Process -> end of its lease."""

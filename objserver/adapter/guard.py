@@ -65,7 +65,8 @@ class _Allowed(NamedTuple):
 
 
 class Giver(NamedTuple):
-    """Who a reference came from, in the place of who calls: a servant calls by it with no more than its rights."""
+    """Whom a reference came from, in the place of who calls: a servant that calls by it does so with their
+    rights."""
 
     principal: Principal
     address: Any = None
@@ -76,9 +77,14 @@ class Giver(NamedTuple):
         """What has the principal."""
         return self
 
+    @property
+    def as_caller(self) -> Caller:
+        """No more is asked of it than is here."""
+        return cast(Caller, self)
+
     def asking(self, object_id: str, method: str, args: Sequence[Any] = ()) -> Invocation:
         """What is to be judged, as if it called itself."""
-        invocation = Invocation(cast(Caller, self), object_id, method, args)
+        invocation = Invocation(self.as_caller, object_id, method, args)
         if method == BATCH:
             invocation.batch = cast("Sequence[Call]", args)
         return invocation
@@ -355,7 +361,7 @@ class Guard:
 def what_of(invocation: Invocation) -> tuple[str, Sequence[Any]]:
     """Its method, and of the arguments no more than a decision needs; before the member is looked up."""
     names = _names(invocation) if invocation.batch is not None else [_name(invocation)]
-    whole = [(name, (), {}) if type(name) is str else (name[0], (name[1],), {}) for name in names]
+    whole: list[Call] = [(name, (), {}) if type(name) is str else (name[0], (name[1],), {}) for name in names]
     return (BATCH, whole) if invocation.batch is not None else whole[0][:2]
 
 

@@ -55,7 +55,7 @@ def _arrived(reference: Reference, find: Find | None, origin: Any, marks: Marks 
         if home is None or marks is not None:
             options["handshake"] = origin.handshake
             options["tls"], options["credentials"] = origin.tls, origin.credentials
-        if home is not None and marks is not None:
+        if home is not None and home.lend is not None and marks is not None:
             options["interceptors"] = (partial(_ask_first, home.lend, marks),)
     proxy = Proxy(reference, **options)
     pool: ConnectionPool | LinkPool
@@ -83,7 +83,8 @@ def _arrived(reference: Reference, find: Find | None, origin: Any, marks: Marks 
 
 
 def _lent(origin: ConnectionPool | Origin, marks: Marks | None) -> tuple[Origin | None, Marks | None]:
-    """The server that lends its rights, if one does, and whom the reference came from; None: from who knows."""
+    """The server that lends its rights, if one does; and whom the reference came from, None if nobody
+    knows."""
     if isinstance(origin, Origin):
         return (origin, origin.marks) if origin.lend is not None else (None, None)
     if origin.home is None or marks is None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from objserver import references
 from objserver.client.proxy import Proxy, ProxyOptions
+from objserver.client.stub import ConnectionPool
 from objserver.invocation import CallId
 from objserver.machine import machine
 from objserver.references import Origin, Reference
@@ -42,7 +43,9 @@ class _Targets:
             found = self._proxies.pop(key, None)
             if found is None:
                 found = Proxy(target, **options), set()
-                found[0]._objserver_stub.pool.home = home  # whoever was asked when it was sent
+                pool = found[0]._objserver_stub.pool
+                assert isinstance(pool, ConnectionPool)
+                pool.home = home  # who was to be asked was asked when it was sent
             self._proxies[key] = found
             if len(self._proxies) > TARGETS_MAX:
                 self._proxies.popitem(last=False)

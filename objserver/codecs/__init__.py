@@ -68,7 +68,9 @@ class Codecs:
         other.native = self.native.between(arrive=arrive, export=export, marks=marks)
         other.parts = self.parts.between(arrive=arrive, export=export, marks=marks)
         other.by_id = {
-            codec.serializer_id: codec.between(arrive_stock) if isinstance(codec, StockCodec) else other.native
+            codec.serializer_id: codec.between(arrive_stock)
+            if isinstance(codec, StockCodec)
+            else other.native
             for codec in self.by_id.values()
         }
         other.serpent = other.by_id[self.serpent.serializer_id]

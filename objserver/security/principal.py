@@ -66,7 +66,6 @@ class Principal:
             return repr(self.family)
         return repr((self.family, narrowed.objects, narrowed.methods))
 
-
     def to_data(self) -> list[Any]:
         """As plain data, which `from_data` reads; without the rates of a token."""
         narrowed = self.restrictions or Restrictions()
@@ -75,7 +74,7 @@ class Principal:
 
     @classmethod
     def from_data(cls, data: Any) -> Principal:
-        """The same object for the same data, as long as it is in use; SerializeError if it is something else."""
+        """As a rule the same object for the same data; SerializeError if it is something else."""
         try:
             name, roles, means, expires_at, objects, methods, key = data
             texts = [name, means, key, *roles, *(p for patterns in (*objects, *methods) for p in patterns)]
@@ -102,7 +101,7 @@ def _made(
 
 
 def client_of(principal: Principal | None, id: bytes) -> bytes:
-    """What calls are kept under that a client numbers as `id`, 16 bytes: the id itself where nobody is known."""
+    """Under which id (16 bytes) the calls of a client are kept: its own where it is not known whose it is."""
     if principal is None:
         return id
     whose = principal.whose.encode("utf-8", "surrogatepass")

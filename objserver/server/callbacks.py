@@ -68,9 +68,7 @@ class Callbacks:
         with self._lock:
             connections = self._connections.get(client, {}).get(whose) if whose is not None else None
             if not connections:
-                raise errors.ConnectFailed(
-                    "the client whose object is to be called has no connection here"
-                )
+                raise errors.ConnectFailed("the client whose object is to be called has no connection here")
             return connections[-1]
 
 

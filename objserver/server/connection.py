@@ -541,10 +541,10 @@ class Connection(Answering):
                     if context.remaining_s is not None:
                         invocation.deadline = self.now() + context.remaining_s
                     if context.call is not None:
-                        _, _, call, invocation.acked, invocation.asks = context
+                        _, _, invocation.call, invocation.acked, invocation.asks = context
                         if self.principal is not None:
-                            call = call._replace(client=client_of(self.principal, call.client))
-                        invocation.call = call
+                            client = client_of(self.principal, context.call.client)
+                            invocation.call = context.call._replace(client=client)
                         content = payload.beside if isinstance(payload, Arrived) else payload
                         invocation.digest = hashlib.blake2b(content, digest_size=16).digest()
                     if context.chain:  # its caller may cancel it

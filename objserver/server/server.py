@@ -137,7 +137,8 @@ class ObjectServer:
         rule = None if self._rule is None else self._allows
         lend = None if authorization is None else self._lend
         self._foreign = Origin(known, rule)
-        self.own = self.random_bytes(16).hex()
+        self.own = self.random_bytes(16).hex() if authorization is not None else ""
+        """By which it knows the connections that its own servants make."""
         self._origin = Origin(
             known, rule, self._location, itself.tls, itself.credentials, lend=lend, own=self.own
         )

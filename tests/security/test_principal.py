@@ -2,6 +2,9 @@
 
 from dataclasses import replace
 
+import pytest
+
+from objserver import errors
 from objserver.security import Principal, Restrictions
 from objserver.security.principal import client_of
 
@@ -32,7 +35,8 @@ def test_where_nobody_is_known_a_client_is_kept_under_its_own_id():
 
 def test_a_client_stays_itself_when_its_proof_or_its_roles_are_renewed():
     id, alice = bytes(16), Principal("alice", frozenset({"teller"}), "token", 10.0)
-    assert client_of(replace(alice, roles=frozenset(), means="key", expires_at=20.0), id) == client_of(alice, id)
+    renewed = replace(alice, roles=frozenset(), means="key", expires_at=20.0)
+    assert client_of(renewed, id) == client_of(alice, id)
     rated = replace(alice, restrictions=Restrictions(rates=(("seal", 5.0),)))
     assert client_of(rated, id) == client_of(alice, id)
 
@@ -49,3 +53,30 @@ def test_the_holders_of_a_key_are_one_client_under_whatever_name():
     ann, bob = Principal("lab/ann", key="lab"), Principal("lab/bob", key="lab")
     assert client_of(ann, id) == client_of(bob, id) == client_of(Principal("lab"), id)
     assert client_of(ann, id) != client_of(Principal("lab/ann"), id)
+
+
+def test_a_principal_is_plain_data_and_back():
+    narrow = Restrictions((("Account/*",),), (("get", "set"),))
+    for one in (Principal("alice"), Principal("lab/ann", frozenset("ab"), "key", 9.5, narrow, key="lab")):
+        assert Principal.from_data(one.to_data()) == one
+        assert Principal.from_data(one.to_data()) is Principal.from_data(one.to_data())
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        None,
+        [],
+        "alice",
+        ["alice"],
+        [1, [], "", None, [], [], ""],
+        ["alice", [[]], "", None, [], [], ""],
+        ["alice", [], "", "never", [], [], ""],
+        ["alice", [], "", None, [[1]], [], ""],
+        ["alice", [], "", None, [], [[[]]], ""],
+        ["alice", [], "", None, 5, [], ""],
+    ],
+)
+def test_other_data_is_no_principal(data):
+    with pytest.raises(errors.SerializeError, match="names no principal"):
+        Principal.from_data(data)
