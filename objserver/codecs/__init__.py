@@ -6,12 +6,11 @@ they decode, what would cost more than `Limits` allow, and none of them ever exe
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
 from objserver import errors
-from objserver.codecs.base import Codec, Substitute
+from objserver.codecs.base import Codec, Substitute, twin
 from objserver.codecs.native import NativeCodec, PartsCodec
 from objserver.codecs.stock import JsonCodec, MarshalCodec, MsgpackCodec, SerpentCodec, StockCodec
 from objserver.codecs.types import Types
@@ -64,7 +63,7 @@ class Codecs:
         marks: bool = False,
     ) -> Codecs:
         """The same, for what is said with one peer; see `NativeCodec.between`."""
-        other = copy.copy(self)
+        other = twin(self)
         other.native = self.native.between(arrive=arrive, export=export, marks=marks)
         other.parts = self.parts.between(arrive=arrive, export=export, marks=marks)
         other.by_id = {

@@ -18,7 +18,6 @@ it writes unasked (bytearray, memoryview, its own Ext and Fragment) has to be lo
 from __future__ import annotations
 
 import contextlib
-import copy
 import datetime
 import enum
 import pathlib
@@ -45,6 +44,7 @@ from objserver.codecs.base import (
     cannot,
     pass_on,
     proxy_reference,
+    twin,
     where,
 )
 from objserver.codecs.types import Types, full_name
@@ -358,7 +358,7 @@ class NativeCodec:
         `arrive` is given a reference, and the marks that it had if it had any: who it came from, plain data.
         `marks`: the peer is in this process, and gets them too.
         """
-        other = copy.copy(self)
+        other = twin(self)
         other._arrive, other._marks = arrive, marks
         other._export = export or self._export
         other._hook, other._pack_hook, other._exact_hook = other._ext, other._default, other._exact_default

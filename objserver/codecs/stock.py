@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import array
 import ast
-import copy
 import datetime
 import json
 import marshal
@@ -29,7 +28,7 @@ import serpent
 
 from objserver import errors, pyro5, references
 from objserver.codecs import budget, exceptions, marshalled
-from objserver.codecs.base import Call, Payload, Substitute, call_of, cannot, proxy_reference, where
+from objserver.codecs.base import Call, Payload, Substitute, call_of, cannot, proxy_reference, twin, where
 from objserver.references import Location, Origin, Reference
 from objserver.settings import Limits
 
@@ -234,8 +233,8 @@ class StockCodec:
 
     def between(self, arrive: Callable[[Reference], Any]) -> Self:
         """The same, for what is said with one peer, whose references become what `arrive` says."""
-        other = copy.copy(self)
-        other._classes = copy.copy(self._classes)
+        other = twin(self)
+        other._classes = twin(self._classes)
         other._classes.arrive = arrive
         return other
 

@@ -120,7 +120,8 @@ class Quotas:
         if principal.restrictions is not None:
             return False
         with self._lock:
-            share = self._shares.get(principal.key or principal.name)  # as family, without a call
+            family = principal.key or principal.name  # as it says, without a call
+            share = self._shares.get(family)
             if share is None or share.calls is None:
                 return False
             bucket = share.calls
@@ -131,7 +132,7 @@ class Quotas:
                 return False
             bucket._full_at = full_at + 1.0 / bucket.rate
             share.taken += 1
-            self._shares.move_to_end(principal.key or principal.name)
+            self._shares.move_to_end(family)
             return True
 
     def activate(self, principal: Principal, now: float) -> None:

@@ -437,8 +437,8 @@ class Connection(Answering):
         if self.peer is not None:
             if self.peer.session:
                 # A name of its own making; the mark keeps it apart from the sessions of stock clients, and of
-                # other principals.
-                whose = "peer" if self.principal is None else f"peer {self.principal.name!r}"
+                # other principals, and who has a narrower token.
+                whose = "peer" if self.principal is None else f"peer {self.principal.name!r} of {self.whose}"
                 self.session, self.session_is_connection = f"{whose}:{self.peer.session}", False
             self.holder = self.client if self.principal is None else f"{self.whose} {self.client}"
             size = server.settings.limits.frame_size_max
