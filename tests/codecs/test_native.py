@@ -336,7 +336,7 @@ def test_exactly_refuses_what_would_change(value, sentence):
 
 
 def test_exactly_keeps_a_bytearray_and_a_reference(monkeypatch):
-    monkeypatch.setattr(references, "_arrival", [lambda reference, find, origin, marks: "a proxy"])
+    monkeypatch.setattr(references, "_arrival", [lambda *_: "a proxy"])
     reference = Reference.parse("PYRO:s@h:1")
     value = {"b": bytearray(b"\0\xff"), "n": [(bytearray(),), {1: bytearray(b"x")}], "r": (reference,)}
     again = codec.decode(codec.encode_exactly(value))

@@ -435,6 +435,31 @@ def test_a_callback_that_somebody_else_passed_on_is_called(tmp_path):
             assert listener.callers == [None, None]
 
 
+def test_a_call_that_waits_for_the_result_of_another_is_judged_when_it_goes_on(tmp_path):
+    going = threading.Event()
+
+    @expose
+    class Slow(Board):
+        def first(self):
+            going.wait(WAIT_S)
+            return 1
+
+        def second(self, one):
+            return one + 1
+
+    with running(tmp_path, authorization=rules(FEED)) as server:
+        server.register(Slow(), "Board", threading=Concurrent())
+        with proxy_of(server, "Board", ALICE) as board:
+            one = board.future.first()
+            two = board.future.second(one)
+            until(lambda: server.statistics()["calls_in_flight"] == 2)
+            server.authorization = rules(NO_FEED.format(methods='["second"]'))
+            going.set()
+            assert one.result(WAIT_S) == 1
+            with pytest.raises(errors.NotAuthorized, match="'alice' may not call second"):
+                two.result(WAIT_S)
+
+
 # -- streams -------------------------------------------------------------------------------------------
 
 
