@@ -14,6 +14,7 @@ proxy is first used.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
@@ -70,7 +71,7 @@ def _arrived(reference: Reference, find: Find | None, origin: Any, marks: Marks 
         pool = LinkPool(reference, find)
         proxy.__dict__["_objserver_stub"] = Stub(pool, None)
     if reference.object_id.startswith(LEASED):
-        hold = partial(_leases[0].arrived, reference, partial(_ask, find, options))
+        hold = partial(_leases[0].arrived, _held_as(reference, find), partial(_ask, find, options))
         if from_there or isinstance(pool, LinkPool):
             pool.lease = hold()
         else:
@@ -80,6 +81,15 @@ def _arrived(reference: Reference, find: Find | None, origin: Any, marks: Marks 
 
         return AsyncProxy(proxy, **options)
     return proxy
+
+
+def _held_as(reference: Reference, find: Find | None) -> Reference:
+    """Under what it is held: another client that says it has the same id is asked about its own objects."""
+    whose = getattr(find, "whose", None)
+    if not whose or reference.location is None:
+        return reference
+    location = dataclasses.replace(reference.location, client=f"{reference.location.client} of {whose}")
+    return dataclasses.replace(reference, location=location)
 
 
 def _lent(origin: ConnectionPool | Origin, marks: Marks | None) -> tuple[Origin | None, Marks | None]:

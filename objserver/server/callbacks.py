@@ -75,7 +75,7 @@ class Callbacks:
 class WayBack:
     """How one object of a client is called: the link of its proxy."""
 
-    __slots__ = ("_adapter", "_brought", "_callbacks", "_client", "_generation", "_giver", "_whose")
+    __slots__ = ("_adapter", "_brought", "_callbacks", "_client", "_generation", "_giver", "whose")
 
     def __init__(
         self, callbacks: Callbacks, adapter: ObjectAdapter, client: str, giver: Connection | None
@@ -84,9 +84,10 @@ class WayBack:
         self._adapter = adapter
         self._client = client
         self._giver = None if giver is None else giver.principal
-        self._whose = callbacks.only(client)
+        self.whose = callbacks.only(client)
+        """Whose process it is; None as long as nobody can tell."""
         if giver is not None and giver.client == client:
-            self._whose = giver.whose
+            self.whose = giver.whose
         self._generation = adapter.generation
         self._brought: tuple[str, str, Sequence[Any]] | None = None
         """Object, method and what else is asked about the call that it came in."""
@@ -96,9 +97,9 @@ class WayBack:
         self._brought = (invocation.object_id, *what_of(invocation))
 
     def __call__(self) -> Conversation:
-        if self._whose is None:
-            self._whose = self._callbacks.only(self._client)
-        connection = self._callbacks.newest(self._client, self._whose)
+        if self.whose is None:
+            self.whose = self._callbacks.only(self._client)
+        connection = self._callbacks.newest(self._client, self.whose)
         if self._generation != self._adapter.generation:
             self._judge(connection)
         return connection.conversation

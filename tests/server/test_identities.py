@@ -28,10 +28,10 @@ from objserver import (
     oneway,
     readonly,
 )
-from objserver.client import books
+from objserver.client import arrival, books
 from objserver.client.identity import process_id
 from objserver.codecs import Codecs
-from objserver.codecs.native import LENT
+from objserver.codecs.native import LENT, REFERENCE
 from objserver.invocation import CallId
 from objserver.machine import machine
 from objserver.security import (
@@ -382,6 +382,26 @@ def test_who_says_first_that_he_is_another_client_gets_none_of_its_calls(tmp_pat
         with Raw(server, BOB, "Board", client=process_id(), multiplexed=True):
             with proxy_of(server, "Board", ALICE) as board:
                 board.keep(Listener())
+                assert board.ask() == 7
+
+
+def test_who_says_that_he_is_another_client_is_not_asked_about_its_objects(tmp_path):
+    with running(tmp_path) as server:
+        server.register(Board(), "Board", threading=Concurrent())
+        with proxy_of(server, "Board", ALICE) as board:
+            board.keep(Listener())
+            with Raw(server, BOB, "Board", client=process_id(), multiplexed=True) as bob:
+                bobs = Ext(REFERENCE, f"PYRO:~bobs@./c:{process_id()}".encode())
+                payload = packb(["Board", "subscribe", [bobs], {}])
+                bob.sock.sendall(encode_frame(FrameType.INVOKE, codec.serializer_id, 0, 9, payload))
+                keeper = arrival._leases[0]
+
+                def held_by(whose):
+                    holds = list(keeper._holds.items())
+                    return [list(ids) for daemon, ids in holds if f"of '{whose}'" in str(daemon.location)]
+
+                until(lambda: held_by("bob") == [["~bobs"]])
+                assert len(held_by("alice")) == 1
                 assert board.ask() == 7
 
 
