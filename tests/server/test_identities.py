@@ -880,6 +880,20 @@ def test_what_was_given_away_is_handed_out_to_who_may_call_it(tmp_path):
             gc.collect()
 
 
+def test_a_name_that_a_server_returned_is_followed_without_credentials(tmp_path):
+    @expose
+    class Lure:
+        def lure(self, uri):
+            return Proxy(uri)
+
+    with running(tmp_path) as server:
+        server.register(Lure(), "Lure")
+        with proxy_of(server, "Lure", ALICE) as lure:
+            for uri, shown in (("PYRO:Lure", ALICE), ("PYRONAME:Lure", None), ("PYROMETA:Lure", None)):
+                found = lure.lure(f"{uri}@{server.address}")
+                assert found._objserver_stub.pool.credentials == shown
+
+
 def test_a_name_is_followed_without_the_servers_credentials(tmp_path):
     """A name server may be here, and answer with an address anywhere."""
 
