@@ -82,6 +82,7 @@ class Quotas:
     def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
         self._lock = threading.Lock()
+        self._acquire, self._release = self._lock.acquire, self._lock.release
         self._shares: OrderedDict[str, Share] = OrderedDict()
         self._of_tokens: OrderedDict[str, Bucket] = OrderedDict()
         self.refused = 0
@@ -115,11 +116,13 @@ class Quotas:
     def call_plainly(self, principal: Principal, now: float) -> bool:
         """As `call`, of one small call, if nothing but the calls of its principal has to be counted.
 
-        What nearly always is, without a function for each step.  False: nothing was done.
+        What nearly always is, without a function for each step, and without a `with`, which takes twice
+        as long as the two calls that it makes.  False: nothing was done.
         """
         if principal.restrictions is not None:
             return False
-        with self._lock:
+        self._acquire()
+        try:
             family = principal.key or principal.name  # as it says, without a call
             share = self._shares.get(family)
             if share is None or share.calls is None:
@@ -134,6 +137,8 @@ class Quotas:
             share.taken += 1
             self._shares.move_to_end(family)
             return True
+        finally:
+            self._release()
 
     def activate(self, principal: Principal, now: float) -> None:
         """A call of `principal` makes a Persistent object active; QuotaExceeded if it has had its share."""

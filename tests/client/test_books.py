@@ -2,6 +2,7 @@
 
 from objserver.client import books
 from objserver.client.books import Book
+from objserver.machine import machine
 
 
 def test_all_through_the_oldest_call_without_an_answer_is_acknowledged():
@@ -54,6 +55,7 @@ def test_a_client_of_others_is_introduced_by_whom_it_is_introduced():
 
 def test_books_are_bounded(monkeypatch):
     monkeypatch.setattr(books, "BOOKS_MAX", 2)
+    machine.get().own(books._Books)._books.clear()
     first = books.book_of("bounded", 1)
     again = books.book_of("bounded", 1)
     assert first is again
