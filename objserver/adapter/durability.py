@@ -105,7 +105,9 @@ class Durability:
             )
         if call is not None and not invocation.readonly:
             self.sessions.check(call.client, self._monotonic())
-            invocation.store = self._store.id
+            if invocation.principal is None:
+                # Else it calls others as the server, who is another client there, with sessions of its own.
+                invocation.store = self._store.id
             with invocation.activation.lock:
                 held = gate.find(call, invocation.digest, asks=invocation.asks)
             if held is not None:
