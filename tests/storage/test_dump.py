@@ -23,7 +23,7 @@ from objserver.testing.store_model import CLIENT, LEASE_S, change, fill, reply
 MODULE = sys.modules[dump.__module__]
 NATIVE = Codecs(Limits()).native
 ID = "0123456789abcdef" * 2
-HEADER = {"row": "store", "format": 1, "schema": 2, "id": ID}
+HEADER = {"row": "store", "format": 1, "schema": 3, "id": ID}
 OBJECT = {
     "row": "object",
     "type": "T",
@@ -206,7 +206,7 @@ def test_a_broken_line_is_named_and_nothing_is_changed(store, bad, sentence):
         (OBJECT, "a dump begins with"),
         ({**HEADER, "format": 2}, "it has format 2, this release reads 1; use a newer one"),
         (without(HEADER, "format"), "it has format None"),
-        ({**HEADER, "schema": 99}, "schema version 99, this release knows up to 2; use a newer one"),
+        ({**HEADER, "schema": 99}, "schema version 99, this release knows up to 3; use a newer one"),
         ({**HEADER, "schema": "2"}, "schema version '2'"),
         ({**HEADER, "id": ID[1:]}, "32 hexadecimal digits"),
     ],
