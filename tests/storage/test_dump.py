@@ -305,3 +305,15 @@ def test_a_dump_goes_from_engine_to_engine(store, postgres):
     assert {type(row) for row in back.snapshot()} >= {Stored, Answered, Session}
     shared.close()
     back.close()
+
+
+def test_an_object_that_a_node_has_reserved_is_dumped_and_loaded():
+    before, after = SqliteStore("sqlite://", alone=False), SqliteStore("sqlite://")
+    before.join("1", "me", "h:1", 60, b"")
+    before.acquire([("T", "a")], "me", True)
+    with io.BytesIO() as made:
+        dump(before, made)
+        made.seek(0)
+        load(after, made)
+    assert after.load("T", "a") == before.load("T", "a") == Record(1, 0, 0, 1, None)
+    assert after.nodes() == []
