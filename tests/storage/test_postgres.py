@@ -14,7 +14,7 @@ from objserver.storage import postgres_link as link
 from objserver.storage.base import Record
 from objserver.testing.durable_stores import SqlStoreConformance
 from objserver.testing.postgres import PostgresServer
-from objserver.testing.store_model import CLIENT, change, fight, race, reply
+from objserver.testing.store_model import CLIENT, change, fight, message, race, reply
 from objserver.testing.stores import SharedStoreConformance
 
 SECRET = "s3cret"
@@ -108,6 +108,17 @@ def test_who_takes_over_waits_for_a_commit_under_way(store):
     with held_up(store, lambda: store.acquire([("T", "a")], "new")) as begin:
         found = begin("UPDATE object SET version = 2, state = 'late'")
     assert found == {("T", "a"): Record(1, 2, 1, 3, b"late")}
+
+
+def test_who_takes_over_has_the_messages_of_a_commit_under_way(store):
+    store.commit([change("a", owner="old", messages=[message(1)])])
+    with held_up(store, lambda: store.acquire([("T", "a")], "new")) as begin:
+        begin(
+            "WITH o AS (UPDATE object SET version = 2 RETURNING type, key) INSERT INTO message"
+            " (id, target, payload, type, key, owner) SELECT %s, %s, %s, type, key, 'old' FROM o",
+            *message(2),
+        )
+    assert store._rows("read", b"SELECT owner FROM message") == [("new",), ("new",)]
 
 
 def test_a_commit_that_waited_for_who_takes_over_is_refused(store):
