@@ -116,7 +116,8 @@ SELECT life, (SELECT count(*) FROM object WHERE owner = life AND NOT deleted)
 FROM node WHERE {_LIVE}""".encode()
 
 _MESSAGES = b"SELECT id, target, payload FROM message ORDER BY position LIMIT %b::int8"
-# From one owner to the next by the index, instead of over all the messages.
+# From one owner to the next by the index, instead of over all the messages.  (And from a name to itself: for one
+# name PostgreSQL would rather go through all messages in order, hoping to meet enough of it early.)
 _MY_MESSAGES = f"""
 WITH RECURSIVE o(owner) AS (
     (SELECT owner FROM message ORDER BY owner LIMIT 1) UNION ALL
@@ -137,8 +138,8 @@ adopted AS (
 SELECT id, target, payload FROM (
     SELECT * FROM adopted UNION ALL (
         SELECT position, id, target, payload FROM message
-        WHERE owner = %b::text AND EXISTS (SELECT 1 FROM may)
-        ORDER BY position LIMIT %b::int8)) AS mine
+        WHERE owner BETWEEN %b::text AND %b::text AND EXISTS (SELECT 1 FROM may)
+        ORDER BY owner, position LIMIT %b::int8)) AS mine
 ORDER BY position LIMIT %b::int8""".encode()
 _DELIVERED = b"DELETE FROM message WHERE id = ANY(%b::bytea[])"
 _FIRST_MESSAGES = b"""
@@ -251,7 +252,9 @@ class PostgresCluster(PostgresDatabase):
         if owner is None:
             rows = self._rows("read", _MESSAGES, limit)
         else:
-            rows = self._rows("write", _MY_MESSAGES, member, owner, owner, limit, owner, owner, limit, limit)
+            rows = self._rows(
+                "write", _MY_MESSAGES, member, owner, owner, limit, owner, owner, owner, limit, limit
+            )
         return [Message(*row) for row in rows]
 
     def delivered(self, ids: Sequence[bytes]) -> None:
