@@ -116,8 +116,8 @@ SELECT life, (SELECT count(*) FROM object WHERE owner = life AND NOT deleted)
 FROM node WHERE {_LIVE}""".encode()
 
 _MESSAGES = b"SELECT id, target, payload FROM message ORDER BY position LIMIT %b::int8"
-# From one owner to the next by the index, instead of over all the messages.  (And from a name to itself: for one
-# name PostgreSQL would rather go through all messages in order, hoping to meet enough of it early.)
+# From one owner to the next by the index, instead of over all the messages.  (And from a name to itself: for
+# one name PostgreSQL would rather go through all messages in order, hoping to meet enough of it early.)
 _MY_MESSAGES = f"""
 WITH RECURSIVE o(owner) AS (
     (SELECT owner FROM message ORDER BY owner LIMIT 1) UNION ALL
