@@ -741,7 +741,7 @@ def test_what_a_live_node_owns_is_refused_with_where_it_is_until_that_node_is_go
     store.acquire([("Account", "a")], "other", True)
     with serving(store) as server:
         account = Proxy(f"PYRO:Account/a@{server.address}", timeout_s=BOUND_S)
-        with pytest.raises(errors.StoreError, match="belongs to the server at host:1234"):
+        with pytest.raises(errors.StoreError, match="is held by a server of a cluster, at host:1234"):
             account.deposit(10)
         store.leave("other")
         assert account.deposit(10) == 10
