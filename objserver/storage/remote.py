@@ -518,7 +518,7 @@ class StoreServer:
         body = _packed((kind, value))
         if len(body) > FRAME_SIZE_MAX:
             failure = errors.StoreError(
-                f"cannot read {self._store.url}: the answer has {len(body)} bytes, and can have {FRAME_SIZE_MAX}"
+                f"cannot read {self._store.url}: the answer has {len(body)} bytes, more than {FRAME_SIZE_MAX}"
             )
             body = _packed((_ERROR, _told(failure, False)))
         peer.unsent = memoryview(_HEAD.pack(len(body)) + body)
@@ -646,7 +646,7 @@ def _forwarded(
     """The method, carried out by the owner.  `repeatable` says that twice does no harm."""
     signature = _METHODS[method.__name__]
 
-    def forwarded(self: RemoteStore, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    def forwarded(self: RemoteStore, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         result: _T = self._ask(signature, args, kwargs, repeatable)
         return result
 
