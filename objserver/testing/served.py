@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 
-from objserver.storage.remote import RemoteStore, StoreServer
+from objserver.storage.owner import StoreServer
+from objserver.storage.remote import RemoteStore
 from objserver.storage.sqlite import SqliteStore
 
 __all__ = ["ServedStore"]

@@ -11,14 +11,15 @@ import sys
 import threading
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
-from typing import get_type_hints
 
 import pytest
 
 from objserver import errors
-from objserver.storage import Committer, Superseded, Unstorable, remote
+from objserver.storage import Committer, Superseded, Unstorable, passing, remote
+from objserver.storage import owner as owning
 from objserver.storage.base import Record, Store, Stored
-from objserver.storage.remote import RemoteStore, StoreServer
+from objserver.storage.owner import StoreServer
+from objserver.storage.remote import RemoteStore
 from objserver.storage.sqlite import SqliteStore
 from objserver.testing.served import ServedStore
 from objserver.testing.stores import (
@@ -82,7 +83,7 @@ def store(owner):
 def test_every_method_of_the_protocol_is_forwarded():
     methods = {name for name in vars(Store) if not name.startswith("_")} - {"url", "id", "alone"}
     assert {name for name in methods if name not in vars(RemoteStore)} == set()
-    for name, signature in remote._METHODS.items():
+    for name, signature in passing.METHODS.items():
         assert signature.name == name
 
 
@@ -134,14 +135,14 @@ def await_bytes(stores):
 
 
 def test_no_object_is_twice_in_a_transaction_and_none_is_too_large():
-    requests = [remote._Request(None, [change(key) for key in keys]) for keys in ("ab", "c", "bd", "e", "e")]
-    batches = [["".join(c.key for c in r.changes) for r in batch] for batch in remote._batches(requests)]
+    requests = [owning._Request(None, [change(key) for key in keys]) for keys in ("ab", "c", "bd", "e", "e")]
+    batches = [["".join(c.key for c in r.changes) for r in batch] for batch in owning._batches(requests)]
     assert batches == [["ab", "c"], ["bd", "e"], ["e"]]
-    many = [remote._Request(None, [change(f"{n} {m}") for m in range(100)]) for n in range(5)]
-    assert [len(batch) for batch in remote._batches(many)] == [2, 2, 1]
-    more = [remote._Request(None, [change(f"{n}") for n in range(1000)])]
-    assert list(remote._batches(more)) == [more]
-    assert list(remote._batches([])) == []
+    many = [owning._Request(None, [change(f"{n} {m}") for m in range(100)]) for n in range(5)]
+    assert [len(batch) for batch in owning._batches(many)] == [2, 2, 1]
+    more = [owning._Request(None, [change(f"{n}") for n in range(1000)])]
+    assert list(owning._batches(more)) == [more]
+    assert list(owning._batches([])) == []
 
 
 def test_whoever_sends_what_cannot_be_stored_is_told_and_the_others_are_stored(owned, owner, store):
@@ -216,7 +217,8 @@ def test_what_cannot_be_written_is_to_blame_and_not_the_store(store, key):
 
 
 def test_a_state_beyond_the_limit_is_refused_and_named(monkeypatch, owned, store):
-    monkeypatch.setattr(remote, "FRAME_SIZE_MAX", 2**20)
+    for module in (passing, remote, owning):
+        monkeypatch.setattr(module, "FRAME_SIZE_MAX", 2**20)
     with pytest.raises(Unstorable, match="bytes are too many, beyond 1048576"):
         store.commit([change("a", state=bytes(2**20))])
     assert owned.commit([change("a", state=bytes(2**20))])  # by somebody else
@@ -245,11 +247,11 @@ def test_of_large_requests_one_is_received_at_a_time(owner):
 
 
 def test_who_stalls_in_a_large_request_loses_his_turn_and_holds_up_no_small_one(owner, store, monkeypatch):
-    monkeypatch.setattr(remote, "ANSWER_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(owning, "ANSWER_TIMEOUT_S", 0.2)
     with socket.socket(socket.AF_UNIX) as stalled:
         stalled.connect(owner.path)
-        remote._receive(stalled)
-        stalled.sendall(remote._HEAD.pack(8 * 2**20) + b"x")
+        passing.receive(stalled)
+        stalled.sendall(passing.HEAD.pack(8 * 2**20) + b"x")
         while not owner._large:
             pass
         assert store.types() == []
@@ -272,7 +274,7 @@ def test_a_snapshot_is_read_as_it_is_wanted(owned, owner, store):
 
 
 def test_too_many_snapshots_are_refused(owner, store, monkeypatch):
-    monkeypatch.setattr(remote, "STREAMS_MAX", 1)
+    monkeypatch.setattr(owning, "STREAMS_MAX", 1)
     store.commit([change(f"{n}", state=bytes(2**20)) for n in range(10)])
     first = store.snapshot()
     next(first)
@@ -283,10 +285,10 @@ def test_too_many_snapshots_are_refused(owner, store, monkeypatch):
 
 def test_who_sends_nonsense_is_let_go_alone(owner, store):
     bodies = [b"", b"\xc1", b"\x93\x01\x02", b"\x07", b"\x93\x90\x90\x80"]
-    for nonsense in [b"\xff" * 4, *(remote._HEAD.pack(len(body)) + body for body in bodies)]:
+    for nonsense in [b"\xff" * 4, *(passing.HEAD.pack(len(body)) + body for body in bodies)]:
         with socket.socket(socket.AF_UNIX) as peer:
             peer.connect(owner.path)
-            remote._receive(peer)
+            passing.receive(peer)
             peer.sendall(nonsense)
             peer.shutdown(socket.SHUT_WR)
             peer.settimeout(30)
@@ -297,9 +299,9 @@ def test_who_sends_nonsense_is_let_go_alone(owner, store):
 def test_a_method_that_the_owner_does_not_know_is_named(owner):
     with socket.socket(socket.AF_UNIX) as peer:
         peer.connect(owner.path)
-        remote._receive(peer)
-        remote._send(peer, remote._packed(("close", (), {})))
-        assert remote._receive(peer)[1][:2] == [
+        passing.receive(peer)
+        passing.send(peer, passing.packed(("close", (), {})))
+        assert passing.receive(peer)[1][:2] == [
             "StoreError",
             "the owner of sqlite:// knows no 'close'; restart it",
         ]
@@ -320,7 +322,8 @@ def test_a_directory_that_others_may_enter_is_refused(owned, tmp_path):
 
 
 def test_another_user_gets_nothing_and_gives_nothing(owner, monkeypatch):
-    monkeypatch.setattr(remote, "_is_user", lambda sock: False)
+    for module in (remote, owning):
+        monkeypatch.setattr(module, "is_user", lambda sock: False)
     with socket.socket(socket.AF_UNIX) as peer:
         peer.connect(owner.path)
         peer.settimeout(30)
@@ -341,11 +344,6 @@ def test_nobody_there_is_said_after_the_time_allowed(tmp_path):
 
 def test_an_owner_of_another_release_is_refused(owner, monkeypatch):
     monkeypatch.setattr(remote, "VERSION", 2)
-    other = RemoteStore(owner.path)
-    other.close()
-    monkeypatch.setattr(remote, "VERSION", 3)
-    owner_says = remote.RemoteStore._answer
-    monkeypatch.setattr(remote.RemoteStore, "_answer", lambda self, s: (0, [2, *owner_says(self, s)[1][1:]]))
     with pytest.raises(errors.StoreError, match="another release"):
         RemoteStore(owner.path)
 
@@ -389,7 +387,7 @@ def test_several_processes_race_and_fight(owner):
 
 _OWNER = """
 import sys, signal
-from objserver.storage.remote import StoreServer
+from objserver.storage.owner import StoreServer
 from objserver.storage.sqlite import SqliteStore
 server = StoreServer(SqliteStore(sys.argv[1], alone=False), sys.argv[2])
 print("ready", flush=True)
@@ -461,7 +459,6 @@ def test_who_waits_for_an_answer_notices_at_once_that_the_owner_died(process):
 
 
 def test_an_owner_that_does_not_answer_is_given_up(process, monkeypatch):
-    monkeypatch.setattr(remote, "ANSWER_TIMEOUT_S", 0.1)
     monkeypatch.setattr(remote.RemoteStore._connected, "__defaults__", (0.1,))
     store = RemoteStore(process.path)
     store.commit([])
@@ -529,16 +526,3 @@ def test_kill_9_of_the_owner_in_the_middle_of_commits_loses_nothing_acknowledged
         store.close()
     assert sum(versions.values()) >= 250
     assert sum(doubts) >= 1
-
-
-def test_values_are_read_by_the_annotations_of_the_protocol():
-    rows = get_type_hints(Store.snapshot)["return"]
-    assert remote._reader(rows.__args__[0])([0, ["T", "a", None, [0, 1, 1, 3, b"s"]]]) == Stored(
-        "T", "a", None, Record(0, 1, 1, 3, b"s")
-    )
-    names = {("T", "a"): Record(0, 1, 1, 3, None)}
-    hint = dict[tuple[str, str], Record]
-    assert remote._reader(hint)(remote._writer(hint)(names)) == names
-    either = dict[tuple[str, str], Record | str]
-    both = {("T", "a"): Record(0, 1, 1, 3, None), ("T", "b"): "who has it"}
-    assert remote._reader(either)(remote._writer(either)(both)) == both
