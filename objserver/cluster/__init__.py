@@ -1,0 +1,1 @@
+"""Clusters: several servers that are one to their clients."""
