@@ -228,12 +228,11 @@ class Workers:
 
     def _begin(self, name: str) -> subprocess.Popen[bytes]:
         with contextlib.ExitStack() as stack:
-            passed: tuple[int, ...] = ()
+            passed, port = [], self.address
             if self._front is not None:
-                channel = stack.enter_context(self._front.add(name))
-                passed = (channel.fileno(),)
+                passed, port = [stack.enter_context(self._front.add(name)).fileno()], ""
             store = self._owner.path if self._owner is not None else ""
-            place = Place(name, *passed or (-1,), "" if passed else self.address, store)
+            place = Place(name, passed[0] if passed else -1, port, store)
             environment = {**os.environ, VARIABLE: json.dumps(place)}
             return subprocess.Popen(self._command, stdin=subprocess.DEVNULL, env=environment, pass_fds=passed)
 
