@@ -55,12 +55,16 @@ trip; nobody who is not slow on purpose notices the bound."""
 PENDING_MAX = 64
 """Sockets sent to a worker that it has not taken.  They are lost to others until it is given up, so few; but
 enough that it never waits for the front."""
-TAKE_TIMEOUT_S = 2.0
-"""A worker that takes nothing for so long has been stopped, or hangs: its Adopter has nothing else to do."""
+TAKE_TIMEOUT_S = 5.0
+"""A worker that takes nothing for so long has been stopped, or hangs; its Adopter has nothing else to do.
+Less would give up who computes something, for seconds, without letting go of the interpreter."""
 ACCEPT_BURST = 64
 """Connections taken per look, so that a flood of them does not hold up those that said what they want."""
 PAUSE_S = 0.1
 """Until it is tried again to accept, where the process or the system has too many open files."""
+LOOKED_AT_MAX = 8 * 1024
+"""Bytes of a connect frame's content in which the object's id is looked for.  Decoding more would take time
+from all others; it goes to anybody, who has threads for that."""
 READ_SIZE = 8 * 1024
 """Bytes asked for at a time, so that with all of a connect frame a message stays below what a pair takes."""
 
@@ -338,7 +342,7 @@ class Front:
 
     def _wanted(self, frame: Frame) -> str:
         """The id of the object that a connect frame names, "" if it names none."""
-        if frame.type != FrameType.CONNECT:
+        if frame.type != FrameType.CONNECT or len(frame.payload) > LOOKED_AT_MAX:
             return ""
         data = self._codecs.get(frame.serializer_id).decode(frame.payload)
         wanted = data.get("object") if isinstance(data, dict) else None

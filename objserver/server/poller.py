@@ -165,8 +165,10 @@ class SocketPoller:
             connection.close()
         with connection._lock:
             if not connection.closed:
-                self._epoll.register(sock.fileno(), 0)
+                self._try(self._epoll.register, sock.fileno(), 0)
                 self.watch(connection)
+        if not self.accepting:  # the server may not have seen it when it let go of all
+            connection.close()
 
     @staticmethod
     def _try(action: Callable[..., Any], *args: Any) -> None:

@@ -5,13 +5,17 @@ The conformance suite opens one store by a URL, and opens it again when it was c
 
 from __future__ import annotations
 
+import fcntl
 import os
+import struct
+import termios
+from collections.abc import Iterable
 
 from objserver.storage.owner import StoreServer
 from objserver.storage.remote import RemoteStore
 from objserver.storage.sqlite import SqliteStore
 
-__all__ = ["ServedStore"]
+__all__ = ["ServedStore", "await_sent"]
 
 
 class ServedStore(RemoteStore):
@@ -31,3 +35,14 @@ class ServedStore(RemoteStore):
         super().close()
         self.owner.close()
         self._store.close()
+
+
+def await_sent(stores: Iterable[RemoteStore]) -> None:
+    """Until each has sent its request: what was sent, and not read by the other end, is counted."""
+    for store in stores:
+        while True:
+            sock = store._writing.sock
+            if sock is not None:
+                (unread,) = struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, b"\0" * 4))
+                if unread:
+                    break
