@@ -72,6 +72,8 @@ class Worker:
 
     def signal(self, number):
         os.kill(self.pid, number)
+        if number == signal.SIGSTOP:
+            os.waitid(os.P_PID, self.pid, os.WSTOPPED)  # now it does nothing any more
 
     def close(self):
         if self.process.returncode is None:

@@ -209,6 +209,11 @@ class Owner:
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout.readline() == "ready\n"
 
+    def suspend(self):
+        """It does nothing any more when this returns."""
+        self.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED)
+
     def kill(self):
         self.process.kill()
         self.process.wait()
@@ -242,7 +247,7 @@ def test_an_owner_that_was_restarted_is_found_again(process):
 def test_who_waits_for_an_answer_notices_at_once_that_the_owner_died(process):
     store = RemoteStore(process.path, connect_timeout_s=0.0)
     store.commit([change("a")])
-    os.kill(process.process.pid, signal.SIGSTOP)
+    process.suspend()
     with ThreadPoolExecutor(3) as pool:
         committing = pool.submit(store.commit, [change("a", 1)])
         reading = pool.submit(store.types)
@@ -263,7 +268,7 @@ def test_an_owner_that_does_not_answer_is_given_up(process, monkeypatch):
     monkeypatch.setattr(remote.RemoteStore._connected, "__defaults__", (0.1,))
     store = RemoteStore(process.path)
     store.commit([])
-    os.kill(process.process.pid, signal.SIGSTOP)
+    process.suspend()
     for call, in_doubt in ((lambda: store.commit([change("a")]), True), (store.types, False)):
         with pytest.raises(errors.StoreError, match="does not answer") as caught:
             call()
@@ -275,7 +280,7 @@ def test_an_owner_that_does_not_answer_is_given_up(process, monkeypatch):
 def test_a_commit_that_was_not_sent_entirely_is_made_again(process):
     store = RemoteStore(process.path)
     store.commit([])
-    os.kill(process.process.pid, signal.SIGSTOP)
+    process.suspend()
     with ThreadPoolExecutor(1) as pool:
         committing = pool.submit(store.commit, [change("a", state=bytes(2**24))])  # more than a socket holds
         await_sent([store])
