@@ -95,7 +95,7 @@ class Place(NamedTuple):
 
 
 def _end() -> None:
-    log.warning("there is no supervisor any more; this worker ends")
+    log.info("the supervisor is gone, or has given this worker up; it ends")
     os.kill(os.getpid(), signal.SIGTERM)
 
 
