@@ -13,6 +13,7 @@ import dataclasses
 import logging
 import os
 import resource
+import socket
 import threading
 import uuid
 import weakref
@@ -331,6 +332,17 @@ class ObjectServer:
         from objserver.server.encrypted import EncryptedConnection  # it loads OpenSSL
 
         return EncryptedConnection(self, sock, address, serial, self._identity)
+
+    def adopt(self, sock: socket.socket, data: bytes = b"") -> None:
+        """Serve a client whose connection somebody else accepted; from any thread.
+
+        `data` is what has been read from it, nothing of which has been answered: with TLS, nothing at all.
+        If the server stops, the socket is closed.
+        """
+        if data and self._identity is not None:
+            sock.close()
+            raise ValueError("this server speaks TLS; who hands connections over must not read from them")
+        self.poller.adopt(sock, data)
 
     def validate_handshake(self, greeting: Any) -> Any:
         """For subclasses: look at a client's handshake data; raise to refuse it, return the answer."""
