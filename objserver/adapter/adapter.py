@@ -454,7 +454,9 @@ class ObjectAdapter:
 
     def refuse(self, invocation: Invocation, problem: BaseException) -> None:
         """Answer with an error; or have the call made where the object is, for who would not go there."""
-        stays = invocation.oneway or invocation.caller.session_is_connection
+        stays = (
+            invocation.oneway or invocation.caller.session_is_connection or not self._ownership.sends_on
+        )
         if type(problem) is errors.Moved and stays and self._relay is not None and not invocation.errand:
             self._engine.submit(partial(self._make_elsewhere, self._relay, invocation, problem))
             return

@@ -17,6 +17,7 @@ import uuid
 import warnings
 from collections import deque
 from collections.abc import AsyncIterator, Generator, Mapping
+from functools import partial
 from time import monotonic
 from types import EllipsisType, TracebackType
 from typing import Any, Self, TypeVar, Unpack, cast
@@ -305,8 +306,25 @@ async def _connection(stub: Stub) -> MultiplexedConnection:
     pool = cast(ConnectionPool, stub.pool)
     connection = pool.live
     if connection is not None and connection.loop is asyncio.get_running_loop():
+        if pool.asks_now():
+            _ask_for_entries(pool, connection)
         return connection
     return await multiplex(pool, stub.timeout_s)
+
+
+def _ask_for_entries(pool: ConnectionPool, connection: MultiplexedConnection) -> None:
+    """Nobody waits for the answer."""
+    codec = connection.codec
+    payload = codec.encode_call(DAEMON_ID, "get_entries", (), {})
+    with contextlib.suppress(errors.CommunicationError):
+        _, reply = connection.request(codec, payload, 0, None)
+        assert reply is not None
+        reply.add_done_callback(partial(_answered, pool, codec))
+
+
+def _answered(pool: ConnectionPool, codec: Codec, reply: asyncio.Future[Frame]) -> None:
+    if not reply.cancelled() and reply.exception() is None and not reply.result().flags & Flag.EXCEPTION:
+        pool.told(codec.decode(reply.result().payload))
 
 
 async def _call(stub: Stub, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

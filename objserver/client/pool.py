@@ -6,6 +6,8 @@ other and a single thread always has the warmest connection.
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import weakref
 from collections import deque
@@ -37,6 +39,9 @@ IDLE_CONNECTIONS_MAX = 8
 SURELY_OPEN_S = 0.05
 """A connection taken so recently is not checked for having been closed; the check costs a microsecond."""
 
+ENTRIES_S = 5.0
+"""How often a proxy that is used asks a cluster for its addresses: a node that has come since is known before
+those that were there have gone."""
 OTHERS_TIMEOUT_S = 2.0
 """For a server of a cluster to answer the greeting, if there are others that have not been tried."""
 Resolve = Callable[[Reference, float | None], Reference]
@@ -82,6 +87,8 @@ class ConnectionPool:
         here = machine.get()
         self._monotonic = here.monotonic
         self._entries = here.own(Entries)
+        self._ask_at = math.inf
+        """When the cluster is to be asked for its addresses."""
         self._found: Location | None = None
         """Where the reference leads."""
         self._route: Location | None = None
@@ -170,8 +177,27 @@ class ConnectionPool:
                 now - connection.last_used < SURELY_OPEN_S or not connection.is_stale()
             ):
                 connection.last_used = now
-                return connection
+                if now < self._ask_at:
+                    return connection
+                self._ask_at = now + ENTRIES_S
+                with contextlib.suppress(errors.ObjServerError):
+                    self.told(ask_daemon(connection, "get_entries", (), timeout_s))
+                if connection.is_open:
+                    return connection
             connection.close()
+
+    def asks_now(self) -> bool:
+        """Whether the cluster is to be asked for its addresses; who asks this has to."""
+        now = self._monotonic()
+        if now < self._ask_at:
+            return False
+        self._ask_at = now + ENTRIES_S
+        return True
+
+    def told(self, entries: Any) -> None:
+        """The cluster has said which its addresses are."""
+        if type(entries) is list and entries and self.location is not None:
+            self._entries.told(self.location, [str(entry) for entry in entries])
 
     def put(self, connection: ClientConnection) -> None:
         """Done with a connection that is in order."""
@@ -303,6 +329,7 @@ class ConnectionPool:
         self.location = greeting.location
         if greeted.entries:
             self._entries.told(greeting.location, greeted.entries)
+            self._ask_at = self._monotonic() + ENTRIES_S
         self._entries.answered(greeting.location)
         if self.begin_lease is not None:
             self.lease, self.begin_lease = self.begin_lease(), None

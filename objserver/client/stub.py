@@ -381,6 +381,22 @@ class Stub:
         attempts.asks = True
         return attempts
 
+    def pass_on(
+        self,
+        method: str,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        flags: int,
+        call: CallId,
+        acked: int,
+        asks: bool,
+    ) -> Any:
+        """Make a call for another client, under its id; or ask what became of it."""
+        attempts = self.attempts(method, machine.get().monotonic())
+        attempts.numbered(call, None)
+        attempts.acked_of_others, attempts.asks = acked, asks
+        return self._again(method, args, kwargs, flags, None, attempts)
+
     def deliver(self, method: str, payload: bytes, call: CallId, acked: int) -> Any:
         """Make the call that `payload` encodes, under this id."""
         attempts = self.attempts(method, machine.get().monotonic())

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import ormsgpack
 
 from objserver import errors
+from objserver.cluster.entry import Entry
 from objserver.cluster.placement import Candidate, Placement, PreferLocal
 from objserver.cluster.relay import Relays
 from objserver.cluster.routes import ROUTES_MAX, Routes
@@ -65,6 +66,7 @@ class ClusterNode:
         self._thread: Any = None
         self._stopping = False
         self._view: Sequence[Row] = ()
+        self._entry = Entry()
         self._routes = Routes()
         self._leaving: dict[tuple[str, str], str] = {}
         """What is being handed over, and the life that gets it."""
@@ -86,6 +88,7 @@ class ClusterNode:
     def start(self) -> None:
         """Join.  StoreError if the store does not let us."""
         self._join()
+        self._entry = Entry.of(self._store)
         self._seen(self._store.nodes())
         self._thread = self._machine.start(self._run, "objserver-node")
 
@@ -105,6 +108,7 @@ class ClusterNode:
             if nodes is None:
                 self._begin_again(life)
                 nodes = self._store.nodes()
+            self._entry = Entry.of(self._store)
         except errors.StoreError as problem:
             self._failed_renewals += 1
             log.warning("node %s could not renew its lease: %s", self.name, problem)
@@ -161,9 +165,16 @@ class ClusterNode:
 
     @property
     def entries(self) -> tuple[str, ...]:
-        """Addresses of the nodes that take calls: this one, and then the others."""
+        """Addresses that clients are to know: the single entry; or this node's, and then the others'."""
+        if self._entry.single:
+            return (self._entry.single,)
         others = [n.address for n in self._view if n.left_s > 0 and n.address != self.address]
         return (self.address, *others)
+
+    @property
+    def sends_on(self) -> bool:
+        """Not where clients know a single address."""
+        return not self._entry.single
 
     def candidates(self) -> list[Candidate]:
         """Nodes that may be given objects."""

@@ -458,7 +458,7 @@ class Connection(Answering):
                 shared=offer,
                 store=server.store_id,
                 proof=proof,
-                entries=server.node.entries if server.node is not None else (),
+                entries=tuple(server.entries()),
             )
             answer[wire_extension.KEY] = ours.to_data()
         return answer
@@ -562,8 +562,9 @@ class Connection(Answering):
                     if context.chain:  # its caller may cancel it
                         conversation = self.conversation
                 if wire_extension.MOVED in users:
-                    del users[wire_extension.MOVED]
                     invocation.sent = True
+                    # Of the call as its client made it, if another server makes it for him.
+                    invocation.digest = bytes(users.pop(wire_extension.MOVED)) or invocation.digest
                 if wire_extension.PROMISES in users:
                     promises = Promises.decode(users.pop(wire_extension.PROMISES))
                     conversation = self.conversation

@@ -25,7 +25,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import hashlib
 import logging
 import os
 import select
@@ -40,7 +39,7 @@ from objserver import errors
 from objserver.codecs import Codecs
 from objserver.logs import escaping
 from objserver.machine import machine
-from objserver.references import DAEMON_ID, Location
+from objserver.references import DAEMON_ID, Location, rank
 from objserver.settings import ServerSettings
 from objserver.wire import Frame, FrameParser, FrameType, encode_frame
 
@@ -102,11 +101,7 @@ def by_object(object_id: str, connect: Frame | None, workers: Sequence[Standing]
     """
     if object_id in ("", DAEMON_ID):
         return fewest(object_id, connect, workers)
-    return max((_score(object_id, worker.name), worker.name) for worker in workers)[1]
-
-
-def _score(object_id: str, name: str) -> bytes:
-    return hashlib.blake2b(f"{name}\0{object_id}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return max(workers, key=lambda worker: rank(object_id, worker.name)).name
 
 
 # -- the front -------------------------------------------------------------------------------------------

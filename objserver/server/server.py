@@ -200,7 +200,8 @@ class ObjectServer:
             ownership=self.node,
             relay=self.node.relay if self.node is not None else None,
         )
-        self.adapter.register(DaemonObject(self.adapter, self._describe), DAEMON_ID, Shared(), Concurrent())
+        daemon = DaemonObject(self.adapter, self._describe, self.entries)
+        self.adapter.register(daemon, DAEMON_ID, Shared(), Concurrent())
         self._state = "new"
         self._stopped = self._machine.Event()
         self._state_lock = threading.Lock()
@@ -595,6 +596,10 @@ class ObjectServer:
             for name, count in connection.under_way().items():
                 counts[name] += count
         return counts
+
+    def entries(self) -> list[str]:
+        """Addresses that lead to every object of the cluster; none, if this server is in none."""
+        return [] if self.node is None else [*self.node.entries]
 
     def _describe(self) -> str:
         return (
