@@ -207,6 +207,9 @@ class _Callback(Awaited):
 class Conversation:
     """See the module's essay.  Every method may be called from any thread."""
 
+    takes_scalars = False
+    """As a connection to the peer's objects; see `ClientConnection`."""
+
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self._settings = connection.server.settings

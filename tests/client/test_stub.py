@@ -37,6 +37,7 @@ class Connection:
         self.session = greeting.session
         self.codec = CODEC
         self.native = True
+        self.takes_scalars = False
         self.metadata = types.SimpleNamespace(
             methods=frozenset(),
             oneway=frozenset(),
