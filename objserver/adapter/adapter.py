@@ -601,9 +601,12 @@ class ObjectAdapter:
                         if not mailbox.waiting:
                             mailbox.running.remove(invocation)  # as leave would
                             return None
+                        starting = mailbox.leave(invocation)
                     finally:
                         lock.release()
-                    return self._leave(invocation)
+                    for other in starting[1:]:
+                        self.run_later(other)
+                    return starting[0] if starting else None
             else:
                 reply = self._encode(invocation, value, error)
             if activation.registration.persistent:

@@ -51,7 +51,8 @@ class Mailbox:
             self._start(invocation)
             return True
         if (
-            self.open
+            not self.policy.alone
+            and self.open
             and not invocation.ends
             and (
                 self.policy.overtakes(running, invocation)
@@ -124,7 +125,7 @@ class Mailbox:
         """Move those that may start now from `waiting` to `running`."""
         started = []
         while self.waiting:
-            alone = not self.open or self.waiting[0].ends
+            alone = self.policy.alone or not self.open or self.waiting[0].ends
             if not (not self.running if alone else self.policy.admits(self.running, self.waiting[0])):
                 break
             invocation = self.waiting.popleft()

@@ -50,7 +50,7 @@ from objserver.wire import (
 from objserver.wire import extension as wire_extension
 from objserver.wire.buffers import Arrived
 from objserver.wire.frames import plain_request, plain_start
-from objserver.wire.scalars import SCALAR_FRAME_MAX, scalar_call
+from objserver.wire.scalars import SCALAR_FRAME_MAX, ScalarCall, scalar_call, scalar_call_in
 from objserver.wire.shared_memory import Offer, is_local
 
 if TYPE_CHECKING:
@@ -258,6 +258,8 @@ class Connection(Answering):
             for frame in rest:
                 if len(frame.payload) > LARGE or not self.greeted or frame.flags & _COMPRESSED:
                     self._set_apart([frame, *rest], start)
+                elif gathers and (call := scalar_call_in(frame, _SCALAR_START)) is not None:
+                    self._invoke_among_others(call, start)
                 elif frame.type == _INVOKE:
                     self._invoke(frame, None, start)
                 else:
@@ -515,6 +517,20 @@ class Connection(Answering):
             return
         if self._admit(invocation):
             start(partial(self._run, invocation))
+
+    def _invoke_among_others(self, call: ScalarCall, start: Start) -> None:
+        """As `_invoke`, of a request that is a scalar call, where many are under way."""
+        object_id, method, args, frame = call
+        frame.payload = b""
+        invocation = Invocation(self, object_id, method, args, {}, (self._ours, frame))
+        try:
+            self.conversation.begin(invocation, frame)
+        except errors.ObjServerError as problem:
+            invocation.caller.send(invocation.caller.encode_error(invocation, problem))
+            return
+        admit = self._admit
+        if admit(invocation):
+            start(MethodType(self._run, invocation))
 
     def _prepare(self, invocation: Invocation, frame: Frame, payload: Any) -> bool:
         """Whatever a request has besides a call.  True: it has been refused, or waits for other requests."""

@@ -327,10 +327,11 @@ static PyObject *read_text(Rest *rest) {
     return value;
 }
 
-/* (object id, method, arguments, frame) of a plain frame whose payload is a scalar call; NULL as read_scalar. */
-static PyObject *read_call(const unsigned char *at, size_t size) {
-    Rest rest = {at + HEADER, at + HEADER + size};
-    PyObject *object_id = NULL, *method = NULL, *args = NULL, *frame = NULL, *call = NULL;
+/* (object id, method, arguments, frame) of a payload that is a scalar call; NULL as read_scalar.  The frame is
+   `frame`, or made of the header at `head`. */
+static PyObject *read_call(const unsigned char *at, size_t size, const unsigned char *head, PyObject *frame) {
+    Rest rest = {at, at + size};
+    PyObject *object_id = NULL, *method = NULL, *args = NULL, *call = NULL;
     if (size < 5 || size > SMALL || *rest.at++ != 0x94)
         return NULL;
     if ((object_id = read_text(&rest)) == NULL || (method = read_text(&rest)) == NULL || rest.at == rest.end ||
@@ -345,19 +346,20 @@ static PyObject *read_call(const unsigned char *at, size_t size) {
             goto done;
         PyList_SET_ITEM(args, i, value);
     }
-    if (rest.end - rest.at != 1 || *rest.at != 0x80 || (frame = make_frame(at, 0, 0)) == NULL)
+    if (rest.end - rest.at != 1 || *rest.at != 0x80)
         goto done;
-    if ((call = PyTuple_New(4)) != NULL) {
+    frame = frame != NULL ? Py_NewRef(frame) : make_frame(head, 0, 0);
+    if (frame != NULL && (call = PyTuple_New(4)) != NULL) {
         PyTuple_SET_ITEM(call, 0, Py_NewRef(object_id));
         PyTuple_SET_ITEM(call, 1, Py_NewRef(method));
         PyTuple_SET_ITEM(call, 2, Py_NewRef(args));
         PyTuple_SET_ITEM(call, 3, Py_NewRef(frame));
     }
+    Py_XDECREF(frame);
 done:
     Py_XDECREF(object_id);
     Py_XDECREF(method);
     Py_XDECREF(args);
-    Py_XDECREF(frame);
     return call;
 }
 
@@ -374,10 +376,53 @@ static PyObject *scalar_call(PyObject *module, PyObject *const *args, Py_ssize_t
     if (length < HEADER || memcmp(at, PyBytes_AS_STRING(args[1]), 10) || memcmp(at + 16, TAIL, sizeof TAIL) ||
         big_endian(at + 12, 4) != length - HEADER)
         Py_RETURN_NONE;
-    PyObject *call = read_call(at, length - HEADER);
+    PyObject *call = read_call(at + HEADER, length - HEADER, at, NULL);
     if (call == NULL && !PyErr_Occurred())
         Py_RETURN_NONE;
     return call;
+}
+
+/* scalar_call_in(frame, start) -> as scalar_call, of a frame: if it begins with `start` and has nothing beside its
+   payload. */
+static PyObject *scalar_call_in(PyObject *module, PyObject *const *args, Py_ssize_t nargs) {
+    if (nargs != 2 || frame_class == NULL || !PyObject_TypeCheck(args[0], &FrameType) || !PyBytes_Check(args[1]) ||
+        PyBytes_GET_SIZE(args[1]) != 10) {
+        PyErr_SetString(PyExc_TypeError, "scalar_call_in takes a frame and the first ten bytes of one");
+        return NULL;
+    }
+    Frame *frame = (Frame *)args[0];
+    const unsigned char *start = (const unsigned char *)PyBytes_AS_STRING(args[1]);
+    if (!frame->payload || !PyBytes_CheckExact(frame->payload) || frame->annotations != no_annotations ||
+        frame->correlation != no_correlation || !frame->type || !frame->serializer_id || !frame->flags)
+        Py_RETURN_NONE;
+    long type = PyLong_AsLong(frame->type), serializer = PyLong_AsLong(frame->serializer_id);
+    long flags = PyLong_AsLong(frame->flags);
+    if (PyErr_Occurred())
+        return NULL;
+    if (type != start[6] || serializer != start[7] || flags != (start[8] << 8 | start[9]))
+        Py_RETURN_NONE;
+    PyObject *payload = Py_NewRef(frame->payload);
+    PyObject *call = read_call((const unsigned char *)PyBytes_AS_STRING(payload), (size_t)PyBytes_GET_SIZE(payload),
+                               NULL, (PyObject *)frame);
+    Py_DECREF(payload);
+    if (call == NULL && !PyErr_Occurred())
+        Py_RETURN_NONE;
+    return call;
+}
+
+/* scalar_in(payload) -> the scalar that it is, or Ellipsis. */
+static PyObject *scalar_in(PyObject *module, PyObject *payload) {
+    if (PyBytes_CheckExact(payload) && PyBytes_GET_SIZE(payload) <= SMALL) {
+        const unsigned char *at = (const unsigned char *)PyBytes_AS_STRING(payload);
+        Rest rest = {at, at + PyBytes_GET_SIZE(payload)};
+        PyObject *value = read_scalar(&rest);
+        if (value != NULL && rest.at == rest.end)
+            return value;
+        Py_XDECREF(value);
+        if (PyErr_Occurred())
+            return NULL;
+    }
+    return Py_NewRef(Py_Ellipsis);
 }
 
 /* scalar_value(data, start, sequence) -> the scalar, if `data` is exactly the plain frame that begins with `start`
@@ -550,6 +595,8 @@ static PyObject *scalar_reply(PyObject *module, PyObject *const *args, Py_ssize_
 
 static PyMethodDef functions[] = {
     {"scalar_call", (PyCFunction)(void (*)(void))scalar_call, METH_FASTCALL, NULL},
+    {"scalar_call_in", (PyCFunction)(void (*)(void))scalar_call_in, METH_FASTCALL, NULL},
+    {"scalar_in", scalar_in, METH_O, NULL},
     {"scalar_value", (PyCFunction)(void (*)(void))scalar_value, METH_FASTCALL, NULL},
     {"scalar_request", (PyCFunction)(void (*)(void))scalar_request, METH_FASTCALL, NULL},
     {"scalar_reply", (PyCFunction)(void (*)(void))scalar_reply, METH_FASTCALL, NULL},

@@ -21,12 +21,14 @@ import ormsgpack
 
 from objserver.wire.frames import (
     HEADER_SIZE,
+    NO_CORRELATION,
     Frame,
     _pure_plain_call,
     _pure_plain_frame,
     _pure_plain_frames,
     _pure_plain_reply,
     kernel,
+    plain_start,
 )
 
 __all__ = ["SCALAR_FRAME_MAX", "scalar_call", "scalar_reply", "scalar_request", "scalar_value"]
@@ -81,21 +83,35 @@ def _pure_scalar_call(data: bytes, start: bytes) -> ScalarCall | None:
     frames, end = _pure_plain_frames(data, len(data))
     if len(frames) != 1 or end != len(data):
         return None
+    call = _pure_scalar_call_in(frames[0], start)
+    frames[0].payload = b""
+    return call
+
+
+def _pure_scalar_call_in(frame: Frame, start: bytes) -> ScalarCall | None:
+    """As `scalar_call`, of a frame: if it begins with `start` and has nothing beside its payload."""
+    payload = frame.payload
+    if (
+        type(payload) is not bytes
+        or len(payload) > SMALL
+        or plain_start(frame.type, frame.serializer_id) != start
+        or frame.flags
+        or frame.annotations
+        or frame.correlation is not NO_CORRELATION
+    ):
+        return None
     try:
-        call = _pure_plain_call(ormsgpack.unpackb(frames[0].payload))
+        call = _pure_plain_call(ormsgpack.unpackb(payload))
     except ValueError:
         return None
     if call is None or len(call[2]) > ARGUMENTS_MAX or not _SCALARS.issuperset(map(type, call[2])):
         return None
-    frames[0].payload = b""
-    return call[0], call[1], call[2], frames[0]
+    return call[0], call[1], call[2], frame
 
 
-def _pure_scalar_value(data: bytes, start: bytes, sequence: int) -> Any:
-    """The scalar, if `data` is exactly the plain frame that begins with `start` and has that number and one
-    for a payload, or Ellipsis, which no scalar is."""
-    payload = _pure_plain_reply(data, start, sequence) if len(data) <= HEADER_SIZE + SMALL else None
-    if payload is None:
+def _pure_scalar_in(payload: Any) -> Any:
+    """The scalar that a payload is, or Ellipsis, which no scalar is."""
+    if type(payload) is not bytes or len(payload) > SMALL:
         return ...
     try:
         value = ormsgpack.unpackb(payload)
@@ -104,11 +120,20 @@ def _pure_scalar_value(data: bytes, start: bytes, sequence: int) -> Any:
     return value if type(value) in _SCALARS else ...
 
 
+def _pure_scalar_value(data: bytes, start: bytes, sequence: int) -> Any:
+    """The scalar, if `data` is exactly the plain frame that begins with `start` and has that number and one
+    for a payload, or Ellipsis."""
+    return _pure_scalar_in(_pure_plain_reply(data, start, sequence))
+
+
 ScalarCall = tuple[str, str, list[Any], Frame]
 scalar_request: Callable[[bytes, int, str, str, Sequence[Any]], bytes | None] = _pure_scalar_request
 scalar_reply: Callable[[bytes, int, Any], bytes | None] = _pure_scalar_reply
 scalar_call: Callable[[bytes, bytes], ScalarCall | None] = _pure_scalar_call
+scalar_call_in: Callable[[Frame, bytes], ScalarCall | None] = _pure_scalar_call_in
 scalar_value: Callable[[bytes, bytes, int], Any] = _pure_scalar_value
+scalar_in: Callable[[Any], Any] = _pure_scalar_in
 if kernel is not None:
     scalar_request, scalar_reply = kernel.scalar_request, kernel.scalar_reply
-    scalar_call, scalar_value = kernel.scalar_call, kernel.scalar_value
+    scalar_call, scalar_call_in = kernel.scalar_call, kernel.scalar_call_in
+    scalar_value, scalar_in = kernel.scalar_value, kernel.scalar_in

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from objserver.codecs import NativeCodec
 from objserver.settings import Limits
-from objserver.wire import FrameType, scalars
-from objserver.wire.frames import HEADER_SIZE, _pure_plain_frame, kernel, plain_start
+from objserver.wire import Frame, FrameType, scalars
+from objserver.wire.frames import HEADER_SIZE, _pure_plain_frame, kernel, plain_frames, plain_start
 
 CODEC = NativeCodec(Limits())
 CALL, REPLY = plain_start(FrameType.INVOKE, 79), plain_start(FrameType.RESULT, 79)
@@ -20,6 +20,7 @@ PURE = (
     scalars._pure_scalar_call,
     scalars._pure_scalar_value,
 )
+IN_FRAMES = (scalars.scalar_call_in, scalars._pure_scalar_call_in)
 KERNEL = PURE if kernel is None else tuple(getattr(kernel, f.__name__.removeprefix("_pure_")) for f in PURE)
 
 EDGES = sorted(
@@ -61,6 +62,11 @@ def test_a_request_has_the_bytes_of_the_codec_or_is_none(sequence, object_id, me
         assert seen(calls[0]) == seen(calls[1])
         assert repr(calls[0][:3]) == repr((object_id, method, list(args)))
         assert calls[0][3].sequence == sequence
+        (frame,), _ = plain_frames(made[0], 1 << 20)
+        for call_in in IN_FRAMES:
+            *call, same = call_in(frame, CALL)
+            assert repr(call) == repr([object_id, method, list(args)])
+            assert same is frame
 
 
 @given(SEQUENCES, VALUES)
@@ -102,7 +108,8 @@ def test_broken_frames_are_read_as_python_reads_them(data):
     )
     if (found := KERNEL[2](broken, CALL)) is not None:
         assert seen(found) == seen(PURE[2](broken, CALL))
-    assert KERNEL[3](broken, CALL, 7) is PURE[3](broken, CALL, 7) is ...
+    if (value := KERNEL[3](broken, CALL, 7)) is not ...:
+        assert repr(value) == repr(PURE[3](broken, CALL, 7))
 
 
 @pytest.mark.parametrize(("request_", "reply", "call", "value"), [KERNEL, PURE])
@@ -130,6 +137,27 @@ def test_what_is_something_else_is_told(request_, reply, call, value):
     assert call(whole + whole, CALL) is None
     assert call(whole[:20] + b"\x01" + whole[21:], CALL) is None
     assert len(whole) <= scalars.SCALAR_FRAME_MAX
+
+
+@pytest.mark.parametrize("call_in", IN_FRAMES)
+def test_a_frame_with_anything_beside_its_payload_is_no_scalar_call(call_in):
+    (frame,), _ = plain_frames(scalars.scalar_request(CALL, 1, "Adder", "add", (1,)), 1 << 20)
+    assert call_in(frame, CALL)[:3] == ("Adder", "add", [1])
+    assert call_in(frame, REPLY) is None
+    for name, value in {
+        "flags": 128, "annotations": {"ABCD": b""}, "correlation": b"x" * 16, "type": 5, "serializer_id": 1,
+        "payload": bytearray(frame.payload),
+    }.items():  # fmt: skip
+        other = Frame(4, 79, 0, 1, frame.payload)
+        setattr(other, name, value)
+        assert call_in(other, CALL) is None
+    assert call_in(Frame(4, 79, 0, 1, b""), CALL) is None
+
+
+def test_the_scalar_in_a_payload_is_told():
+    for read in (scalars.scalar_in, scalars._pure_scalar_in):
+        assert [read(CODEC.encode(value)) for value in (1, "x", None)] == [1, "x", None]
+        assert [read(what) for what in (b"", b"\xc1", b"\x91\x01", "x", None, b"\xd9")] == [...] * 6
 
 
 def test_subclasses_are_no_scalars():
