@@ -61,14 +61,13 @@ class Mailbox:
         ):
             running.append(invocation)
             return True
-        if not invocation.errand:
-            if invocation.chain and not invocation.oneway:
-                self._check_chain(invocation)
-            if len(self.waiting) >= self.size_max:
-                raise errors.ServerBusy(
-                    f"{len(self.waiting)} invocations already wait for {invocation.object_id} "
-                    "(setting mailbox_size_max)"
-                )
+        if invocation.chain and not invocation.oneway and not invocation.errand:
+            self._check_chain(invocation)
+        if len(self.waiting) >= self.size_max and not invocation.errand:
+            raise errors.ServerBusy(
+                f"{len(self.waiting)} invocations already wait for {invocation.object_id} "
+                "(setting mailbox_size_max)"
+            )
         self._keep_waiting(invocation)
         return False
 

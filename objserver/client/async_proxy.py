@@ -256,7 +256,7 @@ class _AsyncCall:
             or _facts() is not None
             or pool.exactly_once
             or connection.loop is not _running_loop()
-            or method in connection.greeted.metadata.oneway
+            or method in connection.oneway
         ):
             return (yield from _call(stub, method, args, kwargs).__await__())
         codec, begun = connection.codec, monotonic()

@@ -18,7 +18,7 @@ import socket
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
@@ -96,6 +96,8 @@ class MultiplexedConnection(asyncio.Protocol, Answering):
 
     greeted: Greeted
     native: bool
+    oneway: Collection[str]
+    """Members of the object that give no answer."""
     codec: Codec
     _start: bytes
     _takes_scalars = False
@@ -181,7 +183,7 @@ class MultiplexedConnection(asyncio.Protocol, Answering):
             if isinstance(problem, OSError) and not isinstance(problem, errors.ConnectFailed):
                 raise errors.ConnectFailed(f"{location} closed the connection during the handshake") from None
             raise
-        self.native = self.greeted.native
+        self.native, self.oneway = self.greeted.native, self.greeted.metadata.oneway
         self._together = self._together or self.native
         self.codec = self.greeted.codec
         self._start = plain_start(FrameType.INVOKE, self.codec.serializer_id)

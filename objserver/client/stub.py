@@ -20,7 +20,6 @@ import uuid
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 
@@ -99,6 +98,7 @@ class ConnectionPool:
         """The object remembers the calls that have ids, in the data `store`."""
         self.store = ""
         self.idle: deque[ClientConnection] = deque()
+        self._codecs: Codecs | None = None
         self.location: Location | None = None
         self._resolve = resolve
         self._failed = failed
@@ -125,9 +125,15 @@ class ConnectionPool:
         for connection in self.idle:
             connection.close()
 
-    @cached_property
+    @property
     def codecs(self) -> Codecs:
         """What this proxy sends and receives its values with; marshal is used only if it was told to."""
+        # Not a cached_property: whoever touches `__dict__` makes all attributes slow.
+        if self._codecs is None:
+            self._codecs = self._make_codecs()
+        return self._codecs
+
+    def _make_codecs(self) -> Codecs:
         weak = weakref.ref(self)  # sockets in a cycle would wait for the garbage collector
 
         def export(value: object) -> Reference | None:

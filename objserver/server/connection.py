@@ -238,6 +238,7 @@ class Connection(Answering):
             return
         parser = self.parser
         gathers = False
+        among = self._conversation
         try:
             if not self.greeted and space is None and data[:4] in _HTTP:
                 self._write(_HTTP_ANSWER)
@@ -258,8 +259,8 @@ class Connection(Answering):
             for frame in rest:
                 if len(frame.payload) > LARGE or not self.greeted or frame.flags & _COMPRESSED:
                     self._set_apart([frame, *rest], start)
-                elif gathers and (call := scalar_call_in(frame, _SCALAR_START)) is not None:
-                    self._invoke_among_others(call, start)
+                elif among is not None and (call := scalar_call_in(frame, _SCALAR_START)) is not None:
+                    self._invoke_among_others(among, call, start)
                 elif frame.type == _INVOKE:
                     self._invoke(frame, None, start)
                 else:
@@ -518,13 +519,13 @@ class Connection(Answering):
         if self._admit(invocation):
             start(partial(self._run, invocation))
 
-    def _invoke_among_others(self, call: ScalarCall, start: Start) -> None:
+    def _invoke_among_others(self, conversation: Conversation, call: ScalarCall, start: Start) -> None:
         """As `_invoke`, of a request that is a scalar call, where many are under way."""
         object_id, method, args, frame = call
         frame.payload = b""
         invocation = Invocation(self, object_id, method, args, {}, (self._ours, frame))
         try:
-            self.conversation.begin(invocation, frame)
+            conversation.begin(invocation, frame)
         except errors.ObjServerError as problem:
             invocation.caller.send(invocation.caller.encode_error(invocation, problem))
             return
