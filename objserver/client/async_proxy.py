@@ -237,12 +237,12 @@ class _AsyncCall:
     def _begin(self) -> None:
         if type(self) is _NewCall:
             self._steps = self.__await__()
-            self.__class__ = _AsyncCall
+            self.__class__ = _AsyncCall  # type: ignore[assignment]
 
     def __await__(self) -> Generator[Any, None, Any]:
         if type(self) is not _NewCall:
             raise RuntimeError(f"{self!r} has been awaited already; to call again, write the call again")
-        self.__class__ = _AsyncCall
+        self.__class__ = _AsyncCall  # type: ignore[assignment]
         # What nearly all calls are goes without a coroutine: each costs more than the work it does.
         stub, method, args, kwargs = self._call
         pool = stub.pool

@@ -196,8 +196,8 @@ class Connection(Answering):
                 data = b""
             call = scalar_call(data, self._scalar_start)
             if call is not None:
-                object_id, method, args, frame = call
-                invocation = Invocation(self, object_id, method, args, {}, (self._ours, frame))
+                object_id, method, args, request = call
+                invocation = Invocation(self, object_id, method, args, {}, (self._ours, request))
                 admit = self._admit
                 if admit(invocation):
                     start(MethodType(self._run, invocation))
