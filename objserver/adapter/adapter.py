@@ -66,7 +66,7 @@ from objserver.storage import Committer, Store
 __all__ = ["ObjectAdapter"]
 
 log = escaping(logging.getLogger("objserver.adapter"))
-
+_enter_call, _leave_call = in_progress.set, in_progress.reset  # as globals: see `Connection.receive`
 
 _DRAW = "get_next_stream_item"
 """The daemon's method that is none: the item is drawn from the object whose stream it is."""
@@ -409,14 +409,14 @@ class ObjectAdapter:
     def admit(self, invocation: Invocation) -> bool:
         """Put an invocation in its place.  True: the caller must `run` it now."""
         self.invocations += 1
-        guard = self._guard
+        guard, activation_at = self._guard, self._activation_at
         judged: Skeleton | None = None
         try:
             # One that was located has been admitted before.
             if guard is not None and invocation.located is EMPTY:
                 judged = guard.admit(invocation)
             while True:
-                activation = self._activation_at(invocation.object_id) or self._activation_for(invocation)
+                activation = activation_at(invocation.object_id) or self._activation_for(invocation)
                 if activation is None:
                     self._engine.submit(partial(self._locate_and_run, invocation))
                     return False
@@ -439,7 +439,9 @@ class ObjectAdapter:
                         return self.streams.admit(invocation)
                     else:
                         self._resolve(invocation, skeleton)
-                with activation.lock:
+                lock = activation.lock
+                lock.acquire()  # `with` makes objects of its own
+                try:
                     if not activation.ended:
                         invocation.activation = activation
                         activation.last_used = self.invocations
@@ -448,6 +450,8 @@ class ObjectAdapter:
                             mailbox.running.append(invocation)  # as offer would
                             return True
                         return mailbox.offer(invocation)
+                finally:
+                    lock.release()
         except BaseException as problem:
             self.refuse(invocation, problem)
             return False
@@ -546,14 +550,14 @@ class ObjectAdapter:
         """Run an admitted invocation, and then those that its end lets this thread run."""
         while invocation is not None:
             activation = invocation.activation
-            token = in_progress.set(invocation)
+            token = _enter_call(invocation)
             value: Any = None
             error = None
             try:
                 if activation.plain and invocation.plain:
-                    value = invocation.member.call(  # type: ignore[union-attr]
-                        activation.servant, *invocation.args, **invocation.kwargs
-                    )
+                    servant, args, kwargs = activation.servant, invocation.args, invocation.kwargs
+                    function: Any = invocation.member.call  # type: ignore[union-attr]
+                    value = function(servant, *args, **kwargs) if kwargs else function(servant, *args)
                 else:
                     value = self._perform(invocation)
                 if type(value) is CoroutineType:
@@ -566,7 +570,7 @@ class ObjectAdapter:
                 if type(value) is CoroutineType:
                     value.close()
             finally:
-                in_progress.reset(token)
+                _leave_call(token)
             invocation = self._settle(invocation, value, error)
             error = None  # or it and this frame, which its traceback names, would wait for the collector
 
@@ -697,12 +701,19 @@ class ObjectAdapter:
                     reply = self._encode(invocation, None, _unsendable(invocation, problem))
                 if activation.plain:
                     invocation.caller.send(reply)
-                    with activation.lock:
+                    lock = activation.lock
+                    lock.acquire()  # as in admit
+                    try:
                         mailbox = activation.mailbox
                         if not mailbox.waiting:
                             mailbox.running.remove(invocation)  # as leave would
                             return None
-                    return self._leave(invocation)
+                        starting = mailbox.leave(invocation)
+                    finally:
+                        lock.release()
+                    for other in starting[1:]:
+                        self.run_later(other)
+                    return starting[0] if starting else None
             else:
                 reply = self._encode(invocation, value, error)
             if activation.registration.persistent:

@@ -12,7 +12,6 @@ import os
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from objserver import errors, references
@@ -81,6 +80,7 @@ class ConnectionPool:
         """The object remembers the calls that have ids, in the data `store`."""
         self.store = ""
         self.idle: deque[ClientConnection] = deque()
+        self._codecs: Codecs | None = None
         self.location: Location | None = None
         self._resolve = resolve
         self._failed = failed
@@ -123,9 +123,15 @@ class ConnectionPool:
         for connection in self.idle:
             connection.close()
 
-    @cached_property
+    @property
     def codecs(self) -> Codecs:
         """What this proxy sends and receives its values with; marshal is used only if it was told to."""
+        # Not a cached_property: whoever touches `__dict__` makes all attributes slow.
+        if self._codecs is None:
+            self._codecs = self._make_codecs()
+        return self._codecs
+
+    def _make_codecs(self) -> Codecs:
         weak = weakref.ref(self)  # sockets in a cycle would wait for the garbage collector
 
         def export(value: object) -> Reference | None:
@@ -167,12 +173,13 @@ class ConnectionPool:
 
     def take(self, timeout_s: float | None) -> ClientConnection:
         """A connection nobody else uses: the one put back last, or a new one."""
+        monotonic = self._monotonic
         while True:
             try:
                 connection = self.idle.pop()
             except IndexError:
                 return self.connect(timeout_s)
-            now = self._monotonic()
+            now = monotonic()
             if connection.session == self.session and (
                 now - connection.last_used < SURELY_OPEN_S or not connection.is_stale()
             ):
