@@ -9,7 +9,7 @@ PYTHONS ?= 3.11 3.12 3.13
 .PHONY: demo test test-all soak fuzz check docs notebooks bench clean
 
 # One stamp per set of needs, so that a second run installs nothing.
-$(VENV)/base: setup.cfg setup.py pyproject.toml objserver/wire/_kernel.c objserver/codecs/_budget.c
+$(VENV)/base: setup.cfg setup.py pyproject.toml objserver/wire/_kernel.c objserver/codecs/_budget.c objserver/security/_records.c
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -e .
 	touch $@
@@ -24,7 +24,7 @@ demo: $(VENV)/base
 # a core idle for minutes.  The third run is without the compiled part.
 LONG := tests/testing tests/demos
 PURE := tests/wire tests/codecs tests/client tests/server/test_connection.py tests/server/test_interop.py \
-  tests/server/test_bad_input.py
+  tests/server/test_bad_input.py tests/security/test_channel.py tests/server/test_encrypted.py
 test: $(VENV)/test
 	$(PY) -m pytest -n 2 --dist loadfile $(addprefix --ignore ,$(LONG))
 	$(PY) -m pytest -n 2 --dist worksteal $(LONG)

@@ -2,7 +2,7 @@
 
 from setuptools import Extension, setup
 
-COMPILED = ["codecs/_budget", "wire/_kernel"]
+COMPILED = ["codecs/_budget", "security/_records", "wire/_kernel"]
 
 setup(
     ext_modules=[

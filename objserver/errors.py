@@ -202,7 +202,12 @@ class CommunicationError(ObjServerError, pyro5.CommunicationError):
 
 
 class ConnectFailed(CommunicationError, ConnectionError):
-    """No usable connection could be made, so the call was certainly not executed."""
+    """No usable connection could be made, so the call was certainly not executed.
+
+    `refused`: it is not that nobody answers; one of the two did not want the other, or could not speak to it.
+    """
+
+    refused: bool = False
 
 
 class AuthenticationFailed(ConnectFailed, PermissionError):
@@ -210,6 +215,8 @@ class AuthenticationFailed(ConnectFailed, PermissionError):
 
     The call was not sent, and is not sent again: the next attempt would end the same.
     """
+
+    refused = True
 
 
 class ProtocolError(CommunicationError, pyro5.ProtocolError):

@@ -21,8 +21,10 @@ from typing import IO, Any
 import click
 
 from objserver import errors
-from objserver.client import Proxy, name_servers
-from objserver.references import NAMESERVER_ID, NAMESERVER_PORT, Location, Reference
+from objserver.client import NameServers, Proxy
+from objserver.client.nameservers import Contact, contacts
+from objserver.client.resolve import SHOWN_APART, ask_any
+from objserver.references import NAMESERVER_ID, Location, Reference
 
 __all__ = [
     "ExitCode",
@@ -37,13 +39,11 @@ __all__ = [
 ]
 
 
-_PATIENCE_S = 1.0
-"""For one of several name servers, before the next is asked."""
-
 _IN_OPTIONS = {
     "pass insecure=True": "add --insecure",
     "with authentication=... or tls=ServerTLS(client_ca=...)": "with --keys or --tls-client-ca",
     "connect with tls=ClientTLS(...)": "add --tls-ca",
+    "connect with tls=ClientTLS(certificate=...)": "add --tls-cert and --tls-key",
     "give the proxy credentials=SharedKey(...) or Token(...), or tls=ClientTLS(certificate=...)": (
         "add --credentials, or --tls-cert and --tls-key"
     ),
@@ -76,9 +76,12 @@ def exit_code(problem: BaseException) -> ExitCode:
 
 def in_options(sentence: str) -> str:
     """An error's sentence, which advises programmers, for people at a command line."""
+    of_name_server = "the name server at" in sentence
     for python, option in _IN_OPTIONS.items():
-        sentence = sentence.replace(python, option)
-    return sentence
+        sentence = sentence.replace(
+            python, option.replace("--", "--nameserver-") if of_name_server else option
+        )
+    return sentence.replace(SHOWN_APART, "")
 
 
 class Failure(click.ClickException):
@@ -138,39 +141,23 @@ def parse_address(text: str, default_port: int | None = None) -> Location:
         raise click.UsageError(f"{problem}{hint}") from None
 
 
-def name_server_proxy(addresses: str | None, timeout_s: float) -> Proxy:
-    """A proxy of the first name server that has answered.
+def name_server_proxy(given: NameServers, timeout_s: float) -> Proxy:
+    """A proxy of the first of these name servers that answers; without addresses, of the usual ones."""
 
-    They are those at the addresses, with commas between; without any those of the environment, or this
-    machine's.
-    """
-    target = Reference("PYRONAME", NAMESERVER_ID)
-    if addresses:
-        first, *others = (parse_address(part.strip(), NAMESERVER_PORT) for part in addresses.split(","))
-        target = Reference("PYRONAME", NAMESERVER_ID, first, tuple(others))
-    try:
-        references = name_servers(target)
-    except ValueError as problem:
-        raise errors.NamingError(f"PYRO_NS_PORT is not a port: {problem}") from None
-    silence: Exception | None = None
-    for reference in references:
-        patience_s = timeout_s if len(references) == 1 else min(timeout_s, _PATIENCE_S)
-        directory = Proxy(reference, timeout_s=patience_s)
+    def reach(server: Contact, patience_s: float | None, _: str) -> Proxy:
+        directory = Proxy(
+            server.reference, timeout_s=patience_s, tls=server.tls, credentials=server.credentials
+        )
         try:
-            directory.ping()
-            return directory.calling(timeout_s=timeout_s)
-        except (errors.ConnectFailed, errors.OutcomeUnknown) as problem:
-            if len(references) == 1 and isinstance(problem, errors.OutcomeUnknown):
-                raise
-            silence = problem
+            directory._objserver_stub.metadata()  # what may be asked beyond that, rules say
         except errors.ObjectNotFound as problem:
             raise errors.NamingError(
-                f"the server at {reference.location} is no name server; start one with `objserver nameserver`"
+                f"the server at {server.location} is no name server; start one with `objserver nameserver`"
             ) from problem
-    at = " or ".join(str(reference.location) for reference in references)
-    raise errors.NamingError(
-        f"no name server answers at {at}; start one with `objserver nameserver`"
-    ) from silence
+        return directory.calling(timeout_s=timeout_s)
+
+    found: Proxy = ask_any(contacts(Reference("PYRONAME", NAMESERVER_ID), given), reach, timeout_s)("reach")
+    return found
 
 
 def visible(text: str) -> str:

@@ -24,6 +24,7 @@ import click
 from objserver import errors
 from objserver.cli import ExitCode, Failure, exit_code, in_options, visible
 from objserver.cli.completion import complete_method, complete_uri
+from objserver.cli.reaching import NAMESERVER, Names, Shown, reaches_names, reaches_objects
 
 if TYPE_CHECKING:
     from objserver.client import Proxy
@@ -49,26 +50,9 @@ _BEGINNINGS = {"[": "a list", "{": "a dict", "(": "a tuple", "'": "a quoted text
 @click.argument("args", nargs=-1, metavar="[ARG|KEY=VALUE]...")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON instead of as Python.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Per call.")
-@click.option(
-    "--tls-ca",
-    envvar="OBJSERVER_TLS_CA",
-    show_envvar=True,
-    metavar="FILE",
-    help="Encrypt, and believe servers of this authority.",
-)
-@click.option(
-    "--tls-cert", envvar="OBJSERVER_CLIENT_CERT", show_envvar=True, metavar="FILE", help="Your certificate."
-)
-@click.option(
-    "--tls-key", envvar="OBJSERVER_CLIENT_KEY", show_envvar=True, metavar="FILE", help="... and its key."
-)
-@click.option(
-    "--credentials",
-    envvar="OBJSERVER_CREDENTIALS",
-    show_envvar=True,
-    metavar="FILE",
-    help="Your shared key or token.",
-)
+@reaches_objects
+@NAMESERVER
+@reaches_names
 @click.option("--timing", is_flag=True, help="Say on standard error how long it took.")
 @click.option("--repeat", type=click.IntRange(1), metavar="N", help="Call N times, print the last result.")
 @click.option("--traceback", "show_traceback", is_flag=True, help="Show where an error was raised.")
@@ -78,10 +62,8 @@ def call(
     args: tuple[str, ...],
     as_json: bool,
     timeout: float | None,
-    tls_ca: str | None,
-    tls_cert: str | None,
-    tls_key: str | None,
-    credentials: str | None,
+    shown: Shown,
+    asked: Names,
     timing: bool,
     repeat: int | None,
     show_traceback: bool,
@@ -105,11 +87,11 @@ def call(
       objserver call PYRONAME:shop search "red shoes" limit=3 --json
       objserver call PYRONAME:calc add -1 2.5 --timeout 3 --timing --repeat 100
       objserver call PYRO:calc@lab.example:9091 add 1 2 --tls-ca ca.pem --credentials lab.toml
+      objserver call PYRONAME:calc add 1 2 --nameserver lab.example --nameserver-tls-ca ca.pem \\
+        --nameserver-credentials names.toml --tls-ca ca.pem --credentials lab.toml
     """
     from objserver.cli.unknown import ShowingTypes
     from objserver.client import Proxy
-    from objserver.security import ClientTLS
-    from objserver.security.files import load_credentials
 
     # Before anybody is asked: slips on the command line are no reason to wait for a server.
     for arg in (method or "", *args):
@@ -120,9 +102,15 @@ def call(
     with _in_sentences(show_traceback, timeout):
         began = perf_counter()
         with _connecting():
-            tls = ClientTLS(ca=tls_ca, certificate=tls_cert, key=tls_key) if tls_ca or tls_cert else None
-            shown = load_credentials(credentials) if credentials else None
-            proxy = Proxy(uri, timeout_s=timeout, types=ShowingTypes(), tls=tls, credentials=shown)
+            tls, credentials = shown.load()
+            proxy = Proxy(
+                uri,
+                timeout_s=timeout,
+                types=ShowingTypes(),
+                tls=tls,
+                credentials=credentials,
+                name_servers=asked.load(),
+            )
             offered = proxy._objserver_stub.metadata()
         connected = perf_counter()
         with proxy:

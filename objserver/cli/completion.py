@@ -98,19 +98,19 @@ def completion(shell: str) -> None:
 
 
 def complete_uri(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """`PYRONAME:` with the names of the usual name server; after `PYRO:`, what they stand for."""
+    """`PYRONAME:` with the names of the name server; after `PYRO:`, what they stand for."""
     typed = incomplete.upper()
     if typed.startswith("PYRO:"):
-        return _fitting(((uri, name) for name, uri in _names().items()), incomplete)
+        return _fitting(((uri, name) for name, uri in _names(ctx).items()), incomplete)
     if "PYRONAME:".startswith(typed[:9]):
         start = incomplete[:9] if len(incomplete) >= 9 else "PYRONAME:"
-        return _fitting(((start + name, uri) for name, uri in _names().items()), start + incomplete[9:])
+        return _fitting(((start + name, uri) for name, uri in _names(ctx).items()), start + incomplete[9:])
     return []
 
 
 def complete_name(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Names in the name server that the command asks."""
-    return _fitting(_names(ctx.params.get("nameserver")).items(), incomplete)
+    return _fitting(_names(ctx).items(), incomplete)
 
 
 def complete_method(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -118,21 +118,30 @@ def complete_method(ctx: click.Context, param: click.Parameter, incomplete: str)
 
     def ask() -> list[tuple[str, str]]:
         from objserver.cli.objects import describe
+        from objserver.cli.reaching import Names, Shown
         from objserver.cli.stub_source import signature
         from objserver.client import Proxy
 
-        with Proxy(ctx.params["uri"], timeout_s=PATIENCE_S) as proxy:
+        tls, credentials = Shown.taken(ctx.params).load()
+        with Proxy(
+            ctx.params["uri"],
+            timeout_s=PATIENCE_S,
+            tls=tls,
+            credentials=credentials,
+            name_servers=Names.taken(ctx.params).load(),
+        ) as proxy:
             members = describe(proxy)["members"]
         return [(name, signature(name, member)) for name, member in members.items()]
 
     return _fitting(_within_patience(ask) or [], incomplete)
 
 
-def _names(address: str | None = None) -> dict[str, str]:
+def _names(ctx: click.Context) -> dict[str, str]:
     def ask() -> dict[str, str]:
         from objserver.cli import name_server_proxy
+        from objserver.cli.reaching import Names
 
-        with name_server_proxy(address, PATIENCE_S) as directory:
+        with name_server_proxy(Names.taken(ctx.params).load(), PATIENCE_S) as directory:
             return {name: str(uri) for name, uri in directory.list().items()}
 
     return _within_patience(ask) or {}

@@ -23,6 +23,7 @@ import click
 from objserver import errors
 from objserver.cli import ExitCode, Failure, name_server_proxy, visible
 from objserver.cli.completion import complete_name
+from objserver.cli.reaching import NAMESERVER, Names, reaches_names
 from objserver.client import Proxy
 
 __all__ = ["names"]
@@ -50,12 +51,7 @@ def _asking(command: Any) -> Any:
         metavar="SECONDS",
         help="For each question.",
     )
-    nameserver = click.option(
-        "--nameserver",
-        metavar="HOST:PORT,...",
-        help="The name server to ask: the first of these that answers.  [default: this machine's]",
-    )
-    return nameserver(timeout(command))
+    return NAMESERVER(reaches_names(timeout(command)))
 
 
 class _ListsByDefault(click.Group):
@@ -81,6 +77,8 @@ def names() -> None:
       objserver names tree bank
       objserver names watch shop.
       objserver names --nameserver localhost:9095,localhost:9096
+      objserver names --nameserver lab.example --nameserver-tls-ca ca.pem \\
+        --nameserver-credentials me.toml
     """
 
 
@@ -101,7 +99,7 @@ def ls(
     after: str,
     limit: int | None,
     as_json: bool,
-    nameserver: str | None,
+    asked: Names,
     timeout: float,
 ) -> None:
     """List the names: a table on a terminal, else a line for each.
@@ -116,7 +114,7 @@ def ls(
     """
     for_people = sys.stdout.isatty() and not as_json
     limit = limit or (_PAGE if for_people else None)
-    with name_server_proxy(nameserver, timeout) as directory:
+    with name_server_proxy(asked.load(), timeout) as directory:
         found = _entries(directory, prefix, tags, after)
         # One more than is shown, to know whether there are more.
         rows = dict(itertools.islice(found, None if limit is None else limit + 1))
@@ -142,7 +140,7 @@ def ls(
 @click.argument("name", shell_complete=complete_name)
 @click.option("--json", "as_json", is_flag=True, help="Print an object: name, uri and metadata.")
 @_asking
-def get(name: str, as_json: bool, nameserver: str | None, timeout: float) -> None:
+def get(name: str, as_json: bool, asked: Names, timeout: float) -> None:
     """Print the URI behind NAME; the exit code is 3 if nobody has registered it.
 
     \b
@@ -150,7 +148,7 @@ def get(name: str, as_json: bool, nameserver: str | None, timeout: float) -> Non
       objserver names get shop.cart
       objserver call "$(objserver names get shop.cart)"
     """
-    with name_server_proxy(nameserver, timeout) as directory:
+    with name_server_proxy(asked.load(), timeout) as directory:
         _say(name, *_entry(directory, name), as_json)
 
 
@@ -167,7 +165,7 @@ def set_(
     tags: tuple[str, ...],
     replace: bool,
     as_json: bool,
-    nameserver: str | None,
+    asked: Names,
     timeout: float,
 ) -> None:
     """Let NAME stand for URI; without a URI, give it other metadata.
@@ -181,7 +179,7 @@ def set_(
       objserver names set shop.till --tag closed
       objserver names set shop.till PYRO:till@localhost:9092 --replace
     """
-    with name_server_proxy(nameserver, timeout) as directory:
+    with name_server_proxy(asked.load(), timeout) as directory:
         try:
             if uri is None:
                 _entry(directory, name)
@@ -203,9 +201,7 @@ def set_(
 @click.option("--yes", is_flag=True, help="Do not ask before removing all with a prefix.")
 @click.option("--json", "as_json", is_flag=True, help="Print an object: how many were removed.")
 @_asking
-def rm(
-    names: tuple[str, ...], prefix: str, yes: bool, as_json: bool, nameserver: str | None, timeout: float
-) -> None:
+def rm(names: tuple[str, ...], prefix: str, yes: bool, as_json: bool, asked: Names, timeout: float) -> None:
     """Forget names; the exit code is 3 if one of them was not there.
 
     \b
@@ -215,7 +211,7 @@ def rm(
     """
     if bool(names) == bool(prefix):
         raise click.UsageError("give either names or a --prefix")
-    with name_server_proxy(nameserver, timeout) as directory:
+    with name_server_proxy(asked.load(), timeout) as directory:
         missing = [name for name in names if not directory.remove(name)]
         removed = len(names) - len(missing)
         if prefix:
@@ -240,7 +236,7 @@ def rm(
 )
 @click.option("--json", "as_json", is_flag=True, help="Print objects in objects; a number: not gone into.")
 @_asking
-def tree(context: str, depth: int, as_json: bool, nameserver: str | None, timeout: float) -> None:
+def tree(context: str, depth: int, as_json: bool, asked: Names, timeout: float) -> None:
     """Show the names of a CONTEXT as a tree: in names, `/` is what it is in paths.
 
     \b
@@ -249,7 +245,7 @@ def tree(context: str, depth: int, as_json: bool, nameserver: str | None, timeou
       objserver names tree bank/accounts --depth 1
     """
     context = context.strip("/")
-    with name_server_proxy(nameserver, timeout) as directory:
+    with name_server_proxy(asked.load(), timeout) as directory:
         ask = directory.children if _is_ours(directory) else _children_of(directory)
         if as_json:
             click.echo(json.dumps(_nested(ask, context, depth)))
@@ -268,7 +264,7 @@ def tree(context: str, depth: int, as_json: bool, nameserver: str | None, timeou
 @click.argument("prefix", default="")
 @click.option("--json", "as_json", is_flag=True, help="Print an object for each change: time, name and uri.")
 @_asking
-def watch(prefix: str, as_json: bool, nameserver: str | None, timeout: float) -> None:
+def watch(prefix: str, as_json: bool, asked: Names, timeout: float) -> None:
     """Print changes of names that begin with PREFIX as they happen, until Ctrl-C.
 
     \b
@@ -284,7 +280,7 @@ def watch(prefix: str, as_json: bool, nameserver: str | None, timeout: float) ->
     try:
         while True:
             try:
-                with name_server_proxy(nameserver, timeout) as directory:
+                with name_server_proxy(asked.load(), timeout) as directory:
                     if not _is_ours(directory):
                         raise Failure("Pyro5's own name server tells no news; use `objserver names ls`")
                     directory.watch(listener, prefix)

@@ -7,10 +7,11 @@ connects; the description then has `unsigned` set, and members that take and giv
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from objserver import errors
 from objserver.client import Proxy, invoke
+from objserver.client.pool import ConnectionPool
 from objserver.references import DAEMON_ID, Reference
 
 __all__ = ["describe"]
@@ -28,8 +29,14 @@ def describe(proxy: Proxy) -> dict[str, Any]:
     """What the object behind `proxy` offers, in the form of `adapter.describe`."""
     stub = proxy._objserver_stub
     offered = stub.metadata()
-    object_id, location, timeout_s = stub.pool.object_id, stub.pool.location, stub.timeout_s
-    with Proxy(Reference("PYRO", DAEMON_ID, location), timeout_s=timeout_s) as daemon:
+    pool = cast(ConnectionPool, stub.pool)
+    object_id, location = pool.object_id, pool.location
+    with Proxy(  # at the same server, which is shown the same
+        Reference("PYRO", DAEMON_ID, location),
+        timeout_s=stub.timeout_s,
+        tls=pool.tls,
+        credentials=pool.credentials,
+    ) as daemon:
         if "describe" not in daemon._objserver_stub.metadata().methods:
             return _names_only(object_id, offered.methods, offered.oneway, offered.attrs)
         told = invoke(daemon, "describe", object_id)

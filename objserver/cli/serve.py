@@ -13,8 +13,8 @@ import importlib
 import inspect
 import os
 import pathlib
-import signal
 import sys
+from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +22,14 @@ import click
 
 from objserver import errors
 from objserver.cli import log_to_stderr, name_server_proxy, parse_address, until_stopped
+from objserver.cli.guarding import Guarding, guarded, read_again_at_hangup
+from objserver.cli.reaching import Names, Shown, reaches_names
 from objserver.client.resolve import NobodyAnswers
 from objserver.references import DAEMON_ID
 
 if TYPE_CHECKING:
     from objserver.naming import Registrar
     from objserver.references import Reference
-    from objserver.security import Authorization
 
 __all__ = ["load", "load_module", "serve"]
 
@@ -55,11 +56,6 @@ WAIT_S = 15.0
 @click.option("--name", help="The object's name, instead of that in the module (for a single one).")
 @click.option("--activation", type=click.Choice(list(ACTIVATION)), help="Which servant incarnates an object.")
 @click.option("--threading", type=click.Choice(list(THREADING)), help="How calls to one servant are ordered.")
-@click.option("--rules", metavar="FILE", help="Who may call what: a file of rules (TOML).")
-@click.option(
-    "--allow-authenticated", is_flag=True, help="Whoever has proven who he is may call all that has no roles."
-)
-@click.option("--audit", metavar="FILE", help="Add every decision to this file, a JSON object in a line.")
 @click.option("--store", metavar="URL", help="Where persistent objects are kept, e.g. sqlite:///bank.db.")
 @click.option(
     "--address", default="localhost:0", show_default=True, metavar="HOST:PORT", help="0: a free port."
@@ -73,60 +69,26 @@ WAIT_S = 15.0
     help="Register the objects in a name server: the first of these that answers, or the usual one (then "
     "give the option last).",
 )
-@click.option(
-    "--tls-cert",
-    envvar="OBJSERVER_TLS_CERT",
-    show_envvar=True,
-    metavar="FILE",
-    help="Encrypt: the server's certificate.",
-)
-@click.option(
-    "--tls-key",
-    envvar="OBJSERVER_TLS_KEY",
-    show_envvar=True,
-    metavar="FILE",
-    help="... and its key, if that is in another file.",
-)
-@click.option(
-    "--tls-client-ca",
-    envvar="OBJSERVER_TLS_CLIENT_CA",
-    show_envvar=True,
-    metavar="FILE",
-    help="Clients prove who they are by certificates of this authority.",
-)
-@click.option(
-    "--keys",
-    "keys_file",
-    envvar="OBJSERVER_KEYS",
-    show_envvar=True,
-    metavar="FILE",
-    help="Clients prove who they are by these shared keys.",
-)
-@click.option("--insecure", is_flag=True, help="Allow an address that other machines can reach.")
+@reaches_names
+@guarded
 @click.option("--verbose", is_flag=True, help="Log to standard error also what is no problem.")
 def serve(
     targets: tuple[str, ...],
     name: str | None,
     activation: str | None,
     threading: str | None,
-    rules: str | None,
-    allow_authenticated: bool,
-    audit: str | None,
     store: str | None,
     address: str,
     workers: int | None,
-    nameserver: str | None,
-    tls_cert: str | None,
-    tls_key: str | None,
-    tls_client_ca: str | None,
-    keys_file: str | None,
-    insecure: bool,
+    asked: Names,
+    guarding: Guarding,
     verbose: bool,
 ) -> None:
     """Serve objects until SIGTERM or Ctrl-C; prints the URI of each, then `ready`.
 
     NAME is a class, an instance or a function from key to servant; the current directory is searched too.
-    SIGHUP reads the files of certificates and keys again, for the clients that come from then on.
+    SIGHUP reads the files of certificates, keys and rules again: rules for the next call, the others for the
+    clients that come from then on.
 
     \b
     Examples:
@@ -134,49 +96,39 @@ def serve(
       objserver serve bank:Account --activation persistent --store sqlite:///bank.db
       objserver serve bank:Account shop:cart --address localhost:9092 --nameserver
       objserver serve bank:Account --tls-cert s.pem --keys k.toml --rules r.toml --audit a.jsonl
+      objserver serve bank:Account --nameserver names.example:9090 --nameserver-tls-ca ca.pem \\
+        --nameserver-credentials bank.toml
     """
     from objserver import adapter
     from objserver.naming import Registrar, load_of
-    from objserver.security import Authentication, ServerTLS
-    from objserver.security.files import load_keys
     from objserver.server import ObjectServer
 
     persistent = activation == "persistent"
     if persistent and store is None:
         raise click.UsageError("persistent objects need a store; add for example --store sqlite:///bank.db")
     parse_address(address)
-    if tls_cert is None and (tls_key or tls_client_ca):
-        raise click.UsageError("--tls-key and --tls-client-ca go with --tls-cert, the server's certificate")
+    if asked.addresses is None and asked.shown != Shown():
+        raise click.UsageError("what is shown to name servers goes with --nameserver")
     labels = _labels(targets, name)
     things = {label: load(target) for label, target in labels.items()}
     for label, thing in things.items():
         _check_can_be_made(label, thing)
     # After the imports: a module that sets up logging itself has the first word.
     log_to_stderr(verbose)
-    if nameserver is not None:
-        name_server_proxy(nameserver, _PATIENCE_S).release()  # one that does not answer is said at once
-    tls = ServerTLS(certificate=tls_cert, key=tls_key, client_ca=tls_client_ca) if tls_cert else None
-    server = ObjectServer(
-        address,
-        store=store,
-        workers=workers,
-        insecure=insecure,
-        tls=tls,
-        authentication=Authentication(keys=load_keys(keys_file)) if keys_file else None,
-        authorization=_authorization(rules, allow_authenticated, audit),
-    )
-    registrar = Registrar(nameserver or (), load=load_of(server)) if nameserver is not None else None
+    registers = asked.addresses is not None
+    if registers:
+        name_server_proxy(asked.load(), _PATIENCE_S).release()  # one that does not answer is said at once
+    server = ObjectServer(address, store=store, workers=workers, **guarding.options())
+    registrar = Registrar(asked.load(), load=load_of(server)) if registers else None
 
-    def read_again(*_: object) -> None:
-        try:
-            server.reload_tls()
-            if keys_file:
-                server.authentication = Authentication(keys=load_keys(keys_file))
-            click.echo("certificates and keys were read again", err=True)
-        except errors.RegistrationError as problem:
-            click.echo(f"certificates and keys stay as they were: {problem}", err=True)
+    def as_whom() -> Callable[[], None]:
+        """Names are registered as the files say by then."""
+        given = asked.load()
+        if given.tls is not None:
+            given.tls.usable_context()
+        return lambda: None if registrar is None else setattr(registrar, "name_servers", given)
 
-    signal.signal(signal.SIGHUP, read_again)
+    read_again_at_hangup(server, guarding, as_whom)
     try:
         with until_stopped():
             references = {
@@ -204,21 +156,6 @@ def serve(
                 registrar.stop()
         finally:
             server.stop()
-
-
-def _authorization(rules: str | None, allow_authenticated: bool, audit: str | None) -> Authorization | None:
-    from objserver.security import Authorization, Rules, write_audit
-
-    found = None
-    if rules is not None or allow_authenticated:
-        read = Rules.load(rules) if rules is not None else Rules()
-        found = Authorization(rules=read, allow_authenticated=allow_authenticated)
-    if audit is not None:
-        try:
-            write_audit(audit)
-        except OSError as problem:
-            raise errors.RegistrationError(f"{audit} cannot be written: {problem}") from None
-    return found
 
 
 def _labels(targets: tuple[str, ...], name: str | None) -> dict[str, str]:

@@ -12,6 +12,7 @@ import click
 from objserver import errors
 from objserver.cli import Failure
 from objserver.cli.completion import complete_uri
+from objserver.cli.reaching import NAMESERVER, Names, Shown, reaches_names, reaches_objects
 from objserver.cli.serve import load, load_module
 
 __all__ = ["stubs"]
@@ -36,7 +37,18 @@ _URI = re.compile(r"PYRO(NAME|META)?:", re.IGNORECASE)
     metavar="SECONDS",
     help="For each question to a server.",
 )
-def stubs(target: str, output: pathlib.Path | None, kinds: str, pyi: bool, timeout: float) -> None:
+@reaches_objects
+@NAMESERVER
+@reaches_names
+def stubs(
+    target: str,
+    output: pathlib.Path | None,
+    kinds: str,
+    pyi: bool,
+    timeout: float,
+    shown: Shown,
+    asked: Names,
+) -> None:
     """Write typed stubs, so that editors and type checkers know what a proxy offers.
 
     Of a class, of all exposed classes of a module, or of the live object behind a URI, which needs no source
@@ -47,11 +59,12 @@ def stubs(target: str, output: pathlib.Path | None, kinds: str, pyi: bool, timeo
       objserver stubs bank:Account --output account_stubs.py
       objserver stubs bank --async
       objserver stubs PYRONAME:shop --output shop_stubs.pyi
+      objserver stubs PYRO:shop@lab.example:9091 --tls-ca ca.pem --credentials lab.toml
     """
     from objserver.cli.stub_source import StubModule
 
     remote = _URI.match(target) is not None
-    descriptions = [_live(target, timeout)] if remote else _local(target)
+    descriptions = [_live(target, timeout, shown, asked)] if remote else _local(target)
     text = StubModule(
         descriptions,
         source=target,
@@ -70,11 +83,14 @@ def stubs(target: str, output: pathlib.Path | None, kinds: str, pyi: bool, timeo
     click.echo(f"wrote {output}", err=True)
 
 
-def _live(uri: str, timeout_s: float) -> dict[str, Any]:
+def _live(uri: str, timeout_s: float, shown: Shown, asked: Names) -> dict[str, Any]:
     from objserver.cli.objects import describe
     from objserver.client import Proxy
 
-    with Proxy(uri, timeout_s=timeout_s) as proxy:
+    tls, credentials = shown.load()
+    with Proxy(
+        uri, timeout_s=timeout_s, tls=tls, credentials=credentials, name_servers=asked.load()
+    ) as proxy:
         return describe(proxy)
 
 

@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 import objserver.client.arrival  # noqa: F401  (it says what a reference becomes)
+from objserver.client.nameservers import NameServers
 from objserver.client.picking import LeastLoaded, PickPolicy, RandomPick, SameHostFirst
 from objserver.client.proxy import Batch, ItemStream, Proxy, connect, invoke
 from objserver.client.resolve import name_server, name_servers
@@ -23,6 +24,7 @@ __all__ = [
     "Batch",
     "ItemStream",
     "LeastLoaded",
+    "NameServers",
     "PickPolicy",
     "Promise",
     "Proxy",

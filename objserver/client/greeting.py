@@ -107,7 +107,7 @@ class Greeting(NamedTuple):
         if isinstance(answer, _REFUSALS):
             raise answer
         if reply.type != FrameType.CONNECT_OK:
-            raise errors.ConnectFailed(f"{self.location} refused the connection: {answer}")
+            raise _refused(f"{self.location} refused the connection: {answer}")
         if not isinstance(answer, dict):
             raise errors.ProtocolError(f"{self.location} answered the handshake with {type(answer).__name__}")
         peer = Extension.from_handshake(answer)
@@ -130,9 +130,11 @@ class Greeting(NamedTuple):
         if getattr(problem, "verify_message", ""):
             return errors.AuthenticationFailed(sentence)
         reason = str(getattr(problem, "reason", ""))
+        if "CERTIFICATE_REQUIRED" in reason:  # so says TLS 1.3
+            return errors.AuthenticationFailed(f"{sentence}; connect with tls=ClientTLS(certificate=...)")
         if "WRONG_VERSION" in reason or "HANDSHAKE_FAILURE" in reason or "UNKNOWN_PROTOCOL" in reason:
             sentence += "; does the server speak TLS?"
-        return errors.ConnectFailed(sentence)
+        return _refused(sentence)
 
     def unanswered(self, timeout_s: float | None) -> errors.ConnectFailed:
         """The error for a server that keeps silent."""
@@ -155,6 +157,12 @@ class Greeted(NamedTuple):
     """Id of the data in which the server remembers calls."""
     entries: tuple[str, ...] = ()
     """Addresses of the servers of its cluster."""
+
+
+def _refused(sentence: str) -> errors.ConnectFailed:
+    problem = errors.ConnectFailed(sentence)
+    problem.refused = True
+    return problem
 
 
 def too_large(location: object, size: int, most: int) -> errors.MessageTooLarge:

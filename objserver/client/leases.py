@@ -32,6 +32,8 @@ PASSED_ON_S = 2.0
 """How long an object is held, at least, after a reference to it has been sent to somebody else."""
 UNKNOWN_LEASE_S = 10.0
 """How long a server is believed to believe us that could not be asked yet."""
+WAIT_MAX_S = 3600.0
+"""A server may name a lease that is longer than any clock goes."""
 
 
 Ask = Callable[[Reference, str, Any], Any]
@@ -103,13 +105,17 @@ class LeaseKeeper:
 
     def _run(self) -> None:
         while True:
-            ends = (lease.held_until for lease in self._passed_on.values())
-            due = min((*self._next.values(), *ends), default=None)
             try:
-                self.take(None if due is None else max(0.0, due - monotonic()))
+                self.take(self.wait_s(monotonic()))
                 self.speak(monotonic())
             except BaseException:
                 log.exception("renewing leases failed; this is a bug of objserver")
+
+    def wait_s(self, now: float) -> float | None:
+        """How long nothing is due; None: until something happens."""
+        ends = (lease.held_until for lease in self._passed_on.values())
+        due = min((*self._next.values(), *ends), default=None)
+        return None if due is None else min(max(0.0, due - now), WAIT_MAX_S)
 
     def take(self, timeout_s: float | None) -> None:
         """Take in what has happened; waits for something if nothing has."""

@@ -17,10 +17,10 @@ from types import EllipsisType, TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Unpack, cast
 
 from objserver import errors, pyro5
+from objserver.client.nameservers import Contact, NameServers, contacts, with_name_servers
 from objserver.client.nested import on_event_loop, would_block
 from objserver.client.picking import PickPolicy
 from objserver.client.pool import ConnectionPool
-from objserver.client.resolve import with_name_servers
 from objserver.client.resolver import Resolver
 from objserver.client.streams import ItemStream
 from objserver.client.stub import Stub, checked
@@ -28,7 +28,7 @@ from objserver.codecs import Types
 from objserver.errors import did_you_mean
 from objserver.invocation import CallId, Interceptor, in_progress
 from objserver.machine import machine
-from objserver.references import Location, Reference
+from objserver.references import NAMESERVER_ID, Location, Reference
 from objserver.security import ClientTLS, Credentials, SharedKey
 from objserver.wire import Flag
 
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 __all__ = ["Batch", "ItemStream", "Proxy", "ProxyOptions", "connect", "invoke"]
 
 T = TypeVar("T")
+
+_NAMES = Reference("PYRONAME", NAMESERVER_ID)
 
 
 class ProxyOptions(TypedDict, total=False):
@@ -51,7 +53,7 @@ class ProxyOptions(TypedDict, total=False):
     credentials: Credentials | None
     interceptors: Sequence[Interceptor]
     types: Iterable[type] | Types
-    name_servers: str | Sequence[str]
+    name_servers: NameServers | str | Sequence[str]
     pick: PickPolicy | None
 
 
@@ -74,7 +76,8 @@ class Proxy:
     - `types`: classes whose values (and exceptions) may arrive as what they are; classes that this proxy has
       sent are known too.
     - `name_servers`: addresses of name servers (a list, or a text with commas), for a PYRONAME: or PYROMETA:
-      URI that gives none itself; the first that answers is believed.
+      URI that gives none itself; the first that answers is believed.  Those that want TLS or to know who asks
+      are given as `NameServers`: what is for the object, in `tls` and `credentials`, is not shown to them.
     - `pick`: how a PYROMETA: URI chooses; `RandomPick()` by default, `LeastLoaded()`, `SameHostFirst()`.
     """
 
@@ -94,23 +97,24 @@ class Proxy:
         credentials: Credentials | None = None,
         interceptors: Sequence[Interceptor] = (),
         types: Iterable[type] | Types = (),
-        name_servers: str | Sequence[str] = (),
+        name_servers: NameServers | str | Sequence[str] = (),
         pick: PickPolicy | None = None,
     ) -> None:
         if serializer is not None and serializer not in ("serpent", "json", "msgpack", "marshal"):
             raise ValueError(f"unknown serializer {serializer!r}; choose serpent, json, msgpack or marshal")
         if serializer is not None and isinstance(credentials, SharedKey):
             raise ValueError(f"serializer={serializer!r} talks as a stock peer does, who cannot prove a key")
-        parsed = with_name_servers(Reference.parse(reference), name_servers)
+        given = NameServers.of(name_servers)
+        parsed = with_name_servers(Reference.parse(reference), given)
         known = types if isinstance(types, Types) else Types(types)
         pool = ConnectionPool(
             parsed,
-            _resolve if pick is None else partial(_resolve, pick=pick),
+            partial(_resolve, given, pick),
             serializer=serializer,
             session=session,
             handshake=handshake,
             types=known,
-            failed=_failed,
+            failed=partial(_failed, given),
             tls=tls,
             credentials=credentials,
         )
@@ -411,25 +415,30 @@ def invoke(proxy: Proxy, method: str, *args: Any, **kwargs: Any) -> Any:
     return proxy._objserver_stub.invoke(method, args, kwargs, flags)
 
 
-def _resolve(reference: Reference, timeout_s: float | None, pick: PickPolicy | None = None) -> Reference:
+def _resolve(
+    given: NameServers, pick: PickPolicy | None, reference: Reference, timeout_s: float | None
+) -> Reference:
     if reference.protocol == "PYRO":
         return reference
-    return machine.get().own(Resolver).resolve(reference, _name_server_call, timeout_s, pick)
+    return machine.get().own(Resolver).resolve(reference, _name_server_call, timeout_s, pick, given)
 
 
-def ask_name_servers(reference: Reference, timeout_s: float | None, method: str, *args: Any) -> Any:
-    """Call a method of the first name server of `reference` that answers; it may reach several of them."""
-    return machine.get().own(Resolver).ask(reference, _name_server_call, timeout_s)(method, *args)
+def ask_name_servers(given: NameServers, timeout_s: float | None, method: str, *args: Any) -> Any:
+    """Call a method of the first of the name servers that answers; it may reach several of them."""
+    servers = contacts(_NAMES, given)
+    return machine.get().own(Resolver).ask(servers, _name_server_call, timeout_s)(method, *args)
 
 
-def _failed(reference: Reference, location: Location) -> bool:
-    return machine.get().own(Resolver).failed(reference, location)
+def _failed(given: NameServers, reference: Reference, location: Location) -> bool:
+    return machine.get().own(Resolver).failed(reference, location, given)
 
 
-def _name_server_call(reference: Reference, timeout_s: float | None, method: str, *args: Any) -> Any:
-    with Proxy(reference, timeout_s=timeout_s) as name_server:
+def _name_server_call(server: Contact, timeout_s: float | None, method: str, *args: Any) -> Any:
+    with Proxy(
+        server.reference, timeout_s=timeout_s, tls=server.tls, credentials=server.credentials
+    ) as name_server:
         if method not in name_server._objserver_stub.metadata().methods:
-            raise errors.MemberNotFound(f"the name server at {reference.location} has no {method}")
+            raise errors.MemberNotFound(f"the name server at {server.location} has no {method}")
         return invoke(name_server, method, *args)
 
 

@@ -8,6 +8,9 @@ asked.
 News can be lost with the connection that would have brought them.  So what is believed is believed for some
 seconds only, after which the name server is asked, and asked to tell, again.  It is forgotten at once when
 the object is not found where it should be.
+
+What one name server said to one principal is remembered for that principal only, and what was heard without
+TLS is not believed where TLS is wanted.
 """
 
 from __future__ import annotations
@@ -15,12 +18,13 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, TypeVar
 
 from objserver import errors
+from objserver.client.nameservers import Contact, NameServers, contacts
 from objserver.client.picking import PickPolicy
-from objserver.client.resolve import Ask, Call, ask_any, name_servers, resolve
+from objserver.client.resolve import Ask, Call, ask_any, resolve
 from objserver.machine import machine
 from objserver.references import Location, Reference
 
@@ -28,12 +32,15 @@ __all__ = ["Resolver"]
 
 T = TypeVar("T")
 
+ANY = NameServers()
 BELIEVED_S = 5.0
 """How long a watched name is believed without asking, if no news come."""
 ILL_S = 5.0
 """How long an address that did not answer is thought to be dead, as long as there are others."""
 LACKING_S = 60.0
 """How long a name server that is a stock one is remembered as that."""
+Asked = tuple[Reference, tuple[Contact, ...]]
+"""A name, whom it was asked of, and as whom."""
 NAMES_MAX = 10_000
 """Names and addresses remembered; a name costs some 500 bytes."""
 
@@ -56,47 +63,55 @@ class Resolver:
     def __init__(self) -> None:
         self._monotonic = machine.get().monotonic
         self._lock = threading.Lock()
-        self._known: OrderedDict[Reference, _Known] = OrderedDict()
+        self._known: OrderedDict[Asked, _Known] = OrderedDict()
         self._ill: OrderedDict[Location, float] = OrderedDict()
-        self._lacking: OrderedDict[tuple[Reference, str], float] = OrderedDict()
+        self._lacking: OrderedDict[tuple[Contact, str], float] = OrderedDict()
         self._news = 0
         self._listener: object = None
 
     def resolve(
-        self, reference: Reference, call: Call, timeout_s: float | None, policy: PickPolicy | None = None
+        self,
+        reference: Reference,
+        call: Call,
+        timeout_s: float | None,
+        policy: PickPolicy | None = None,
+        given: NameServers = ANY,
     ) -> Reference:
         """As `resolve.resolve`, from memory if that is as good."""
         if reference.protocol == "PYRO":
             return reference
+        servers = contacts(reference, given)
+        options = policy, self.is_ill, self._fell_ill, servers
         if reference.protocol == "PYROMETA":
-            return resolve(reference, self._asked(call), timeout_s, policy, self.is_ill, self._fell_ill)
+            return resolve(reference, self._asked(call), timeout_s, *options)
+        name = reference, servers
         with self._lock:
-            known = self._known.get(reference)
+            known = self._known.get(name)
             if known is not None and known.resolved is not None and self._monotonic() < known.until:
                 known.told = known.resolved.location
                 return known.resolved
             if known is None:
-                self._known[reference] = _Known()
+                self._known[name] = _Known()
                 while len(self._known) > NAMES_MAX:
                     self._known.popitem(last=False)
             news = self._news
         # Before the question: what changes after the answer is then told.
-        watched = known is not None and self._watch(reference, call, timeout_s)
-        found = resolve(reference, self._asked(call), timeout_s, policy, self.is_ill, self._fell_ill)
+        watched = known is not None and self._watch(name, call, timeout_s)
+        found = resolve(reference, self._asked(call), timeout_s, *options)
         with self._lock:
             if watched and news == self._news:
-                known = self._known.setdefault(reference, _Known())
+                known = self._known.setdefault(name, _Known())
                 known.resolved, known.until = found, self._monotonic() + BELIEVED_S
         return found
 
-    def ask(self, reference: Reference, call: Call, timeout_s: float | None) -> Ask:
-        """Asks the first name server of `reference` that answers."""
-        return ask_any(name_servers(reference), self._asked(call), timeout_s, "", self.is_ill, self._fell_ill)
+    def ask(self, servers: Sequence[Contact], call: Call, timeout_s: float | None) -> Ask:
+        """Asks the first of the name servers that answers."""
+        return ask_any(servers, self._asked(call), timeout_s, "", self.is_ill, self._fell_ill)
 
     def _asked(self, call: Call) -> Call:
         """As `call`, without asking a name server for what it has just said it does not have."""
 
-        def asked(server: Reference, timeout_s: float | None, method: str, *args: Any) -> Any:
+        def asked(server: Contact, timeout_s: float | None, method: str, *args: Any) -> Any:
             until = self._lacking.get((server, method))
             if until is not None and self._monotonic() < until:
                 raise errors.MemberNotFound(f"the name server at {server.location} has no {method}")
@@ -108,15 +123,16 @@ class Resolver:
 
         return asked
 
-    def failed(self, reference: Reference, location: Location) -> bool:
+    def failed(self, reference: Reference, location: Location, given: NameServers = ANY) -> bool:
         """Nothing of `reference` answers at `location`, where it was resolved to.
 
         Whether to resolve it again now: because the answer came from memory, or because others would do.
         """
         was_ill = self.is_ill(location)
         self._fell_ill(location)
+        name = reference, contacts(reference, given)
         with self._lock:
-            known = self._known.get(reference)
+            known = self._known.get(name)
             believed = known is not None and known.told == location
             if known is not None:
                 known.resolved = known.told = None
@@ -135,15 +151,16 @@ class Resolver:
             while len(what) > NAMES_MAX:
                 what.popitem(last=False)
 
-    def _watch(self, reference: Reference, call: Call, timeout_s: float | None) -> bool:
+    def _watch(self, name: Asked, call: Call, timeout_s: float | None) -> bool:
         if self._listener is None:
             from objserver.client.news import NameListener  # with the adapter, which most clients do without
 
             self._listener = NameListener(self._changed)
         # The first part of the name is watched, for the key of an object behind it is no name.
+        reference, servers = name
         prefix = reference.object_id.partition("/")[0]
         try:
-            self.ask(reference, call, timeout_s)("watch", self._listener, prefix)
+            self.ask(servers, call, timeout_s)("watch", self._listener, prefix)
         except errors.ObjServerError:  # a stock name server, or one whose watchers are too many
             return False
         return True
@@ -151,7 +168,7 @@ class Resolver:
     def _changed(self, names: Collection[str]) -> None:
         with self._lock:
             self._news += 1
-            for reference, known in self._known.items():
+            for (reference, _), known in self._known.items():
                 head = reference.object_id
                 while head and head not in names:
                     head = head.rpartition("/")[0]

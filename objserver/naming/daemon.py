@@ -8,6 +8,7 @@ tag for it, so that a yellow-pages lookup finds it.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from typing import Any, Self
 from objserver import errors
 from objserver.adapter import Concurrent
 from objserver.naming.beacon import Beacon
-from objserver.naming.directory import NameServer, NamingLimits
+from objserver.naming.directory import NameServer, NamingLimits, calling
 from objserver.naming.mdns import Announcement
 from objserver.naming.ownership import Ownership
 from objserver.references import NAMESERVER_ID, NAMESERVER_PORT, Reference
@@ -37,6 +38,9 @@ class NameServerDaemon(ObjectServer):
 
     `beacon` is the UDP address to be discovered at as Pyro5 does it, and `mdns` the IPv4 address of the
     interface to be announced on by multicast DNS; None is neither.
+
+    With `authentication`, names belong to who registered them; `authorization` says who may ask and who may
+    register at all.
 
     With a `store` (a URL) names outlive the process, and several may share one in PostgreSQL.  `ownership`
     and `principal` as for NameServer; other options as for ObjectServer.
@@ -61,7 +65,7 @@ class NameServerDaemon(ObjectServer):
         self._ended = False
         try:
             self.names = NameServer(
-                self._store, limits, ownership=ownership, principal=principal, clock=self.clock
+                self._store, limits, ownership=ownership, principal=principal or self._who, clock=self.clock
             )
             # It has locks of its own, and a lookup need not wait for a registration to be on the disk.
             self.nameserver: Reference = self.register(self.names, NAMESERVER_ID, threading=Concurrent())
@@ -99,6 +103,13 @@ class NameServerDaemon(ObjectServer):
             self.names.watchers.noted.set()
             self._ticking.join()
         super().stop(drain_timeout_s)
+
+    def _who(self) -> Principal | None:
+        """Who calls, with the roles that the rules give."""
+        who, authorization = calling(), self.authorization
+        if who is None or authorization is None or not authorization.rules.roles:
+            return who
+        return dataclasses.replace(who, roles=authorization.rules.roles_of(who))
 
     def _tick(self) -> None:
         failed, due = "", 0.0

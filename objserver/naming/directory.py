@@ -44,7 +44,7 @@ from objserver.references import NAMESERVER_ID, Reference
 from objserver.security import Principal
 from objserver.storage import Store
 
-__all__ = ["NameServer", "NamingLimits"]
+__all__ = ["NameServer", "NamingLimits", "calling"]
 
 NAMES, LEASES = 1024, 16
 """Buckets, in a store for ever.  Of 100,000 names each has a hundred: 12 kB to write for a registration, and
@@ -108,7 +108,7 @@ class NameServer:
     ) -> None:
         self._limits = limits or NamingLimits()
         self._ownership = ownership or Ownership()
-        self._principal = principal or _caller
+        self._principal = principal or calling
         self._clock = clock or SystemClock()
         self._lock = threading.Lock()
         """Of the index."""
@@ -311,7 +311,7 @@ class NameServer:
     def open_lease(self, lease_s: float) -> str:
         """Begin a lease: names registered with it are removed when it was not renewed for `lease_s` seconds.
 
-        Whoever knows what is returned can renew and end it.
+        Whoever knows what is returned can renew and end it, if it is the principal that began it.
         """
         limits = self._limits
         if not limits.lease_min_s <= lease_s <= limits.lease_max_s:
@@ -344,7 +344,11 @@ class NameServer:
 
     def end_lease(self, lease: str) -> None:
         """Remove the names of a lease now."""
-        self._end([lease])
+        found = self._leases.get(lease) or self._leases.refresh(lease)
+        if found is not None:
+            self._check_lessee(found)
+            self._leases.change(lambda: {lease: None})
+        self._forget([lease])
 
     def watch(self, listener: Any, prefix: str = "") -> None:
         """Have `listener.names_changed(changes)` called when names that begin with `prefix` change.
@@ -394,10 +398,6 @@ class NameServer:
     def _leases_changed(self, changes: Mapping[str, tuple[Lease | None, Lease | None]]) -> None:
         self._watch.told(changes)
 
-    def _end(self, leases: Iterable[str]) -> None:
-        self._leases.change(lambda: dict.fromkeys(leases))
-        self._forget(leases)
-
     def _forget(self, leases: Iterable[str]) -> None:
         def decide() -> dict[str, Entry | None]:
             with self._lock:
@@ -409,7 +409,13 @@ class NameServer:
         lease = self._leases.get(id) or self._leases.refresh(id)
         if lease is None:
             raise errors.NamingError("the lease has ended, and with it its names; open another one")
+        self._check_lessee(lease)
         return lease
+
+    def _check_lessee(self, lease: Lease) -> None:
+        # Its id is a secret that may have been read on the way, as long as there is no TLS.
+        if lease.owner and lease.owner != self._owner():
+            raise errors.NamingError(f"the lease belongs to {lease.owner!r}")
 
     def _owner(self) -> str:
         who = self._principal()
@@ -539,7 +545,8 @@ def _same_tags(*tags: str) -> frozenset[str]:
     return frozenset(tags)
 
 
-def _caller() -> Principal | None:
+def calling() -> Principal | None:
+    """Who makes the call in progress, as far as its connection has proven it."""
     facts = in_progress.get()
     return None if facts is None else facts.principal
 

@@ -8,6 +8,10 @@ It has a lease, which it renews three times as often as needed at the first of t
 When the process dies nobody renews, and the names disappear; when it stops they are removed at once.  If the
 lease has ended while the process lives, because it was suspended or cut off, all is registered again.
 
+Where name servers want to know who registers, `NameServers` says as whom, and the names are that one's.  A
+server whose credentials have expired loses its names with its lease; it is given others by
+`names.name_servers = NameServers(...)`.
+
 With a stock Pyro5 name server, which knows no leases, names are registered as Pyro5 does.
 """
 
@@ -19,10 +23,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Self
 
 from objserver import errors
+from objserver.client.nameservers import NameServers
 from objserver.client.proxy import ask_name_servers
-from objserver.client.resolve import NobodyAnswers, with_name_servers
+from objserver.client.resolve import NobodyAnswers
 from objserver.machine import machine
-from objserver.references import NAMESERVER_ID, Reference
+from objserver.references import Reference
 from objserver.server import ObjectServer
 
 __all__ = ["Registrar", "load_of"]
@@ -54,12 +59,13 @@ class Registrar:
 
     def __init__(
         self,
-        name_servers: str | Sequence[str] = (),
+        name_servers: NameServers | str | Sequence[str] = (),
         *,
         lease_s: float = LEASE_S,
         load: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        self._servers = with_name_servers(Reference("PYRONAME", NAMESERVER_ID), name_servers)
+        self.name_servers = NameServers.of(name_servers)
+        """Others, or other credentials, count from the next question on."""
         self._lease_s = lease_s
         self._load = load
         self._names: dict[str, _Name] = {}
@@ -177,7 +183,7 @@ class Registrar:
             self._ask("remove", name)
 
     def _ask(self, method: str, *args: Any) -> Any:
-        return ask_name_servers(self._servers, TIMEOUT_S, method, *args)
+        return ask_name_servers(self.name_servers, TIMEOUT_S, method, *args)
 
     def _run(self) -> None:
         pause = self._lease_s / RENEWALS_PER_LEASE

@@ -5,6 +5,9 @@ records hold, the times that the kernel keeps for a blocking socket stay what th
 that says who may be in OpenSSL when: one thread at a time, for a reply is encrypted by whoever has it while
 another thread decrypts what comes.
 
+A small message is one record, and what is done with it is compiled where it can be: `Records`, in C, and in
+Python beside it.  All else is done by TLSSocket, which is called from there.
+
 `recv` returns all that can be decrypted, even if that is more than was asked for.  Nothing is then left
 behind that an epoll would not know of.
 
@@ -20,7 +23,10 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
+
+from objserver.compiled import compiled
 
 __all__ = ["PlainBytes", "TLSSocket"]
 
@@ -47,11 +53,104 @@ class PlainBytes(Exception):
         self.data = data
 
 
-class TLSSocket:
+class _PureRecords:
+    """What the compiled Records are, in Python: one small message, one record.
+
+    Whatever else there is, the methods of TLSSocket do, in whose turn no other thread is in OpenSSL.
+    """
+
+    _recv: Callable[..., bytes]
+    _send: Callable[..., int]
+    _sendall: Callable[..., None]
+    _feed: Callable[..., int]
+    _encrypted: Callable[..., bytes]
+    _read: Callable[..., bytes]
+    _write: Callable[..., int]
+    _rest: Callable[[bytes], bytes]
+    _decrypted: Callable[[], bytes | None]
+    _send_pieces: Callable[..., int]
+    _send_all_pieces: Callable[[Any], None]
+    _owe: Callable[[bytes, int, int], int]
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._acquire, self._release = self._lock.acquire, self._lock.release
+        self._owed = b""
+        """Encrypted bytes that the kernel has not taken yet ..."""
+        self._uncounted = 0
+        """Bytes that have come and are not accounted for by records that were decrypted.  None: all that has
+        come is decrypted, and OpenSSL need not be asked, which costs as much as decrypting."""
+        self._left = False
+        """Something may be decrypted already."""
+        self._fd = -1
+        """Where the compiled Records receive and send without Python's socket; -1: nowhere."""
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        """What has come, decrypted; nothing at its end.  `flags` may look for what has come undecrypted."""
+        if flags:
+            return self._recv(size, flags)
+        while True:
+            piece: bytes | None
+            if self._left:
+                with self._lock:
+                    self._left = False
+                    piece = self._decrypted()
+            else:
+                data = self._recv(size)
+                if not data:
+                    return b""
+                with self._lock:
+                    self._uncounted += len(data)
+                    self._feed(data)
+                    try:
+                        # What nearly always comes: one record, and nothing else.  Room for it and no more.
+                        piece = self._read(min(self._uncounted, RECORD))
+                    except (ssl.SSLWantReadError, ssl.SSLZeroReturnError):
+                        piece = self._decrypted()
+                    else:
+                        self._uncounted -= len(piece) + OVERHEAD
+                        if self._uncounted:
+                            piece = self._rest(piece)
+            if piece is not None:
+                return piece
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        """Send what the kernel takes, without blocking; how many bytes of `data` are on their way.
+
+        BlockingIOError if none.  The rest must be sent next, and before anything else.
+        """
+        with self._lock:
+            if flags or self._owed or not 0 < len(data) <= RECORD:
+                return self._send_pieces(data, flags)
+            # What nearly always goes.
+            self._write(data)
+            out = self._encrypted()
+            try:
+                sent = self._send(out)
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            return len(data) if sent == len(out) else self._owe(out, sent, len(data))
+
+    def sendall(self, data: Any) -> None:
+        """Send all of it; blocks."""
+        with self._lock:
+            if self._owed or len(data) > RECORD:
+                self._send_all_pieces(data)
+            else:
+                self._write(data)
+                self._sendall(self._encrypted())
+
+
+records = compiled("security._records")
+_Base: type[_PureRecords] = _PureRecords if records is None else records.Records
+
+
+class TLSSocket(_Base):  # type: ignore[valid-type, misc]
     """TLS over `sock`.  Servers `send` without blocking, clients `sendall`; both `recv`."""
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext, server_name: str | None = None) -> None:
         """Of a client if there is a `server_name`."""
+        super().__init__()
         self.raw = sock
         self.family = sock.family
         self.established = False
@@ -60,18 +159,15 @@ class TLSSocket:
         self._tls = context.wrap_bio(
             self._incoming, self._outgoing, server_side=self.is_server, server_hostname=server_name
         )
-        self._lock = threading.Lock()
         self._recv, self._send, self._sendall = sock.recv, sock.send, sock.sendall
         self._feed, self._encrypted = self._incoming.write, self._outgoing.read
-        self._read, self._write = self._tls.read, self._tls.write
-        self._uncounted = 0
-        """Bytes that have come and are not accounted for by records that were decrypted.  None: all that has
-        come is decrypted, and OpenSSL need not be asked, which costs as much as decrypting."""
+        # What the methods of SSLObject do is call these, and it takes a tenth as long again.
+        core = getattr(self._tls, "_sslobj", self._tls)
+        self._read, self._write = core.read, core.write
+        # Not of a socket whose time Python keeps, or that is none of the kernel's.
+        if isinstance(sock, socket.socket) and not sock.gettimeout():
+            self._fd = sock.fileno()
         self._heard = False
-        self._left = False
-        """Something may be decrypted already."""
-        self._owed = b""
-        """Encrypted bytes that the kernel has not taken yet ..."""
         self._begun = 0
         """... and how many of the caller's were reported as not sent because of them."""
 
@@ -88,7 +184,8 @@ class TLSSocket:
         if not self._heard and data[0] != _HANDSHAKE:
             raise PlainBytes(data)
         self._heard = True
-        with self._lock:
+        self._acquire()
+        try:
             self._incoming.write(data)
             try:
                 self._tls.do_handshake()
@@ -98,6 +195,8 @@ class TLSSocket:
                 self._push()
             self._begin()
             return True
+        finally:
+            self._release()
 
     def shake_as_client(self, timeout_s: float | None) -> None:
         """The whole handshake of a client, on a socket that blocks; OSError.
@@ -139,40 +238,14 @@ class TLSSocket:
         """That of the server, in DER."""
         return self._tls.getpeercert(True)
 
-    # -- reading -------------------------------------------------------------------------------------
+    # -- what is not one record; called in the turn of this thread --------------------------------------
 
-    def recv(self, size: int, flags: int = 0) -> bytes:
-        """What has come, decrypted; nothing at its end.  `flags` may look for what has come undecrypted."""
-        if flags:
-            return self._recv(size, flags)
-        if self._left:
-            self._left = False
-            with self._lock:
-                data = self._decrypted()
-            if data is not None:
-                return data
-        while True:
-            data = self._recv(size)
-            if not data:
-                return b""
-            self._uncounted += len(data)
-            with self._lock:
-                self._feed(data)
-                # What nearly always comes: one record, and nothing else.  Room for it and no more.
-                try:
-                    data = self._read(min(self._uncounted, RECORD))
-                except ssl.SSLWantReadError:
-                    self._push()
-                    continue
-                except ssl.SSLZeroReturnError:
-                    return b""
-                self._uncounted -= len(data) + OVERHEAD
-                if self._uncounted:
-                    data += self._decrypted() or b""
-                return data
+    def _rest(self, piece: bytes) -> bytes:
+        """What came with `piece`, and behind it."""
+        return piece + (self._decrypted() or b"")
 
     def _decrypted(self) -> bytes | None:
-        """All that can be decrypted, None if that is nothing; empty at the end.  Called with the lock."""
+        """All that can be decrypted, None if that is nothing; empty at the end."""
         pieces = []
         try:
             while piece := self._read(RECORD):
@@ -187,34 +260,12 @@ class TLSSocket:
         self._push()
         return b"".join(pieces)
 
-    # -- writing -------------------------------------------------------------------------------------
+    def _owe(self, out: bytes, sent: int, size: int) -> int:
+        """The kernel took `sent` of `out`, which `size` bytes of the caller's became."""
+        self._owed, self._begun = out[sent:], size
+        return 0
 
-    @property
-    def owes(self) -> bool:
-        """Whether encrypted bytes wait for the kernel; `send(b"")` sends them."""
-        return bool(self._owed)
-
-    def send(self, data: Any, flags: int = 0) -> int:
-        """Send what the kernel takes, without blocking; how many bytes of `data` are on their way.
-
-        BlockingIOError if none.  The rest must be sent next, and before anything else.
-        """
-        with self._lock:
-            if not self._owed and 0 < len(data) <= RECORD and not flags:
-                # What nearly always goes.
-                self._write(data)
-                out = self._encrypted()
-                try:
-                    sent = self._send(out)
-                except (BlockingIOError, InterruptedError):
-                    sent = 0
-                if sent == len(out):
-                    return len(data)
-                self._owed, self._begun = out[sent:], len(data)
-                return 0
-            return self._send_pieces(data, flags)
-
-    def _send_pieces(self, data: Any, flags: int) -> int:
+    def _send_pieces(self, data: Any, flags: int = 0) -> int:
         with memoryview(data) as view:
             sent, self._begun = self._begun, 0
             if self._owed and not self._push(flags):
@@ -228,18 +279,15 @@ class TLSSocket:
                     return begin
             return sent
 
-    def sendall(self, data: Any) -> None:
-        """Send all of it; blocks."""
-        with self._lock:
-            if len(data) <= RECORD:
-                self._write(data)
+    def _send_all_pieces(self, data: Any) -> None:
+        if self._owed:
+            self._sendall(self._owed)
+            self._owed = b""
+        with memoryview(data) as view:
+            sent = 0
+            while sent < len(view):
+                sent = self._encrypt(view, sent)
                 self._sendall(self._encrypted())
-                return
-            with memoryview(data) as view:
-                sent = 0
-                while sent < len(view):
-                    sent = self._encrypt(view, sent)
-                    self._sendall(self._encrypted())
 
     def _encrypt(self, view: memoryview, begin: int) -> int:
         """The next piece of `view`; where it ends."""
@@ -264,6 +312,11 @@ class TLSSocket:
 
     # -- what else sockets do ------------------------------------------------------------------------
 
+    @property
+    def owes(self) -> bool:
+        """Whether encrypted bytes wait for the kernel; `send(b"")` sends them."""
+        return bool(self._owed)
+
     def fileno(self) -> int:
         return self.raw.fileno()
 
@@ -282,15 +335,16 @@ class TLSSocket:
         """Safe to call twice."""
         if self.raw.fileno() >= 0:
             self._say_end()
+            self._fd = -1  # before another socket gets that number
             self.raw.close()
 
     def _say_end(self) -> None:
         """TLS has a message of its own for it; best effort, and never a wait."""
-        if self.established and self._lock.acquire(blocking=False):
+        if self.established and self._acquire(False):
             try:
                 with contextlib.suppress(OSError, ValueError):
                     self._tls.unwrap()
                 with contextlib.suppress(OSError):
                     self._push(socket.MSG_DONTWAIT)
             finally:
-                self._lock.release()
+                self._release()

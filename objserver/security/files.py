@@ -11,13 +11,14 @@
 
     token = "..."                   ... or a token
 
-No sentence of an error here quotes what stands in a file.
+No sentence of an error here quotes what stands in a file; it says in which line.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import stat
 import tomllib
 from typing import Any
@@ -34,19 +35,21 @@ log = logging.getLogger("objserver.security")
 def load_keys(path: str) -> dict[str, AcceptedKey]:
     """A server's keys by id; RegistrationError."""
     found = {}
-    for id, entry in _read(path).items():
+    entries, text = _read(path)
+    for id, entry in entries.items():
         if not isinstance(entry, dict):
             raise errors.RegistrationError(f"{path}: {id} stands outside a table; each key is one, as [{id}]")
+        where = _place(path, text, id)
         options = dict(entry)
         roles = options.pop("roles", [])
         if not isinstance(roles, list) or not all(isinstance(role, str) for role in roles):
-            raise errors.RegistrationError(f"{path}: the roles of the key {id!r} are not a list of names")
-        _only(path, f"key {id!r}", options, {"secret", "name"})
+            raise errors.RegistrationError(f"{where}: the roles of the key {id!r} are not a list of names")
+        _only(where, f"key {id!r}", options, {"secret", "name"})
         try:
             found[id] = AcceptedKey(**options, roles=frozenset(roles))
         except (TypeError, ValueError) as problem:
             raise errors.RegistrationError(
-                f"{path}: the key {id!r} has no usable secret: {problem}"
+                f"{where}: the key {id!r} has no usable secret: {problem}"
             ) from None
     if not found:
         raise errors.RegistrationError(f"{path} has no keys; make one with `objserver keys shared`")
@@ -56,7 +59,7 @@ def load_keys(path: str) -> dict[str, AcceptedKey]:
 def load_credentials(path: str) -> Credentials:
     """What a client shows; ConnectFailed."""
     try:
-        entry = _read(path)
+        entry, _ = _read(path)
         if "token" in entry:
             _only(path, "token", entry, {"token"})
             return Token(entry["token"])
@@ -88,22 +91,34 @@ def _quoted(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def _read(path: str) -> dict[str, Any]:
+def _read(path: str) -> tuple[dict[str, Any], str]:
+    """What stands in the file, and its text."""
     try:
         with open(path, "rb") as file:
             if stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o077:
                 log.warning("%s holds secrets, and others can read it: chmod 600 %s", path, path)
-            return tomllib.load(file)
+            text = file.read().decode()
+        return tomllib.loads(text), text
     except OSError as problem:
         raise errors.RegistrationError(f"cannot read {path}: {problem.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
-        raise errors.RegistrationError(f"{path} is not TOML") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+        # The rest of its sentence may quote a secret.
+        place = re.search(r" \(at [\w ,]+\)$", str(problem))
+        raise errors.RegistrationError(f"{path} is not TOML{place[0] if place else ''}") from None
 
 
-def _only(path: str, what: str, entry: dict[str, Any], known: set[str]) -> None:
-    """RegistrationError where something else stands, or what is no text."""
+def _place(path: str, text: str, table: str) -> str:
+    """The file, and the line at which the table begins."""
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.partition("#")[0].strip() in (f"[{table}]", f'["{table}"]'):
+            return f"{path}, line {number}"
+    return path
+
+
+def _only(where: str, what: str, entry: dict[str, Any], known: set[str]) -> None:
+    """RegistrationError if something else stands there, or what is no text."""
     for name, value in entry.items():
         if name not in known:
-            raise errors.RegistrationError(f"{path}: the {what} has no setting {name!r}")
+            raise errors.RegistrationError(f"{where}: the {what} has no setting {name!r}")
         if not isinstance(value, str):
-            raise errors.RegistrationError(f"{path}: {name} of the {what} is no text")
+            raise errors.RegistrationError(f"{where}: {name} of the {what} is no text")

@@ -75,6 +75,7 @@ class Quotas:
     def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
         self._lock = threading.Lock()
+        self._acquire, self._release = self._lock.acquire, self._lock.release
         self._shares: OrderedDict[str, Share] = OrderedDict()
         self._of_tokens: OrderedDict[str, Bucket] = OrderedDict()
         self.refused = 0
@@ -108,11 +109,13 @@ class Quotas:
     def call_plainly(self, principal: Principal, now: float) -> bool:
         """As `call`, of one small call, if nothing but the calls of its principal has to be counted.
 
-        What nearly always is, without a function for each step.  False: nothing was done.
+        What nearly always is, without a function for each step, and without a `with`, which takes twice
+        as long as the two calls that it makes.  False: nothing was done.
         """
         if principal.restrictions is not None:
             return False
-        with self._lock:
+        self._acquire()
+        try:
             share = self._shares.get(principal.name)
             if share is None or share.calls is None:
                 return False
@@ -126,6 +129,8 @@ class Quotas:
             share.taken += 1
             self._shares.move_to_end(principal.name)
             return True
+        finally:
+            self._release()
 
     def activate(self, principal: Principal, now: float) -> None:
         """A call of `principal` makes a Persistent object active; QuotaExceeded if it has had its share."""

@@ -109,10 +109,12 @@ class ClientTLS:
         try:
             return self.context
         except OSError as problem:
-            raise errors.ConnectFailed(
+            unusable = errors.ConnectFailed(
                 f"this client cannot use its TLS files (ca {self.ca}, certificate {self.certificate}, key "
                 f"{self.key}): {tls_problem(problem)}"
-            ) from None
+            )
+            unusable.refused = True
+            raise unusable from None
 
 
 class Itself(NamedTuple):

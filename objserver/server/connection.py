@@ -199,6 +199,8 @@ class Connection(Answering):
             else:
                 self._received(data, None, before, start)
             return
+        if not self._is_secured():
+            return
         space: Any = None
         try:
             if not before:
@@ -212,6 +214,10 @@ class Connection(Answering):
         except OSError:
             data = b""
         self._received(data, space, before, start)
+
+    def _is_secured(self) -> bool:
+        """Whether the frames have begun; before them TLS shakes hands, where there is TLS."""
+        return True
 
     def _received(self, data: Any, space: Any, before: int, start: Start) -> None:
         """These bytes have come, or so many into `space`."""

@@ -15,7 +15,7 @@ from objserver import errors
 from objserver.security.channel import PlainBytes, TLSSocket
 from objserver.security.principal import Principal
 from objserver.security.tls import Identity, certified, tls_problem
-from objserver.server.connection import Connection, Start
+from objserver.server.connection import Connection
 from objserver.wire.frames import MAGIC
 
 if TYPE_CHECKING:
@@ -42,11 +42,9 @@ class EncryptedConnection(Connection):
         certificate = self.sock.peer_certificate()
         return None if certificate is None else certified(certificate, ssl.cert_time_to_seconds)
 
-    def receive(self, start: Start) -> None:
+    def _is_secured(self) -> bool:
         # A greeted connection is established, and so is one that lingers.
-        if not self.greeted and not self.lingering and not self.sock.established and not self._shaken():
-            return
-        super().receive(start)
+        return self.greeted or self.lingering or self.sock.established or self._shaken()
 
     def _shaken(self) -> bool:
         """A step of the handshake; whether it is over."""

@@ -5,7 +5,7 @@ import gc
 import pytest
 
 from objserver import errors
-from objserver.client.leases import RENEWALS_PER_LEASE, UNKNOWN_LEASE_S, LeaseKeeper
+from objserver.client.leases import RENEWALS_PER_LEASE, UNKNOWN_LEASE_S, WAIT_MAX_S, LeaseKeeper
 from objserver.references import DAEMON_ID, Location, Reference
 
 LEASE_S = 30.0
@@ -52,6 +52,17 @@ def keeper(monkeypatch):
 def turn(keeper, now):
     keeper.take(0)
     keeper.speak(now)
+
+
+@pytest.mark.parametrize("lease", [1e300, float("inf")])
+def test_a_lease_without_end_is_waited_for_no_longer_than_a_clock_goes(keeper, servers, lease):
+    assert keeper.wait_s(0.0) is None
+    servers.lease = lease
+    held = keeper.arrived(reference("a"), servers.ask)
+    turn(keeper, 100.0)
+    keeper.take(0)
+    assert keeper.wait_s(100.0) == WAIT_MAX_S
+    del held
 
 
 def test_what_arrives_is_renewed_at_once(keeper, servers):

@@ -3,7 +3,8 @@
 import pytest
 
 from objserver import Reference, errors
-from objserver.client.resolve import ask_any, name_server, name_servers, resolve, with_name_servers
+from objserver.client.nameservers import NameServers, contacts
+from objserver.client.resolve import ask_any, name_server, name_servers, resolve
 
 
 class Names:
@@ -18,7 +19,7 @@ class Names:
     def __call__(self, server, timeout_s, method, *args):
         if method not in ("lookup", "yplookup"):
             raise errors.MemberNotFound(f"a stock name server has no {method}")
-        self.asked.append((str(server), timeout_s, method, *args))
+        self.asked.append((str(server.reference), timeout_s, method, *args))
         if self.problem is not None:
             raise self.problem
         if method == "yplookup":
@@ -124,7 +125,7 @@ class Several:
         return f"from {server.location.host}"
 
 
-SERVERS = name_servers(Reference.parse("PYRONAME:x@one,two,three"))
+SERVERS = contacts(Reference.parse("PYRONAME:x@one,two,three"), NameServers())
 
 
 def test_the_first_that_answers_is_believed_and_nobody_gets_much_time_while_others_are_left():
@@ -166,13 +167,30 @@ def test_one_name_server_has_the_time_of_the_caller():
     assert several.asked == [("one", 5.0)]
 
 
-def test_name_servers_come_from_the_uri_or_the_option_or_the_environment(monkeypatch):
+def test_who_does_not_let_this_client_in_is_passed_over_and_asked_once():
+    several = Several(one=errors.AuthenticationFailed("no key"), two=errors.CallTimeout("no answer"))
+    assert ask_any(SERVERS, several, 5.0)("lookup", "x") == "from three"
+    several.problems["three"] = errors.ConnectFailed("refused")
+    several.asked.clear()
+    with pytest.raises(
+        errors.AuthenticationFailed, match="the name server at one:9090 could not be asked: no key"
+    ):
+        ask_any(SERVERS, several, 5.0)("lookup", "x")
+    assert [host for host, _ in several.asked] == ["one", "two", "three", "two", "three"]
+
+
+def test_advice_that_is_for_proxies_says_how_a_name_server_is_shown_something():
+    several = Several(one=errors.AuthenticationFailed("give the proxy credentials=..."))
+    with pytest.raises(errors.AuthenticationFailed, match=r"name_servers=NameServers\("):
+        ask_any(SERVERS[:1], several, 5.0)("lookup", "x")
+    several = Several(one=errors.AuthenticationFailed("it has expired"))
+    with pytest.raises(errors.AuthenticationFailed, match=r"it has expired$"):
+        ask_any(SERVERS[:1], several, 5.0)("lookup", "x")
+
+
+def test_without_an_option_the_environment_says_where_name_servers_are(monkeypatch):
     monkeypatch.setenv("OBJSERVER_NAMESERVERS", "three:1, four")
-
-    def named(uri, option=()):
-        return [str(s.location) for s in name_servers(with_name_servers(Reference.parse(uri), option))]
-
-    assert named("PYRONAME:x@one", "two:5") == ["one:9090"]
-    assert named("PYRONAME:x", ["two:5", "six"]) == ["two:5", "six:9090"]
-    assert named("PYROMETA:x") == ["three:1", "four:9090"]
+    assert [str(s.location) for s in name_servers(Reference.parse("PYRONAME:x@one"))] == ["one:9090"]
+    found = [str(s.location) for s in name_servers(Reference.parse("PYROMETA:x"))]
+    assert found == ["three:1", "four:9090"]
     assert str(name_server()) == "PYRO:Pyro.NameServer@three:1"

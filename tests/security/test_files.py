@@ -57,6 +57,18 @@ def test_what_is_wrong_with_a_file_of_keys_is_said_without_its_secrets(tmp_path,
     assert "hush" not in str(refused.value)
 
 
+def test_the_line_is_said_where_a_file_of_keys_is_wrong(tmp_path):
+    good = keys_text("lab-1", SECRET, "")
+    for wrong, place in (
+        ('[lab-2]\nsecret = "hush"\n', "file.toml, line 4: the key 'lab-2'"),
+        ('["lab 2"]  # new\nsercet = "hush"\n', "file.toml, line 4: the key 'lab 2'"),
+        ('[lab-2]\nsecret = "hush\n', r"file.toml is not TOML \(at line 5, column 15\)"),
+    ):
+        with pytest.raises(errors.RegistrationError, match=place) as refused:
+            load_keys(written(tmp_path, f"{good}\n{wrong}"))
+        assert "hush" not in str(refused.value)
+
+
 @pytest.mark.parametrize("text", ["", 'key = "lab"', 'key = "lab"\nsecret = "hush"', "token = 5", "hush"])
 def test_what_is_wrong_with_credentials_is_said_without_them(tmp_path, text):
     with pytest.raises(errors.ConnectFailed) as refused:
