@@ -933,6 +933,11 @@ class ObjectAdapter:
                 self.end(activation)
 
     @property
+    def active_persistent(self) -> int:
+        """Number of Persistent objects that are active."""
+        return sum(registration.active for registration in self._registry.all() if registration.persistent)
+
+    @property
     def has_persistent(self) -> bool:
         """Whether a Persistent object is active."""
         return any(activation.registration.persistent for activation in self._active.all())

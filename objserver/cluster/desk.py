@@ -59,8 +59,8 @@ class Desk:
         """The name of the `cluster`, which node has `answered`, and its `nodes`, in order of name.
 
         A node's `state` is "up", "draining", "silent" (its lease is over, and it has not said goodbye) or
-        "dead"; `lease_s` are the seconds left.  What it says of itself: servants that are active (`objects`),
-        calls since it began and in a second, and so on.
+        "dead"; `lease_s` are the seconds left.  What it says of itself: Persistent objects that are active
+        (`objects`), calls since it began (`calls`) and in a second (`load`), and so on.
         """
         return {
             "cluster": self._node.cluster,

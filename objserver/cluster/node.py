@@ -135,7 +135,7 @@ class ClusterNode:
         load = (calls - before) / (now - then) if now > then else 0.0
         return ormsgpack.packb(
             {
-                "objects": adapter.active,
+                "objects": adapter.active_persistent,
                 "calls": calls,
                 "load": load,
                 "running": adapter.busy,
