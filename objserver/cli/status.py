@@ -120,7 +120,7 @@ def top(interval: float, at: str, shown: Shown) -> None:
     console = Console(width=None if sys.stdout.isatty() else _WIDTH_OF_PIPES)
     curves: dict[str, deque[float]] = {}
     with desk(at, shown) as asked:
-        if not console.is_terminal:
+        if not sys.stdout.isatty():  # rich takes FORCE_COLOR for a terminal too
             found = asked.status()
             console.print(_heading(found))
             console.print(_table(console, found["nodes"], without=("owned",)))

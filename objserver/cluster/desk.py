@@ -149,6 +149,8 @@ class Desk:
         """Hand over an object of this node's; False if it is somewhere else."""
         self._check_meant(life)
         name = self._server.adapter.stored_name(object_id)
+        if not any(other.name == to for other in self._node.candidates()):
+            self._node.renew()  # it may have come just now
         try:
             with self._waiting():
                 self._node.migrate(*name, to, timeout_s)

@@ -79,6 +79,14 @@ def test_any_node_has_an_object_moved(cluster, asked_at):
         assert proxy.deposit(1) == 2
 
 
+def test_an_object_can_be_moved_to_a_node_that_has_just_come(cluster):
+    a = cluster("a")
+    open_accounts(a, "alice")
+    b = cluster("b")
+    with desk(a) as asked:
+        assert asked.migrate("Account/alice", "b")["address"] == b.address
+
+
 @pytest.mark.parametrize("to", ["a", "b"])
 def test_what_nobody_has_can_be_moved_too(cluster, to):
     a = cluster("a")
