@@ -14,7 +14,7 @@ import functools
 import importlib
 import re
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from objserver import errors, pyro5
@@ -164,6 +164,11 @@ pyro5.travels_as_uri(Reference)
 
 Rule = Callable[[Location], bool]
 """Whether a connection may be made to a place that a peer has named."""
+Marks = list[Any]
+"""Whom a reference came from to a server that knows who calls, one after the other, as plain data.  Empty: it
+is the server's own."""
+Lend = Callable[[Marks, str, str | None, Sequence[Any]], None]
+"""Raises NotAuthorized unless each of those may call this method of the object with that id."""
 
 
 class Origin(NamedTuple):
@@ -171,7 +176,9 @@ class Origin(NamedTuple):
     rule for what its proxy may connect to.
 
     If that is a server, it is at `location`; `tls`, `credentials` and `handshake` are what its servants call
-    its own objects with.  Other servers are shown nothing.
+    its own objects with.  Other servers are shown nothing.  Where it knows who calls, `lend` is asked before
+    each of these calls, `marks` are those of a reference that has just come, and `own` is the secret by which
+    it knows the connections that its servants make to it.
     """
 
     types: Any = None
@@ -180,11 +187,14 @@ class Origin(NamedTuple):
     tls: Any = None
     credentials: Any = None
     handshake: Any = "hello"
+    lend: Lend | None = None
+    marks: Marks | None = None
+    own: str = ""
 
 
 Find = Callable[[], Any]
 """Gives the connection on which a client's object is called; ConnectFailed if it is gone."""
-Arrival = Callable[[Reference, Find | None, Any], Any]
+Arrival = Callable[[Reference, Find | None, Any, Marks | None], Any]
 _arrival: list[Arrival] = []
 
 
@@ -216,10 +226,12 @@ def deliver(
     _delivery[0](target, method, payload, call, acked, origin)
 
 
-def arrived(reference: Reference, find: Find | None = None, origin: Any = None) -> Any:
+def arrived(
+    reference: Reference, find: Find | None = None, origin: Any = None, marks: Marks | None = None
+) -> Any:
     """What a reference that came over the wire is handed out as.
 
     `find` is given for a client's object.  `origin` is an Origin, or the part of a proxy through which it
     came, which has the attributes of one.
     """
-    return _arrival[0](reference, find, origin) if _arrival else reference
+    return _arrival[0](reference, find, origin, marks) if _arrival else reference

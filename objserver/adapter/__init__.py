@@ -6,6 +6,7 @@ from objserver.adapter.change import Merge
 from objserver.adapter.daemon import DaemonObject
 from objserver.adapter.describe import describe
 from objserver.adapter.exposure import expose, idempotent, oneway, readonly
+from objserver.adapter.guard import Giver
 from objserver.adapter.invocation import EMPTY, Caller, Invocation
 from objserver.adapter.ownership import Ownership
 from objserver.adapter.policies import (
@@ -30,6 +31,7 @@ __all__ = [
     "Concurrent",
     "DaemonObject",
     "Engine",
+    "Giver",
     "Invocation",
     "Merge",
     "ObjectAdapter",

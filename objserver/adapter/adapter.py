@@ -34,7 +34,7 @@ from objserver.adapter.calling import NOBODY, Engine, Nobody, call, check_in_tim
 from objserver.adapter.change import Merge, PolicyChange, Surroundings
 from objserver.adapter.durability import Durability, Repeated
 from objserver.adapter.exports import ExportTable
-from objserver.adapter.guard import Guard
+from objserver.adapter.guard import Giver, Guard
 from objserver.adapter.hold import leads_through
 from objserver.adapter.invocation import Caller, Invocation
 from objserver.adapter.mailbox import Mailbox
@@ -51,7 +51,7 @@ from objserver.adapter.policies import (
 from objserver.adapter.registry import Registry
 from objserver.adapter.servants import ServantManager, skeleton_of
 from objserver.adapter.skeleton import Skeleton
-from objserver.adapter.streams import Streams
+from objserver.adapter.streams import Stream, Streams
 from objserver.adapter.waits import Waits
 from objserver.clock import Clock
 from objserver.codecs import Codecs
@@ -119,6 +119,7 @@ class ObjectAdapter:
             errand=self._run_errand,
             refuse=self.refuse,
             end=self.end,
+            judge=self._judge_again,
         )
         self._engine = engine
         self._clock = clock
@@ -308,18 +309,21 @@ class ObjectAdapter:
         """The id of the object that `servant` incarnates here, if it does."""
         return self._active.id_of(servant)
 
-    def servant_at(self, object_id: str) -> Any:
+    def servant_at(self, object_id: str, givers: Sequence[Giver] = ()) -> Any:
         """The object itself, for who is in this process: EMPTY where it is more than one servant, or none.
 
         A Persistent object is its state, and the servants of PerClient and PerRequest objects are somebody's.
-        Where it is asked who may call what, only what was given away is handed out, whose id nobody guesses:
-        else a client could have a servant call for him, by a reference in an argument, what he may not.
+        Where it is asked who may call what, only what was given away is handed out, by `givers` who may call
+        something of it: else a client could have a servant call for him, by a reference in an argument, what
+        he may not.
         """
         if self._guard is not None and not object_id.startswith(LEASED):
             return EMPTY
         try:
             registration, key = self._registry.find(object_id)
-        except errors.ObjectNotFound:
+            for giver in givers:
+                self.skeleton(object_id, giver.as_caller)
+        except (errors.ObjectNotFound, errors.NotAuthorized):
             return EMPTY
         if registration.instance is not EMPTY:
             return registration.instance
@@ -328,10 +332,29 @@ class ObjectAdapter:
         activation = self._activation_at(object_id)
         return activation.servant if activation is not None else EMPTY
 
+    def lend(
+        self, givers: Sequence[Giver], object_id: str, method: str | None, args: Sequence[Any] = ()
+    ) -> None:
+        """A servant calls what a reference names that came from `givers`; NotAuthorized unless each may.
+
+        None for `method`: it only wants to know what there is.
+        """
+        if self._guard is None:
+            return
+        for giver in givers:
+            skeleton = self.skeleton(object_id, giver.as_caller)
+            if method is not None:
+                self._guard.confirm(giver.asking(object_id, method, args), skeleton)
+
+    @property
+    def generation(self) -> int:
+        """Of the rules: a greater number says that others hold than before."""
+        return 0 if self._guard is None else self._guard.generation
+
     # -- exports -------------------------------------------------------------------------------------
 
-    def export(self, value: object) -> str | None:
-        """The id under which `value` is served from now on, as it is about to travel as a reference.
+    def export(self, value: object, to: str = "") -> str | None:
+        """The id under which `value` is served from now on, as it is about to travel to a process of `to`.
 
         None for what is no object of an exposed class.  ServerBusy if too many are exported.
         """
@@ -348,9 +371,9 @@ class ObjectAdapter:
                     )
                 object_id = LEASED + uuid.uuid4().hex
                 self.register(value, object_id, Shared(), None)
-                self._exports.sent(object_id, self._clock.monotonic())
+                self._exports.sent(object_id, self._clock.monotonic(), to)
             elif object_id in self._exports:
-                self._exports.sent(object_id, self._clock.monotonic())
+                self._exports.sent(object_id, self._clock.monotonic(), to)
         return object_id
 
     def renew(self, holder: str, object_ids: Sequence[str]) -> float:
@@ -359,10 +382,10 @@ class ObjectAdapter:
             self._exports.renew(holder, object_ids, self._clock.monotonic())
         return self.settings.lease_s
 
-    def release(self, holder: str, dropped: Mapping[str, int]) -> None:
-        """`holder` has dropped every reference to these, of which it got so many."""
+    def release(self, holder: str, dropped: Mapping[str, int], of: str = "") -> None:
+        """`holder`, a process of `of`, has dropped every reference to these, of which it got so many."""
         with self._exports_lock:
-            free = self._exports.release(holder, dropped, self._clock.monotonic())
+            free = self._exports.release(holder, dropped, self._clock.monotonic(), of)
         self._collect(free)
 
     def release_all(self) -> None:
@@ -470,6 +493,18 @@ class ObjectAdapter:
         )
         self._incarnated(relayed, daemon.instance, daemon.skeleton)
         return relayed
+
+    def _judge_again(self, stream: Stream, invocation: Invocation) -> None:
+        """NotAuthorized if what opened `stream` is no longer allowed to who draws from it."""
+        guard, skeleton = self._guard, stream.activation.skeleton
+        if guard is None or stream.generation == guard.generation:
+            return
+        generation = guard.generation  # read first: what changes meanwhile is asked about next time
+        assert skeleton is not None
+        guard.confirm(
+            Invocation(invocation.caller, stream.activation.object_id, stream.method, stream.args), skeleton
+        )
+        stream.generation = generation
 
     def _offer(self, activation: Activation, invocation: Invocation) -> bool | None:
         """Into the mailbox of this very activation; None if it has ended."""

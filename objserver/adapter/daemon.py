@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from objserver.adapter.describe import describe
 from objserver.adapter.exposure import expose, idempotent, oneway, readonly
 from objserver.invocation import Client, current, in_progress
+from objserver.security.principal import client_of
 from objserver.wire.extension import CLIENT_SIZE
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ class DaemonObject:
         """The caller's process got so many references to each of these objects, and has dropped them all."""
         if type(dropped) is dict:
             known = {i: n for i, n in dropped.items() if type(i) is str and type(n) is int and n > 0}
-            self._adapter.release(_holder(), known)
+            whose = current.caller.whose if current.caller is not None else ""
+            self._adapter.release(_holder(), known, whose)
 
     @idempotent
     def open_session(self, client: bytes, forever: bool = False) -> None:
@@ -83,7 +85,7 @@ class DaemonObject:
         """
         if len(client) != CLIENT_SIZE:
             raise ValueError(f"a client's id has {CLIENT_SIZE} bytes")
-        self._adapter.open_session(client, forever)
+        self._adapter.open_session(client_of(current.caller, client), forever)
 
     @oneway
     def release_session(self) -> None:

@@ -78,6 +78,7 @@ class Durability:
         self._engine = engine
         self._settings = settings
         self._monotonic = clock.monotonic
+        self._ownership = ownership
         self.sessions = Sessions(store, settings.session_lease_s, settings.sessions_max)
         self.outbox = Outbox(
             store, engine, deliver, clock.monotonic, lambda: (ownership.owner, ownership.member)
@@ -104,7 +105,9 @@ class Durability:
             )
         if call is not None and not invocation.readonly:
             self.sessions.check(call.client, self._monotonic())
-            invocation.store = self._store.id
+            if invocation.principal is None:
+                # Else it calls others as the server, who is another client there, with sessions of its own.
+                invocation.store = self._store.id
             with invocation.activation.lock:
                 held = gate.find(call, invocation.digest, asks=invocation.asks)
             if held is not None:
@@ -233,7 +236,7 @@ class Durability:
     def _advance(self, activation: Activation, gate: Gate) -> None:
         """Do what the gate says is next."""
         with activation.lock:
-            step = gate.step()
+            step = gate.step(self._ownership.trusted)
         done = partial(self._done, activation, gate, step)
         try:
             if isinstance(step, Change):

@@ -5,28 +5,32 @@ an id that cannot be guessed.  Nobody unregisters it, so it is leased.  Whoever 
 it as long as it renews its lease, or until it says how many times it got the reference and that it has
 dropped them all.  Between sending and that there is grace of one lease, for references that are still on
 their way. An object that nobody holds, of whose references none is on its way, is collected.
+
+Only those to whom references were sent can say that they have dropped them: these are counted apart for each
+principal, where that is known.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 __all__ = ["ExportTable"]
 
 
 class _Export:
-    __slots__ = ("dropped", "grace_until", "holders", "sent")
+    __slots__ = ("grace_until", "holders", "on_their_way")
 
     def __init__(self) -> None:
-        self.sent = self.dropped = 0
-        """How many times a reference to it was sent, and how many of these were said to have been dropped."""
+        self.on_their_way: Counter[str] = Counter()
+        """By whom they were sent to, how many references, less those that are said to have been dropped."""
         self.grace_until = 0.0
         self.holders: dict[str, float] = {}
         """Process -> end of its lease."""
 
     def is_held(self, now: float) -> bool:
         return any(end > now for end in self.holders.values()) or (
-            self.sent > self.dropped and self.grace_until > now
+            self.grace_until > now and any(count > 0 for count in self.on_their_way.values())
         )
 
 
@@ -43,10 +47,10 @@ class ExportTable:
     def __contains__(self, object_id: object) -> bool:
         return object_id in self._exports
 
-    def sent(self, object_id: str, now: float) -> None:
-        """A reference to the object is about to be sent."""
+    def sent(self, object_id: str, now: float, to: str = "") -> None:
+        """A reference to the object is about to be sent to a process of `to`."""
         export = self._exports.setdefault(object_id, _Export())
-        export.sent += 1
+        export.on_their_way[to] += 1
         export.grace_until = now + self.lease_s
 
     def renew(self, holder: str, object_ids: Iterable[str], now: float) -> None:
@@ -56,13 +60,17 @@ class ExportTable:
             if export is not None:
                 export.holders[holder] = now + self.lease_s
 
-    def release(self, holder: str, dropped: Mapping[str, int], now: float) -> list[str]:
-        """`holder` got a reference to each so many times, and dropped them all; returns who is free now."""
+    def release(self, holder: str, dropped: Mapping[str, int], now: float, of: str = "") -> list[str]:
+        """`holder`, a process of `of`, got a reference to each so many times, and dropped them all.
+
+        Returns who is free now.
+        """
         for object_id, times in dropped.items():
             export = self._exports.get(object_id)
             if export is not None:
                 export.holders.pop(holder, None)
-                export.dropped += times
+                if of in export.on_their_way:  # what somebody else passed on was not sent to him
+                    export.on_their_way[of] -= times
         return self._free(dropped, now)
 
     def expire(self, now: float) -> list[str]:

@@ -195,14 +195,18 @@ class Gate:
             assert call is not None
             self._known.setdefault(record.client, {})[call] = (record.digest, held)
 
-    def step(self) -> Change | Read | Release | None:
-        """What is to be done next; None as long as something is under way, or if there is nothing."""
+    def step(self, trusted: bool = True) -> Change | Read | Release | None:
+        """What is to be done next; None as long as something is under way, or if there is nothing.
+
+        Not `trusted`: somebody may have taken the object over, so reads are confirmed in any case.
+        """
         if self._in_flight or not self._ahead or self.poisoned:
             return None
         held, self._ahead = self._ahead, []
         writes = [each for each in held if each.writes]
         if not writes:
-            if self.confirms and not all(each.failure or each.invocation.ends for each in held):
+            certain = trusted and not self.confirms
+            if not certain and not all(each.failure or each.invocation.ends for each in held):
                 self._in_flight = held
                 return Read(self._type, self.key, self.epoch, self.version)
             return Release(held)

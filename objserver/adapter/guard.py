@@ -8,7 +8,9 @@ object, and has to be written exactly as that object's own (`Account/%61lice` is
     a call              its member
     a batch             each member, before the first is called
     an attribute        `balance` to read it, `balance=` to set it
-    an item of a stream for who opened it, as a part of the call that did
+    an item of a stream for who opened it, as a part of the call that did, which is judged again where the
+                        rules have changed since
+    what a servant calls by a reference that came from a client: also for that client
     what an object is   for who may call something of it
 
 Of an object whose class only its servant tells (a locator), roles are asked for when that is there; whoever
@@ -21,11 +23,12 @@ strangers with invented ids fill no table.
 from __future__ import annotations
 
 import logging
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
 
 from objserver import errors
 from objserver.adapter.activation import Registration
-from objserver.adapter.invocation import Invocation
+from objserver.adapter.invocation import Call, Caller, Invocation
 from objserver.adapter.registry import Registry
 from objserver.adapter.skeleton import Skeleton
 from objserver.clock import Clock
@@ -39,10 +42,12 @@ from objserver.security.principal import Principal
 from objserver.security.quotas import Quotas
 from objserver.settings import ServerSettings
 
-__all__ = ["Guard"]
+__all__ = ["Giver", "Guard", "what_of"]
 
 ALLOWED_MAX = 10_000
 """Decisions that are kept: some 3 MB.  Beyond it all are forgotten, which costs each a few microseconds."""
+BATCH = "<batch>"
+"""As what a batch is asked about, where it is one call."""
 GIVING_BACK = frozenset({"close_stream", "release", "release_session", "renew"})
 """Of `Pyro.Daemon`: who has had its share may still say what it needs no longer, and what it keeps."""
 _ATTRIBUTES = frozenset({"__getattr__", "__setattr__"})
@@ -59,6 +64,32 @@ class _Allowed(NamedTuple):
     """By whose table it was judged; None: roles are still to be asked for."""
 
 
+class Giver(NamedTuple):
+    """Whom a reference came from, in the place of who calls: a servant that calls by it does so with their
+    rights."""
+
+    principal: Principal
+    address: Any = None
+    """Where from, for the audit log."""
+
+    @property
+    def link(self) -> Giver:
+        """What has the principal."""
+        return self
+
+    @property
+    def as_caller(self) -> Caller:
+        """No more is asked of it than is here."""
+        return cast(Caller, self)
+
+    def asking(self, object_id: str, method: str, args: Sequence[Any] = ()) -> Invocation:
+        """What is to be judged, as if it called itself."""
+        invocation = Invocation(self.as_caller, object_id, method, args)
+        if method == BATCH:
+            invocation.batch = cast("Sequence[Call]", args)
+        return invocation
+
+
 class Guard:
     """See the module's essay.  Every method may be called from any thread."""
 
@@ -71,6 +102,8 @@ class Guard:
         self._time, self._monotonic = clock.time, clock.monotonic
         self._call_plainly = self.quotas.call_plainly
         self._allowed: dict[Any, _Allowed] = {}
+        self.generation = 0
+        """Of the rules; greater where others hold than before."""
         self.denied = 0
 
     def forget(self, name: str) -> None:
@@ -80,9 +113,10 @@ class Guard:
             self._allowed = {}
 
     def change(self, authorization: Authorization) -> None:
-        """Decide by another from now on."""
+        """Decide by another from now on: also of what was allowed and is still going on."""
         self.authorization = authorization
         self._allowed = {}  # in this order: see `forget`
+        self.generation += 1
 
     # -- calls ---------------------------------------------------------------------------------------
 
@@ -322,6 +356,13 @@ class Guard:
             "decisions_kept_max": ALLOWED_MAX,
             **self.quotas.statistics(),
         }
+
+
+def what_of(invocation: Invocation) -> tuple[str, Sequence[Any]]:
+    """Its method, and of the arguments no more than a decision needs; before the member is looked up."""
+    names = _names(invocation) if invocation.batch is not None else [_name(invocation)]
+    whole: list[Call] = [(name, (), {}) if type(name) is str else (name[0], (name[1],), {}) for name in names]
+    return (BATCH, whole) if invocation.batch is not None else whole[0][:2]
 
 
 def _attribute(args: Any) -> str:

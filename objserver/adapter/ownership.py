@@ -22,6 +22,11 @@ class Ownership(Protocol):
     member: bool
     """It is the life of a node of a cluster."""
 
+    @property
+    def trusted(self) -> bool:
+        """Whether what this server has is certainly not another's yet."""
+
+
     def look(self, type: str, key: str) -> None:
         """Before a call is given to an object that is not active here; Moved, if it is known to be elsewhere.
 
@@ -39,6 +44,8 @@ class Alone:
     """Of a server that shares its objects with nobody."""
 
     member = False
+    trusted = True
+    """As far as it knows: see `Persistent.fast_reads`."""
 
     def __init__(self, store: Store | None, owner: str) -> None:
         self._store = store

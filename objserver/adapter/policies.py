@@ -78,7 +78,8 @@ class Persistent:
 
     Where several servers may have the store open, `@readonly` members are answered after the store has
     confirmed that no other server has the object meanwhile.  `fast_reads` does without: they may then tell
-    what was true a while ago.
+    what was true a while ago.  In a cluster they tell the truth all the same, as long as clocks run at about
+    the same speed: they do without only while the lease of the node certainly runs.
     """
 
     idle_timeout_s: float = 300.0

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -36,27 +36,27 @@ class Stream:
     """One open stream."""
 
     __slots__ = (
-        "activation", "ahead", "caller", "closing", "drawing", "iterator", "opened_at",
-        "orphaned_at", "principal", "session",
+        "activation", "ahead", "args", "caller", "closing", "drawing", "generation", "iterator", "method",
+        "opened_at", "orphaned_at", "principal", "session",
     )  # fmt: skip
 
-    def __init__(
-        self,
-        iterator: Any,
-        activation: Activation,
-        session: str | None,
-        caller: object,
-        now: float,
-        principal: Principal | None = None,
-    ) -> None:
+    def __init__(self, iterator: Any, invocation: Invocation, now: float) -> None:
+        caller, member = invocation.caller, invocation.member
+        self.method = invocation.method
+        self.args: Sequence[Any] = () if member is None else (member.name,)
+        """What was called of the activation's object, and which attribute if it was one: as a part of that an
+        item is allowed."""
+        self.generation = -1
+        """Of the rules by which an item was allowed last; the call may have been allowed by older ones than
+        held when it returned the stream."""
         self.iterator = iterator
         """An iterator or an asynchronous one."""
-        self.activation = activation
-        self.session = session
+        self.activation = invocation.activation
+        self.session: str | None = caller.session
         """Who may draw; None: whoever knows the id."""
-        self.caller = caller
+        self.caller: object = caller.link
         """The connection on which it was opened or last drawn from; None when that is gone."""
-        self.principal = principal
+        self.principal = principal_of(caller)
         """Who opened it: its items are nobody else's, whoever knows the id."""
         self.opened_at = now
         self.orphaned_at = 0.0
@@ -77,8 +77,9 @@ class StreamTable:
     def __len__(self) -> int:
         return len(self._streams)
 
-    def open(self, iterator: Any, activation: Activation, caller: Client, now: float) -> str:
-        """Keep `iterator` for the session of `caller`; returns the id of the stream."""
+    def open(self, iterator: Any, invocation: Invocation, now: float) -> str:
+        """Keep what `invocation` returned for the session of its caller; returns the id of the stream."""
+        caller = invocation.caller
         if len(self._streams) >= self._settings.streams_max:
             raise errors.ServerBusy(f"{len(self._streams)} item streams are open (setting streams_max)")
         share = self._settings.streams_per_session_max
@@ -87,9 +88,7 @@ class StreamTable:
                 f"this client has {share} item streams open (setting streams_per_session_max)"
             )
         stream_id = str(uuid.uuid4())
-        self._streams[stream_id] = Stream(
-            iterator, activation, caller.session, caller.link, now, principal_of(caller)
-        )
+        self._streams[stream_id] = Stream(iterator, invocation, now)
         return stream_id
 
     def claim(self, stream_id: object, caller: Client) -> Stream:
@@ -138,7 +137,8 @@ class Streams:
     """Opens, draws from and closes item streams.
 
     `offer` puts an invocation into a mailbox (None: the servant has ended), `submit` has one run, `errand`
-    has one run that answers nobody, `refuse` answers one with an error, `end` ends an activation.
+    has one run that answers nobody, `refuse` answers one with an error, `end` ends an activation.  `judge`
+    raises what refuses a draw: the stream is closed then.
     """
 
     def __init__(
@@ -151,7 +151,9 @@ class Streams:
         errand: Callable[[Activation, Invocation], None],
         refuse: Callable[[Invocation, BaseException], None],
         end: Callable[[Activation], None],
+        judge: Callable[[Stream, Invocation], None],
     ) -> None:
+        self._judge = judge
         self.table = StreamTable(settings)
         self._clock = clock
         self._offer, self._submit, self._errand, self._refuse, self._end = offer, submit, errand, refuse, end
@@ -159,7 +161,7 @@ class Streams:
     def open(self, invocation: Invocation, iterator: Any) -> str:
         """Keep the iterator that `invocation` returned; ServerBusy if too many are open."""
         activation = invocation.activation
-        stream_id = self.table.open(iterator, activation, invocation.caller, self._clock.monotonic())
+        stream_id = self.table.open(iterator, invocation, self._clock.monotonic())
         with activation.lock:
             activation.streams += 1
         return stream_id
@@ -195,6 +197,7 @@ class Streams:
             return self._draw_later(stream, stream_id, invocation)
         try:
             check_in_time(invocation)
+            self._check_still_allowed(stream, stream_id, invocation)
             try:
                 return next(stream.iterator)
             except BaseException:
@@ -206,6 +209,7 @@ class Streams:
     async def _draw_later(self, stream: Stream, stream_id: str, invocation: Invocation) -> Any:
         try:
             check_in_time(invocation)
+            self._check_still_allowed(stream, stream_id, invocation)
             try:
                 return await anext(stream.iterator)
             except BaseException:
@@ -213,6 +217,14 @@ class Streams:
                 raise
         finally:
             self._drawn(stream, invocation)
+
+    def _check_still_allowed(self, stream: Stream, stream_id: str, invocation: Invocation) -> None:
+        """Asked when the item is drawn: it may have waited for others."""
+        try:
+            self._judge(stream, invocation)
+        except BaseException:
+            self.close(stream_id)
+            raise
 
     def _exhausted(self, stream: Stream, stream_id: str) -> None:
         if self.table.close(stream_id) is not None:

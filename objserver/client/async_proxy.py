@@ -71,6 +71,7 @@ class AsyncProxy:
             pool.lease = given.lease
         if isinstance(given, ConnectionPool):
             pool.begin_lease, pool.rule = given.begin_lease, given.rule
+            pool.marks = given.marks  # it shows nothing, but may be stored
         self.__dict__.update(
             _objserver_reference=proxy._objserver_reference, _objserver_stub=proxy._objserver_stub
         )

@@ -2,7 +2,8 @@
 
 For each store that it meets, a client process keeps a book: an id of its own, and a number for every call, by
 which the store tells a repetition from a new call.  With each call goes the number through which all answers
-have come, so that the store need not remember these.
+have come, so that the store need not remember these.  A server that knows who calls keeps what it knows of a
+client apart for each principal, so there is a book for each of the `credentials` that this process shows.
 
 A call within a numbered one has an id of that one's client, which another process numbers and this store may
 never have heard of: the process that makes it opens that client's session there first.  A call that was sent
@@ -30,6 +31,8 @@ UNKNOWN_KEPT = 5_000
 """So many calls later an outcome that nobody knows can still be asked for.  Until then its answer is not
 acknowledged, and so neither are those after it: the store keeps them too."""
 
+BOOKS_MAX = 1_000
+"""Books kept: a process that lives long shows many tokens.  One that is forgotten ends with its last call."""
 INTRODUCED_MAX = 10_000
 """Clients of others of which it is known that a store knows them; the session of one more is opened again,
 which changes nothing."""
@@ -38,8 +41,10 @@ which changes nothing."""
 class Book:
     """Of one process for one store.  Any thread may call any method."""
 
-    def __init__(self, store: str) -> None:
+    def __init__(self, store: str, shown: object = None) -> None:
         self.store = store
+        self.shown = shown
+        """What the server is shown with its calls; None is nothing."""
         self.client = uuid4().bytes
         self.opened = False
         """The server knows it."""
@@ -82,44 +87,46 @@ class Book:
 
 
 class _Books:
-    """Of one process, by store."""
+    """Of one process, by store and by what is shown to its server."""
 
     def __init__(self) -> None:
-        self._books: dict[str, Book] = {}
-        self.introduced: OrderedDict[tuple[str, bytes], None] = OrderedDict()
+        self._books: OrderedDict[tuple[str, object], Book] = OrderedDict()
+        self.introduced: OrderedDict[tuple[str, object, bytes], None] = OrderedDict()
         self._lock = threading.Lock()
 
-    def of(self, store: str) -> Book:
-        book = self._books.get(store)
+    def of(self, store: str, shown: object) -> Book:
+        book = self._books.get((store, shown))
         if book is None or book.is_full:
             with self._lock:
-                book = self._books.get(store)
+                book = self._books.get((store, shown))
                 if book is None or book.is_full:
-                    book = self._books[store] = Book(store)
+                    book = self._books[store, shown] = Book(store, shown)
+                    if len(self._books) > BOOKS_MAX:
+                        self._books.popitem(last=False)
         return book
 
     def close(self, book: Book) -> None:
         with self._lock:
-            if self._books.get(book.store) is book:
-                del self._books[book.store]
+            if self._books.get((book.store, book.shown)) is book:
+                del self._books[book.store, book.shown]
 
 
-def is_introduced(store: str, client: bytes) -> bool:
+def is_introduced(store: str, shown: object, client: bytes) -> bool:
     """Whether the store knows this client of another process."""
-    return (store, client) in machine.get().own(_Books).introduced
+    return (store, shown, client) in machine.get().own(_Books).introduced
 
 
-def introduced(store: str, client: bytes) -> None:
+def introduced(store: str, shown: object, client: bytes) -> None:
     """From now on it does."""
     known = machine.get().own(_Books).introduced
-    known[store, client] = None
+    known[store, shown, client] = None
     if len(known) > INTRODUCED_MAX:
         known.popitem(last=False)
 
 
-def book_of(store: str) -> Book:
-    """The book for new calls to objects in this store."""
-    return machine.get().own(_Books).of(store)
+def book_of(store: str, shown: object = None) -> Book:
+    """The book for new calls to objects in this store, whose server is shown `shown`, which is hashable."""
+    return machine.get().own(_Books).of(store, shown)
 
 
 def close(book: Book) -> None:

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from typing import Any
 
 from objserver import references
+from objserver.client.pool import ConnectionPool
 from objserver.client.proxy import Proxy, ProxyOptions
 from objserver.invocation import CallId
 from objserver.machine import machine
@@ -33,11 +34,18 @@ class _Targets:
 
     def of(self, target: str, origin: Origin | None) -> tuple[Proxy, set[bytes]]:
         options: ProxyOptions = {"timeout_s": TIMEOUT_S}
-        if origin is not None and origin.location == Reference.parse(target).location:
+        reference, home = Reference.parse(target), None
+        if origin is not None and origin.location == reference.location and reference.protocol == "PYRO":
             options["tls"], options["credentials"] = origin.tls, origin.credentials
-        key = target, options.get("tls"), options.get("credentials")
+            home = origin if origin.lend is not None else None
+        key = target, options.get("tls"), options.get("credentials"), home and home.own
         with self._lock:
-            found = self._proxies.pop(key, None) or (Proxy(target, **options), set())
+            found = self._proxies.pop(key, None)
+            if found is None:
+                found = Proxy(target, **options), set()
+                pool = found[0]._objserver_stub.pool
+                assert isinstance(pool, ConnectionPool)
+                pool.home = home  # who was to be asked was asked when it was sent
             self._proxies[key] = found
             if len(self._proxies) > TARGETS_MAX:
                 self._proxies.popitem(last=False)

@@ -58,7 +58,8 @@ class Greeting(NamedTuple):
     """What a client says first.
 
     `serializer` is the name of a stock one, for who wants a stock conversation, or None.  `tls` and
-    `credentials` are how the connection is made, and what it is opened with.
+    `credentials` are how the connection is made, and what it is opened with.  By `own` a server knows the
+    connections of its own servants.
     """
 
     location: Location
@@ -70,6 +71,7 @@ class Greeting(NamedTuple):
     multiplexed: bool = False
     tls: ClientTLS | None = None
     credentials: Credentials | None = None
+    own: str = ""
 
     @property
     def server_name(self) -> str:
@@ -91,6 +93,7 @@ class Greeting(NamedTuple):
                 shared=memory.offer if memory is not None else None,
                 claim=introduction.claim,
                 token=introduction.token,
+                own=self.own,
             )
             data[wire_extension.KEY] = peer.to_data()
         return encode_frame(FrameType.CONNECT, codec.serializer_id, 0, 0, codec.encode(data))

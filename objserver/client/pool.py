@@ -23,7 +23,7 @@ from objserver.client.nested import ask_daemon
 from objserver.codecs import Codecs, Types
 from objserver.invocation import in_progress
 from objserver.machine import machine
-from objserver.references import Find, Location, Reference, Rule
+from objserver.references import Find, Location, Marks, Origin, Reference, Rule
 from objserver.security import ClientTLS, Credentials
 from objserver.settings import CLIENT_LIMITS
 
@@ -89,6 +89,10 @@ class ConnectionPool:
         self.handshake = handshake
         self.tls = tls
         self.credentials = credentials
+        self.shown: object = None
+        """By which a server may tell who calls, if there is such a thing; secrets are not in its `repr`."""
+        if tls is not None or credentials is not None or handshake != "hello":
+            self.shown = tls, credentials, repr(handshake)
         self.asynchronous = False
         """It belongs to an AsyncProxy."""
         self.lease: Lease | None = None
@@ -97,6 +101,10 @@ class ConnectionPool:
         """... and nobody has connected to it yet."""
         self.rule: Rule | None = None
         """Of a proxy that arrived in a message: what it may connect to."""
+        self.home: Origin | None = None
+        """Of a proxy with which a server that knows who calls is called by its own servants."""
+        self.marks: Marks | None = None
+        """... whom its reference came from."""
         self.live: MultiplexedConnection | None = None
         """The one connection of this proxy that carries many calls, if it is open."""
         self.background: Closing | None = None
@@ -119,18 +127,22 @@ class ConnectionPool:
             pool = weak()
             return home.export(value) if pool is None else pool._export(value)
 
-        def arrive(reference: Reference) -> Any:
+        def arrive(reference: Reference, marks: Marks | None = None) -> Any:
             pool = weak()
             if reference.location is None or not reference.location.client:
-                return references.arrived(reference, origin=pool)
+                return references.arrived(reference, origin=pool, marks=marks)
             from objserver.client.home import home
 
             return home.arrive(reference, pool)
 
         origin = references.Origin(self.types, self.rule)
-        return Codecs(
+        codecs = Codecs(
             CLIENT_LIMITS, export=export, arrive=arrive, origin=origin, marshal=True, types=self.types
         )
+        if self.home is not None:
+            codecs.native = codecs.native.between(arrive=arrive, marks=True)
+            codecs.parts = codecs.parts.between(arrive=arrive, marks=True)
+        return codecs
 
     def _export(self, value: object) -> Reference | None:
         """An object of ours that is given to the server, which must be able to call it."""
@@ -280,6 +292,7 @@ class ConnectionPool:
             multiplexed,
             self.tls,
             self.credentials,
+            self.home.own if self.home is not None else "",
         )
 
     def met(self, greeting: Greeting, greeted: Greeted) -> None:
@@ -331,6 +344,7 @@ class LinkPool:
     serializer: str | None = None
     session_is_shared = True
     session = ""
+    shown = None
 
     def __init__(self, reference: Reference, find: Find) -> None:
         self.reference = reference

@@ -315,7 +315,13 @@ def _later(
 ) -> list[Promise]:
     """Promises whose results this side has to wait for, or has: the server cannot put them in."""
     used = [p for p in (target, *args, *kwargs.values()) if isinstance(p, Promise)]
-    return [p for p in used if p.done() or p._connection is not connection or not connection.native]
+    # What is called by a reference that came from a client has to be known: it is asked about first.
+    lent = target is not None and getattr(target._stub.pool, "home", None) is not None
+    return [
+        p
+        for p in used
+        if p.done() or p._connection is not connection or not connection.native or (lent and p is target)
+    ]
 
 
 def _send_after(

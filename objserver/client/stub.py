@@ -194,7 +194,7 @@ class Stub:
     ) -> Any:
         """A call that has an id.  What nearly always comes is made here: it is answered at once."""
         pool, codec, begun = self.pool, connection.codec, connection.last_used
-        book = book_of(pool.store)
+        book = book_of(pool.store, pool.shown)
         payload: Any = None
         if book.opened and in_progress.get() is None:
             with contextlib.suppress(errors.ProtocolError):  # the long way says whose argument it is
@@ -311,7 +311,7 @@ class Stub:
                 attempts.numbered(facts.next_call(), None)
                 attempts.remembered = pool.exactly_once
             else:
-                book = book_of(pool.store)
+                book = book_of(pool.store, pool.shown)
                 attempts.numbered(book.begin()[0], book)
         elif attempts.book is not None and attempts.book.store != pool.store:
             raise attempts.lost(
@@ -336,7 +336,8 @@ class Stub:
         facts = in_progress.get()
         if facts is not None and facts.store == self.pool.store and not facts.is_of_object:
             return None  # whose own call is remembered there has a session there
-        return None if is_introduced(self.pool.store, id.client) else id.client
+        pool = self.pool
+        return None if is_introduced(pool.store, pool.shown, id.client) else id.client
 
     def may_introduce(self, attempts: Attempts) -> bool:
         """Whether a server that does not know the client of a call can be told of it, once."""
@@ -352,7 +353,7 @@ class Stub:
         if attempts.book is not None:
             attempts.book.opened = True
         elif attempts.id is not None:
-            introduced(self.pool.store, attempts.id.client)
+            introduced(self.pool.store, self.pool.shown, attempts.id.client)
 
     def open_session(self, client: bytes, forever: bool = False) -> None:
         """Have the server remember the calls of `client`."""

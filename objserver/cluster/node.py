@@ -13,6 +13,7 @@ or done twice; the lease only says when somebody may take over.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,9 @@ log = escaping(logging.getLogger("objserver.cluster"))
 
 RENEWALS = 3
 """In the time of a lease: one may be late, and one may fail."""
+CLOCKS_DIFFER = 0.1
+"""By what part of a lease this machine's clock may be slower than the database's, before fast reads are
+stale."""
 
 
 class ClusterNode:
@@ -70,6 +74,7 @@ class ClusterNode:
         self._relays = Relays(Location.parse(server.address), server.itself)
         self.relay = self._relays.call
         self._moved = self._handed_over = self._lives = self._failed_renewals = 0
+        self._trusted_until = -math.inf
         self._counted = self._machine.monotonic(), 0
         """When the calls were counted last, and how many there had been."""
 
@@ -86,8 +91,7 @@ class ClusterNode:
         self._server.adapter.register(
             Desk(self, self._server, self._store), CLUSTER_ID, Shared(), Concurrent()
         )
-        self._store.join(self.name, self.owner, self.address, self._lease_s, self._facts())
-        self._lives += 1
+        self._join()
         self._seen(self._store.nodes())
         self._thread = self._machine.start(self._run, "objserver-node")
 
@@ -101,7 +105,7 @@ class ClusterNode:
 
     def renew(self) -> None:
         """Say that we live, and see who else does; begin another life if this one is over."""
-        life = self.owner
+        life, sent_at = self.owner, self._machine.monotonic()
         try:
             nodes = self._store.renew(life, self._lease_s, self._facts(), self._state)
             if nodes is None:
@@ -111,7 +115,24 @@ class ClusterNode:
             self._failed_renewals += 1
             log.warning("node %s could not renew its lease: %s", self.name, problem)
             return
+        if life == self.owner:
+            self._trust(sent_at)
         self._seen(nodes)
+
+    def _join(self) -> None:
+        sent_at = self._machine.monotonic()
+        self._store.join(self.name, self.owner, self.address, self._lease_s, self._facts())
+        self._lives += 1
+        self._trust(sent_at)
+
+    def _trust(self, renewed_at: float) -> None:
+        self._trusted_until = renewed_at + self._lease_s * (1 - CLOCKS_DIFFER)
+
+    @property
+    def trusted(self) -> bool:
+        """Whether our lease runs: nobody can have acquired what is ours.  A pause between this and the reply
+        is harmless, since what was read was true when it was asked."""
+        return self._machine.monotonic() < self._trusted_until
 
     def _begin_again(self, over: str) -> None:
         with self._lock:
@@ -123,8 +144,7 @@ class ClusterNode:
             "what it had active",
             self.name,
         )
-        self._store.join(self.name, self.owner, self.address, self._lease_s, self._facts())
-        self._lives += 1
+        self._join()
         self._server.adapter.passivate_persistent()
 
     def _facts(self) -> bytes:

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 from objserver import errors
-from objserver.codecs.base import Codec, Substitute
+from objserver.codecs.base import Codec, Substitute, twin
 from objserver.codecs.native import NativeCodec, PartsCodec
-from objserver.codecs.stock import JsonCodec, MarshalCodec, MsgpackCodec, SerpentCodec
+from objserver.codecs.stock import JsonCodec, MarshalCodec, MsgpackCodec, SerpentCodec, StockCodec
 from objserver.codecs.types import Types
 from objserver.references import Origin, Reference
 from objserver.settings import Limits
@@ -42,7 +42,7 @@ class Codecs:
         self.native = NativeCodec(limits, substitute, export, arrive, self.types)
         self.parts = PartsCodec(limits, substitute, export, arrive, self.types)
         """As `native`, towards peers: found by no id, since a connection has to know what it means."""
-        self.serpent = SerpentCodec(limits, substitute, origin)
+        self.serpent: Codec = SerpentCodec(limits, substitute, origin)
         codecs: list[Codec] = [
             self.native,
             self.serpent,
@@ -53,6 +53,27 @@ class Codecs:
             codecs.append(MarshalCodec(limits, substitute, origin))
         self.by_id: dict[int, Codec] = {codec.serializer_id: codec for codec in codecs}
         self.by_name: dict[str, Codec] = {codec.name: codec for codec in codecs}
+
+    def between(
+        self,
+        *,
+        arrive: Callable[..., Any],
+        arrive_stock: Callable[[Reference], Any],
+        export: Substitute | None = None,
+        marks: bool = False,
+    ) -> Codecs:
+        """The same, for what is said with one peer; see `NativeCodec.between`."""
+        other = twin(self)
+        other.native = self.native.between(arrive=arrive, export=export, marks=marks)
+        other.parts = self.parts.between(arrive=arrive, export=export, marks=marks)
+        other.by_id = {
+            codec.serializer_id: codec.between(arrive_stock)
+            if isinstance(codec, StockCodec)
+            else other.native
+            for codec in self.by_id.values()
+        }
+        other.serpent = other.by_id[self.serpent.serializer_id]
+        return other
 
     def get(self, serializer_id: int) -> Codec:
         """The codec of that id, or SerializeError."""

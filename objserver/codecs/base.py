@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from objserver import errors
 from objserver.codecs.exceptions import repr_of, text_of
@@ -28,8 +28,11 @@ __all__ = [
     "cannot",
     "pass_on",
     "proxy_reference",
+    "twin",
     "where",
 ]
+
+T = TypeVar("T")
 
 NAME_LENGTH_MAX = 1_000
 """Characters of an object id or a method name: enough for any key, and both are looked up and quoted."""
@@ -137,6 +140,13 @@ def _inside(path: str, value: Any, types: Types | None) -> Iterator[tuple[str, A
     form = types.form(kind) if types is not None else None
     fields = form.fields(value) if form is not None else None
     return ((path + ending, item) for ending, item in fields) if fields else None
+
+
+def twin(one: T) -> T:
+    """A shallow copy; every connection of a client who is known takes several, and `copy.copy` takes long."""
+    other = object.__new__(type(one))
+    other.__dict__.update(one.__dict__)
+    return other
 
 
 def pass_on(value: object) -> None:

@@ -28,7 +28,7 @@ from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from threading import get_ident
-from typing import Any
+from typing import Any, Self
 
 import ormsgpack
 from ormsgpack import Ext, Fragment, packb, unpackb
@@ -44,6 +44,7 @@ from objserver.codecs.base import (
     cannot,
     pass_on,
     proxy_reference,
+    twin,
     where,
 )
 from objserver.codecs.types import Types, full_name
@@ -65,7 +66,7 @@ OPTIONS = (
 )
 # The tags are part of the wire format: never change one, only add.  Those below 64 hold MessagePack.
 TUPLE, SET, FROZENSET, PAIRS, FRACTION, DATETIME, TIME, TIMEDELTA = range(1, 9)
-EXCEPTION, REGISTERED, WRAPPED, OBJECT = range(9, 13)
+EXCEPTION, REGISTERED, WRAPPED, OBJECT, LENT = range(9, 14)
 ARRAY, ASIDE = 32, 33
 BIGINT, COMPLEX, DECIMAL, UUID, PATH, DATE, REFERENCE, BYTEARRAY, HELD_REFERENCE = range(64, 73)
 NESTED = frozenset(range(1, 64))
@@ -197,6 +198,7 @@ _DECODERS: dict[int, Callable[[Any], Any]] = {
     DATE: lambda v: datetime.date.fromisoformat(v.decode()),
     REFERENCE: lambda v: v,  # the codec says what becomes of it
     BYTEARRAY: bytearray,
+    LENT: lambda v: v,
     # Only in state: in a call, what was a Reference arrives as a proxy.
     HELD_REFERENCE: lambda v: Reference.parse(v.decode()),
 }
@@ -300,6 +302,23 @@ def _name(cls: type) -> str:
     return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
 
 
+def _lent(reference: Reference, proxy: Any, pack: Pack) -> Ext | None:
+    """The form of a proxy that a server calls itself with, and who it came from; None for others."""
+    marks = getattr(object.__getattribute__(proxy, "_objserver_stub").pool, "marks", None)
+    return None if marks is None else Ext(LENT, pack([str(reference), marks]))
+
+
+def _lent_parts(content: Any) -> tuple[Reference, list[Any]]:
+    if type(content) is not list or len(content) != 2 or type(content[1]) is not list:
+        raise errors.SerializeError("a reference that was lent has a URI and those whom it came from")
+    return Reference.parse(content[0]), content[1]
+
+
+def _arrived(reference: Reference, marks: object = None) -> Any:
+    """What becomes of a reference where nobody says otherwise."""
+    return references.arrived(reference)
+
+
 class NativeCodec:
     """The codec between two objserver processes."""
 
@@ -320,7 +339,8 @@ class NativeCodec:
         self._nesting_max = min(limits.nesting_max, Arrived.LENGTH_MIN - 1)
         self._substitute = substitute
         self._export = export or substitute
-        self._arrive = arrive or references.arrived
+        self._arrive: Callable[..., Any] = arrive or _arrived
+        self._marks = False
         self._hook = self._ext
         self._pack_hook = self._default
         self._exact_hook = self._exact_default
@@ -329,6 +349,20 @@ class NativeCodec:
         keys are not strings takes three, a leaf like a datetime two."""
         self._interrupts: dict[int, KeyboardInterrupt] = {}
         """By thread: what came while ormsgpack called a hook of ours.  It would be lost there."""
+
+    def between(
+        self, *, arrive: Callable[..., Any], export: Substitute | None = None, marks: bool = False
+    ) -> Self:
+        """The same, for what is said with one peer.
+
+        `arrive` is given a reference, and the marks that it had if it had any: who it came from, plain data.
+        `marks`: the peer is in this process, and gets them too.
+        """
+        other = twin(self)
+        other._arrive, other._marks = arrive, marks
+        other._export = export or self._export
+        other._hook, other._pack_hook, other._exact_hook = other._ext, other._default, other._exact_default
+        return other
 
     def encode_call(
         self, object_id: str, method: str, args: Sequence[Any], kwargs: Mapping[str, Any] | None
@@ -450,8 +484,12 @@ class NativeCodec:
                     f"the zone of a {name} is a {_name(type(zone))}, of which only the offset would come"
                     " back; use zoneinfo.ZoneInfo"
                 )
-        if kind in _ENCODERS or arrays.is_numpy(value) or proxy_reference(value) is not None:
+        if kind in _ENCODERS or arrays.is_numpy(value):
             return self._ext_of(value, pack)
+        reference = proxy_reference(value)
+        if reference is not None:
+            lent = _lent(reference, value, pack)  # or it would be the server's own when it comes back
+            return self._ext_of(value, pack) if lent is None else lent
         if self._substitute is not None and self._substitute(value) is not None:
             raise errors.SerializeError(
                 f"a {name} that is served here would come back as a proxy; keep a proxy"
@@ -504,8 +542,13 @@ class NativeCodec:
                 return Ext(EXCEPTION, self._exception(value, (), [0]))
             if self._export is not None:
                 reference = self._export(value)
-        elif reference.object_id.startswith(references.LEASED):
-            pass_on(value)
+        else:
+            if reference.object_id.startswith(references.LEASED):
+                pass_on(value)
+            if self._marks and (lent := _lent(reference, value, pack)) is not None:
+                return lent
+        if reference is not None and self._marks and proxy_reference(value) is None:
+            return Ext(LENT, pack([str(reference), []]))  # nobody's but the server's
         if reference is not None:
             return Ext(REFERENCE, str(reference).encode())
         if isinstance(value, pyro5.ExceptionWrapper):
@@ -660,7 +703,8 @@ class NativeCodec:
                 return _made(tag, data, self.types)
             # An error must arrive even where something it carries is not known.
             hook = self._ext if tag != EXCEPTION else self._lenient_ext
-            return _made(tag, unpackb(data, ext_hook=hook), self.types)
+            content = unpackb(data, ext_hook=hook)
+            return self._arrive(*_lent_parts(content)) if tag == LENT else _made(tag, content, self.types)
         except KeyboardInterrupt as interrupt:
             self._interrupts[get_ident()] = interrupt
             raise
@@ -668,6 +712,8 @@ class NativeCodec:
     def _lenient_ext(self, tag: int, data: bytes) -> Any:
         try:
             if tag >= 64:
+                return self._ext(tag, data)
+            if tag == LENT:
                 return self._ext(tag, data)
             return _made(tag, unpackb(data, ext_hook=self._lenient_ext), self.types)
         except errors.SerializeError:
@@ -698,6 +744,8 @@ class NativeCodec:
                     if type(content) is not list:
                         raise errors.SerializeError(f"Ext type {tag} holds a {type(content).__name__}")
                     return _ASIDE[tag](content, arrived)
+                if tag == LENT:
+                    return self._arrive(*_lent_parts(unpackb(data, ext_hook=hook)))
                 inner = hook if tag != EXCEPTION else self._lenient_ext
                 return _made(tag, unpackb(data, ext_hook=inner) if tag < 64 else data, self.types)
             except BaseException as raised:

@@ -20,6 +20,7 @@ is an object with a single key that begins with `$`:
 | {"$object": {"class": "bank.Colour", "parts": ["RED"]}} | ... or by its parts: an Enum, a named tuple |
 | {"$registered": {"__class__": "bank.Old", ...}} | of a class known to Pyro5's registry |
 | {"$proxy": "PYRO:x@host:1"}, {"$reference": "PYRO:x@host:1"} | |
+| {"$lent": ["PYRO:x@host:1", [["alice", ...]]]} | a proxy, and by whose rights it is called |
 | {"$array": [dtype, shape, order, {"$bytes": ...}]} | of NumPy |
 | {"$ext": [99, "AAE="]} | what this release does not know |
 
@@ -252,6 +253,11 @@ def _reference(text: Any) -> bytes:
     return str(Reference.parse(_a(str, text))).encode()
 
 
+def _from_lent(content: Any) -> list[Any]:
+    uri, marks = _a(list, content)
+    return [str(Reference.parse(_a(str, uri))), _from_list(marks)]
+
+
 def _complex(content: Any) -> bytes:
     return struct.pack(">dd", *(_meant(part) for part in _a(list, content)))
 
@@ -269,6 +275,7 @@ _TAGS: dict[str, tuple[int, Callable[[Any], Any], Callable[[Any], Any]]] = {
     "$timedelta": (native.TIMEDELTA, _list, _from_list),
     "$registered": (native.REGISTERED, _same_keys, _registered),
     "$object": (native.OBJECT, _object, _from_object),
+    "$lent": (native.LENT, _list, _from_lent),
     "$array": (native.ARRAY, _list, _from_list),
     "$int": (native.BIGINT, _digits, _int_bytes),
     "$complex": (

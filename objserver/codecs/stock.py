@@ -21,14 +21,14 @@ import types
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from typing import Any
+from typing import Any, Self
 
 import ormsgpack
 import serpent
 
 from objserver import errors, pyro5, references
 from objserver.codecs import budget, exceptions, marshalled
-from objserver.codecs.base import Call, Payload, Substitute, call_of, cannot, proxy_reference, where
+from objserver.codecs.base import Call, Payload, Substitute, call_of, cannot, proxy_reference, twin, where
 from objserver.references import Location, Origin, Reference
 from objserver.settings import Limits
 
@@ -93,6 +93,8 @@ class Classes:
         self._substitute = substitute
         self._codec = codec
         self._origin = origin
+        self.arrive: Callable[[Reference], Any] | None = None
+        """What a reference becomes, if not what `origin` says."""
 
     def special(self, value: Any) -> Any:
         """The form of a value that Pyro gives a meaning of its own, or None for other values."""
@@ -204,7 +206,10 @@ class Classes:
         if name == "Pyro5.core.URI":
             return _reference(data["state"])
         if name == "Pyro5.client.Proxy":
-            return references.arrived(Reference.parse(data["state"][0]), origin=self._origin)
+            reference = Reference.parse(data["state"][0])
+            if self.arrive is not None:
+                return self.arrive(reference)
+            return references.arrived(reference, origin=self._origin)
         if name == "Pyro5.core._ExceptionWrapper":
             inner = data["exception"]
             return pyro5.ExceptionWrapper(self._object(inner) if isinstance(inner, dict) else inner)
@@ -213,7 +218,7 @@ class Classes:
         raise errors.SerializeError(f"unsupported serialized class: {name}")
 
 
-class _StockCodec:
+class StockCodec:
     """What the four have in common: errors, limits, class dicts, and the tuple that is a call."""
 
     serializer_id = 0
@@ -225,6 +230,13 @@ class _StockCodec:
     ) -> None:
         self._limits = limits
         self._classes = Classes(substitute, self.name, origin)
+
+    def between(self, arrive: Callable[[Reference], Any]) -> Self:
+        """The same, for what is said with one peer, whose references become what `arrive` says."""
+        other = twin(self)
+        other._classes = twin(self._classes)
+        other._classes.arrive = arrive
+        return other
 
     def _dump(self, value: Any) -> bytes:
         raise NotImplementedError
@@ -281,7 +293,7 @@ class _StockCodec:
             raise cannot("decode", self.name, problem) from None
 
 
-class SerpentCodec(_StockCodec):
+class SerpentCodec(StockCodec):
     """Python literals, Pyro5's default.  Bytes arrive as {'data': base64...} dicts, as in stock Pyro5."""
 
     serializer_id = 1
@@ -319,7 +331,7 @@ class SerpentCodec(_StockCodec):
         return budget.check_serpent(payload, self._limits)
 
 
-class MarshalCodec(_StockCodec):
+class MarshalCodec(StockCodec):
     """CPython's own format, for old clients only; read by our data-only reader."""
 
     serializer_id = 2
@@ -350,7 +362,7 @@ class MarshalCodec(_StockCodec):
         return len(payload) * budget.MARSHAL_BYTE  # the reader counts while it reads
 
 
-class JsonCodec(_StockCodec):
+class JsonCodec(StockCodec):
     """JSON: tuples become lists, sets too, keys become strings."""
 
     serializer_id = 3
@@ -391,7 +403,7 @@ class JsonCodec(_StockCodec):
         return budget.check_json(payload, self._limits)
 
 
-class MsgpackCodec(_StockCodec):
+class MsgpackCodec(StockCodec):
     """MessagePack with Pyro5's four Ext types; numbers in them are in the machine's byte order, alas."""
 
     serializer_id = 4

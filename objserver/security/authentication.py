@@ -30,7 +30,9 @@ TOKEN_PREFIX = "token "
 class AcceptedKey:
     """A shared key, and who its holders are: `name`, by default the key's id.
 
-    A holder that says a name of its own is `name/its own`: the key vouches for it.  To rotate a key, accept
+    A holder that says a name of its own is `name/its own`: the key vouches for it.  All its holders together
+    have the share of one principal, and what one of them holds is no secret from the others, who could call
+    themselves as it does: give a key to each whom you do not trust alike.  To rotate a key, accept
     the new one under another id with the same `name`, until no client uses the old one.
     """
 
@@ -130,8 +132,10 @@ class Proving:
         name = key.name or claim[0]
         if "/" in name:  # it came after the start, and could be taken for one of another key's holders
             raise errors.AuthenticationFailed(f"the key {claim[0]!r} has a name with a slash here")
-        name = f"{name}/{claim[1]}" if claim[1] else name
-        return self._admitted(Principal(name, key.roles, "key", key.expires_at), now)
+        principal = Principal(name, key.roles, "key", key.expires_at)
+        if claim[1]:
+            principal = replace(principal, name=f"{name}/{claim[1]}", key=name)
+        return self._admitted(principal, now)
 
     def _bearer(self, token: str) -> Principal:
         if self._means.tokens is None:

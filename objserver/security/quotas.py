@@ -4,14 +4,15 @@ A bucket is one number, the time at which it is full again; whoever takes from i
 bucket costs no timer, and time is an argument.  It may be overdrawn once: a request that is larger than the
 whole bucket passes when that is full, and the next one waits the longer.
 
-Principals are told apart by name, whatever connections and proofs they come with.
+Principals are told apart by name, whatever connections and proofs they come with.  Holders of one key, who
+call themselves as they like, are one: each name of a key would else be a share of its own.
 """
 
 from __future__ import annotations
 
 import threading
 import weakref
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from typing import Any
 
 from objserver import errors
@@ -68,6 +69,12 @@ class Share:
         """Open connections."""
         return sum(not connection.closed for connection in self.connections)
 
+    @property
+    def names(self) -> dict[str, int]:
+        """Open connections by the name that their principal goes by."""
+        open_ones = [connection for connection in self.connections if not connection.closed]
+        return dict(Counter(str(connection.principal_name) for connection in open_ones))
+
 
 class Quotas:
     """The shares of all principals of a server.  Every method may be called from any thread."""
@@ -90,7 +97,7 @@ class Quotas:
         """`principal` makes so many calls, with so many bytes; QuotaExceeded if it has had its share."""
         restrictions = principal.restrictions
         with self._lock:
-            share = self._share(principal.name)
+            share = self._share(principal.family)
             due: list[tuple[Bucket, float, str]] = []
             if share.calls is not None:
                 due.append((share.calls, calls, "calls_per_principal_s"))
@@ -116,7 +123,8 @@ class Quotas:
             return False
         self._acquire()
         try:
-            share = self._shares.get(principal.name)
+            family = principal.key or principal.name  # as it says, without a call
+            share = self._shares.get(family)
             if share is None or share.calls is None:
                 return False
             bucket = share.calls
@@ -127,7 +135,7 @@ class Quotas:
                 return False
             bucket._full_at = full_at + 1.0 / bucket.rate
             share.taken += 1
-            self._shares.move_to_end(principal.name)
+            self._shares.move_to_end(family)
             return True
         finally:
             self._release()
@@ -135,7 +143,7 @@ class Quotas:
     def activate(self, principal: Principal, now: float) -> None:
         """A call of `principal` makes a Persistent object active; QuotaExceeded if it has had its share."""
         with self._lock:
-            share = self._share(principal.name)
+            share = self._share(principal.family)
             bucket = share.activations
             if bucket is None:
                 return
@@ -148,7 +156,7 @@ class Quotas:
         """`principal` opens one more; QuotaExceeded if it has all it may have.  Closing is seen by itself."""
         most = self._settings.connections_per_principal_max
         with self._lock:
-            share = self._share(principal.name)
+            share = self._share(principal.family)
             if connection not in share.connections and share.connected >= most:
                 raise self._exceeded(principal, share, "connections_per_principal_max", most, None)
             share.connections.add(connection)
@@ -178,7 +186,10 @@ class Quotas:
         self.refused += 1
         when = "close one first" if wait_s is None else f"try again in {wait_s:.3f} s"
         whose = "the caller's token allows" if quota == "token" else f"setting {quota} allows"
-        problem = errors.QuotaExceeded(f"{principal.name!r} has had its share: {whose} {most:g}; {when}")
+        who = repr(principal.name)
+        if principal.family != principal.name:
+            who += f", with all who have the key {principal.family!r},"
+        problem = errors.QuotaExceeded(f"{who} has had its share: {whose} {most:g}; {when}")
         problem.quota, problem.retry_after_s = quota, wait_s
         return problem
 
@@ -196,7 +207,12 @@ class Quotas:
                 "principals": len(self._shares),
                 "principals_max": PRINCIPALS_MAX,
                 "by_principal": {
-                    name: {"calls": s.taken, "refused": s.refused, "connections": s.connected}
+                    name: {
+                        "calls": s.taken,
+                        "refused": s.refused,
+                        "connections": s.connected,
+                        "connections_by_name": s.names,
+                    }
                     for name, s in last
                 },
             }

@@ -22,6 +22,8 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from hmac import compare_digest
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from objserver import errors, pyro5
@@ -30,10 +32,11 @@ from objserver.codecs import Codec, marshalled
 from objserver.codecs.base import NAME_LENGTH_MAX, call_of
 from objserver.codecs.exceptions import text_of
 from objserver.logs import escaping
-from objserver.references import DAEMON_ID
+from objserver.references import DAEMON_ID, Marks
 from objserver.security.authentication import Authentication, Proving
 from objserver.security.exchange import NONCE_SIZE
-from objserver.security.principal import Principal
+from objserver.security.principal import Principal, client_of
+from objserver.server.callbacks import WayBack
 from objserver.server.conversation import Conversation
 from objserver.wire import (
     CallContext,
@@ -72,6 +75,8 @@ INFLATION_MAX = 1_032
 """Bytes that zlib can make of one."""
 GATHER_MAX = 64
 """Replies that are sent together at most: the peer has something to do meanwhile."""
+GIVERS_MAX = 8
+"""Principals who passed on one reference, the servers among them.  Each is asked about at each call."""
 LINGER_S = 1.0
 """How long a connection that was refused stays half open: long enough for the reason to arrive."""
 TLS_HELLO = b"\x16\x03"
@@ -149,7 +154,15 @@ class Connection(Answering):
         self._unsent = bytearray()
         self._reading = True
         self._held = 0
-        self.holder = self.session
+        self.holder = self.client = self.session
+        """What it holds is held by this, and `client` is the process that it says it is."""
+        self.whose = ""
+        """What belongs to it is kept under this, where it is known who calls."""
+        self.is_own = False
+        """It is a connection of this very server's servants."""
+        self.codecs = server.codecs
+        self._brought: dict[int, list[WayBack]] = {}
+        """By thread, the client's objects in what is being decoded."""
         self._conversation: Conversation | None = None
         self._gathered: list[bytes] | None = None
         """Replies to requests that came together, until the last of these has run."""
@@ -377,7 +390,7 @@ class Connection(Answering):
             self.greeted = self._quick = True
             if self.peer is not None and self.peer.multiplexed:
                 self._conversation = Conversation(self)
-                server.can_be_called(self)
+                server.callbacks.add(self)
             self.deadline = None
             server.hurried.pop(self, None)
             if self.principal is not None and self.principal.expires_at is not None:
@@ -416,6 +429,13 @@ class Connection(Answering):
         """The answer to a client that may come in."""
         server = self.server
         skeleton = server.adapter.greet(data["object"], self)
+        if self.peer is not None:
+            self.client = self.peer.client or self.session
+            self.is_own = bool(self.peer.own) and compare_digest(self.peer.own.encode(), server.own.encode())
+        if self.principal is not None:
+            self.whose = self.principal.whose
+            self.codecs = server.codecs_with(self)
+            self._codec = self.codecs.serpent
         answer: dict[str, Any] = {
             "handshake": server.validate_handshake(data.get("handshake")),
             "meta": dict(skeleton.metadata),
@@ -423,10 +443,10 @@ class Connection(Answering):
         if self.peer is not None:
             if self.peer.session:
                 # A name of its own making; the mark keeps it apart from the sessions of stock clients, and of
-                # other principals.
-                whose = "peer" if self.principal is None else f"peer {self.principal.name!r}"
+                # other principals, and who has a narrower token.
+                whose = "peer" if self.principal is None else f"peer {self.principal.name!r} of {self.whose}"
                 self.session, self.session_is_connection = f"{whose}:{self.peer.session}", False
-            self.holder = self.peer.client or self.session
+            self.holder = self.client if self.principal is None else f"{self.whose} {self.client}"
             size = server.settings.limits.frame_size_max
             answer["meta"]["repeatable"] = skeleton.repeatable
             if server.adapter.keeps_calls(data["object"]):
@@ -445,7 +465,7 @@ class Connection(Answering):
 
     def _share_memory(self, peer: Extension) -> Offer | None:
         """From here on large values may travel beside the messages; what we offer for sharing memory."""
-        self._codec = self.server.codecs.parts
+        self._codec = self.codecs.parts
         self.parser.parts_in = self._codec.serializer_id
         if peer.shared is None or not is_local(self.sock):
             return None
@@ -461,7 +481,7 @@ class Connection(Answering):
         codec = self._codec
         try:
             if codec.serializer_id != frame.serializer_id:
-                codec = self._codec = self.server.codecs.get(frame.serializer_id)
+                codec = self._codec = self.codecs.get(frame.serializer_id)
             before = len(frame.payload)
             if before > HEAVY:
                 weight = weight or Weight(self.server.hold, before)
@@ -534,6 +554,9 @@ class Connection(Answering):
                         invocation.deadline = self.now() + context.remaining_s
                     if context.call is not None:
                         _, _, invocation.call, invocation.acked, invocation.asks = context
+                        if self.principal is not None:
+                            client = client_of(self.principal, context.call.client)
+                            invocation.call = context.call._replace(client=client)
                         content = payload.beside if isinstance(payload, Arrived) else payload
                         invocation.digest = hashlib.blake2b(content, digest_size=16).digest()
                     if context.chain:  # its caller may cancel it
@@ -546,6 +569,8 @@ class Connection(Answering):
                     conversation = self.conversation
                 annotations = users
             invocation.annotations = annotations
+            if promises is not None:
+                self.brought(invocation)
             if conversation is not None and not invocation.oneway:
                 conversation.begin(invocation, frame)
             if promises is None:
@@ -555,6 +580,34 @@ class Connection(Answering):
             if not invocation.oneway:
                 invocation.caller.send(invocation.caller.encode_error(invocation, problem))
         return True
+
+    def marks(self, before: Marks | None) -> Marks | None:
+        """Whom a reference in a message of this client came from, who got it from those `before`.
+
+        None if nobody knows: servants here pass on what they have made of a text, too.
+        """
+        if self.principal is None or (before is None and self.is_own):
+            return None
+        mark = self.principal.to_data()
+        marks = [*(other for other in before or () if other != mark), mark]
+        if len(marks) > GIVERS_MAX:
+            raise errors.SerializeError(f"a reference was passed on by more than {GIVERS_MAX} principals")
+        return marks
+
+    def bring(self, way: WayBack) -> None:
+        """A reference to an object of the client's has come in a call that is being decoded."""
+        self._brought.setdefault(get_ident(), []).append(way)
+        self._admit = self._admit_bringing
+
+    def _admit_bringing(self, invocation: Invocation) -> bool:
+        self._admit = self.server.adapter.admit
+        self.brought(invocation)
+        return self._admit(invocation)
+
+    def brought(self, invocation: Invocation) -> None:
+        """What was decoded last in this thread belongs to `invocation`."""
+        for way in self._brought.pop(get_ident(), ()):
+            way.bring(invocation)
 
     def under_way(self) -> dict[str, int]:
         """What is in flight, kept and waited for."""

@@ -220,6 +220,8 @@ class Conversation:
         self._oneways = 0
         """Of these, how many are oneway, and so not among `_calls`."""
         self._outgoing: CallTable[Future[Frame]] = CallTable()
+        self._codec: Codec | None = None
+        """For calls to a client who is known."""
 
     # -- requests ------------------------------------------------------------------------------------
 
@@ -313,6 +315,7 @@ class Conversation:
                 raise not_begun(invocation)
             if failed is None:
                 self._fill_in(postponed)
+                self.connection.brought(invocation)
             elif isinstance(caller, PendingReply):
                 reply = caller.encode_failed(invocation, failed)
             else:
@@ -433,7 +436,12 @@ class Conversation:
 
     @property
     def codec(self) -> Codec:
-        return self.connection.server.codecs.native
+        connection = self.connection
+        if connection.principal is None:
+            return connection.server.codecs.native
+        if self._codec is None:
+            self._codec = connection.server.codecs_with(connection, in_calls=False).native
+        return self._codec
 
     def call(
         self,

@@ -15,6 +15,7 @@ import os
 import resource
 import threading
 import uuid
+import weakref
 from collections.abc import Iterable, Sequence
 from functools import partial
 from threading import Event
@@ -27,6 +28,7 @@ from objserver.adapter import (
     ActivationPolicy,
     Concurrent,
     DaemonObject,
+    Giver,
     Merge,
     ObjectAdapter,
     Shared,
@@ -37,9 +39,11 @@ from objserver.codecs import Codecs, Types
 from objserver.invocation import Interceptor
 from objserver.logs import escaping
 from objserver.machine import machine
-from objserver.references import DAEMON_ID, Location, Origin, Reference, Rule, arrived, deliver
+from objserver.references import DAEMON_ID, Location, Marks, Origin, Reference, Rule, arrived, deliver
 from objserver.security import Authentication, Authorization, Itself, ServerTLS
+from objserver.security.principal import Principal
 from objserver.security.tls import Identity
+from objserver.server.callbacks import Callbacks, WayBack
 from objserver.server.connection import LINGER_S, Connection
 from objserver.server.conversation import Conversation
 from objserver.server.engine import WorkerEngine
@@ -140,18 +144,23 @@ class ObjectServer:
         self.itself = itself = itself or Itself()
         self.node_name, self.placement = node, placement
         rule = None if self._rule is None else self._allows
-        self._origin = Origin(known, rule, self._location, itself.tls, itself.credentials)
+        lend = None if authorization is None else self._lend
+        self._foreign = Origin(known, rule)
+        self.own = self.random_bytes(16).hex() if authorization is not None else ""
+        """By which it knows the connections that its own servants make."""
+        self._origin = Origin(
+            known, rule, self._location, itself.tls, itself.credentials, lend=lend, own=self.own
+        )
         self.codecs = Codecs(
             self.settings.limits,
             substitute=self._substitute,
             export=self._export,
             arrive=self._arrive,
-            origin=Origin(known, rule),
+            origin=self._foreign,
             marshal=self.settings.marshal,
             types=known,
         )
-        self._callable: dict[str, list[Connection]] = {}
-        """By client, the connections on which it can be called."""
+        self.callbacks = Callbacks()
         self.memory = SharedMemory(
             self.settings.shared_memory_max, self.settings.limits.shared_buffer_size_max
         )
@@ -165,7 +174,6 @@ class ObjectServer:
         self.receiving = 0
         self.unsent = 0
         self._receiving_lock = threading.Lock()
-        self._callable_lock = threading.Lock()
         self.refused = 0
         self.poller = SocketPoller(self, self._listener)
         self.engine = WorkerEngine(
@@ -332,20 +340,69 @@ class ObjectServer:
         object_id = self.adapter.reference_id(value)
         return None if object_id is None else Reference("PYRO", object_id, self._location)
 
-    def _export(self, value: object) -> Reference | None:
-        object_id = self.adapter.export(value)
+    def _export(self, value: object, to: str = "") -> Reference | None:
+        object_id = self.adapter.export(value, to)
         return None if object_id is None else Reference("PYRO", object_id, self._location)
 
-    def _arrive(self, reference: Reference) -> Any:
-        """What a reference that one of our peers sent becomes: an object of this server is itself."""
+    def codecs_with(self, connection: Connection, *, in_calls: bool = True) -> Codecs:
+        """The codecs for a client who is known: its references come from it, and what it gets is its own.
+
+        `in_calls`: what is decoded are its calls, and not its replies.
+        """
+        peer = weakref.ref(connection)  # sockets in a cycle would wait for the garbage collector
+
+        def arrive(reference: Reference, marks: Marks | None = None) -> Any:
+            return self._arrive(reference, marks, peer(), in_calls)
+
+        def arrive_stock(reference: Reference) -> Any:
+            # It has no process of ours, and is never given an object itself.
+            sender = peer()
+            marks = None if sender is None or not self.is_here(reference) else sender.marks(None)
+            return arrived(reference, origin=self._lent(marks))
+
+        return self.codecs.between(
+            arrive=arrive,
+            arrive_stock=arrive_stock,
+            export=partial(self._export, to=connection.whose),
+            marks=connection.is_own,
+        )
+
+    def _arrive(
+        self,
+        reference: Reference,
+        marks: Marks | None = None,
+        sender: Connection | None = None,
+        in_call: bool = False,
+    ) -> Any:
+        """What a reference that one of our peers sent becomes: an object of this server is itself.
+
+        `sender` is given where it is known who that is; without one it comes out of the store.
+        """
         if reference.location is not None and reference.location.client:
-            find = partial(self._find_client, reference.location.client)
-            return arrived(reference, find, self._origin)
-        if self.is_here(reference):
-            servant = self.adapter.servant_at(reference.object_id)
+            way = WayBack(self.callbacks, self.adapter, reference.location.client, sender)
+            if sender is not None and in_call:
+                sender.bring(way)
+            return arrived(reference, way, self._origin)
+        if not self.is_here(reference):
+            return arrived(reference, origin=self._origin)
+        if self.authorization is None:
+            marks = []
+        elif sender is not None:
+            marks = sender.marks(marks)
+        if marks is not None:
+            givers = [Giver(Principal.from_data(mark)) for mark in marks]
+            servant = self.adapter.servant_at(reference.object_id, givers)
             if servant is not EMPTY:
                 return servant
-        return arrived(reference, origin=self._origin)
+        return arrived(reference, origin=self._lent(marks))
+
+    def _lent(self, marks: Marks | None) -> Origin:
+        """What a servant calls an object here with: as the server, if it is known whose reference it is."""
+        return self._foreign if marks is None else self._origin._replace(marks=marks)
+
+    def _lend(self, marks: Marks, object_id: str, method: str | None, args: Sequence[Any]) -> None:
+        givers = [Giver(Principal.from_data(mark)) for mark in marks]
+        self.adapter.lend(givers, object_id, method, args)
 
     def _allows(self, location: Location) -> bool:
         """Whether a proxy that came in an argument may connect there; to this server it always may."""
@@ -362,20 +419,6 @@ class ObjectServer:
     def is_here(self, reference: Reference) -> bool:
         """Whether a reference is to an object at this server's address."""
         return reference.protocol == "PYRO" and reference.location == self._location
-
-    def can_be_called(self, connection: Connection) -> None:
-        """A client's objects can be called on this connection, as long as it is open."""
-        with self._callable_lock:
-            self._callable.setdefault(connection.holder, []).append(connection)
-
-    def _find_client(self, client: str) -> Conversation:
-        with self._callable_lock:
-            connections = self._callable.get(client)
-            if not connections:
-                raise errors.ConnectFailed("the client whose object is to be called has no connection here")
-            # The newest of whoever was first: another who says that it is this client takes nothing away.
-            first = connections[0].principal_name
-            return next(one for one in reversed(connections) if one.principal_name == first).conversation
 
     def dump(self, path: str) -> None:
         """Write the whole store, as it is at one moment, to a file that `objserver store load` reads.
@@ -595,12 +638,7 @@ class ObjectServer:
         self.hurried.pop(connection, None)
         self.gathering.pop(connection, None)
         self.expiring.pop(connection, None)
-        with self._callable_lock:
-            connections = self._callable.get(connection.holder, [])
-            if connection in connections:
-                connections.remove(connection)
-                if not connections:
-                    del self._callable[connection.holder]
+        self.callbacks.remove(connection)
         self.poller.forget(connection)
 
 

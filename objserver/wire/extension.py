@@ -6,7 +6,8 @@ this, and it ignores it; a stock client, which sends no such key, sees nothing. 
 version, the client's session id, the id of its process, and whether it takes calls and replies in any order;
 the answer a version and the server's limit on frames.  Between two processes of one machine
 both also offer shared memory (`shared_memory`).  A client may claim to hold a shared key, which it then
-proves in a frame of its own, or show a token; the answer to the first has the server's proof.
+proves in a frame of its own, or show a token; the answer to the first has the server's proof.  A server that
+calls itself says so, by something that nobody else knows.
 
 A server of a cluster answers with the addresses of all its servers: each leads to every object.  It answers a
 call of an object that another one has with the error `Moved`; the call is then made there, with the empty
@@ -84,6 +85,8 @@ class Extension(NamedTuple):
     token: str = ""
     proof: str = ""
     """That the server knows the key too."""
+    own: str = ""
+    """What only the server itself knows, from whom this connection comes then."""
     entries: tuple[str, ...] = ()
     """Addresses of the servers of the cluster, if it is one."""
 
@@ -110,6 +113,8 @@ class Extension(NamedTuple):
             data["token"] = self.token
         if self.proof:
             data["proof"] = self.proof
+        if self.own:
+            data["own"] = self.own
         if self.entries:
             data["entries"] = list(self.entries[:ENTRIES_MAX])
         return data
@@ -123,6 +128,7 @@ class Extension(NamedTuple):
         session, size = data.get("session", ""), data.get("frame_size_max", 0)
         client, store = data.get("client", ""), data.get("store", "")
         token, proof = data.get("token", ""), data.get("proof", "")
+        own = data.get("own", "")
         claim = data.get("key")
         if claim is not None:  # a stock serializer carried it: a list may be a tuple here, and below
             claim = tuple(claim) if isinstance(claim, (list, tuple)) else ()
@@ -141,6 +147,8 @@ class Extension(NamedTuple):
             or len(token) > TOKEN_SIZE_MAX
             or not isinstance(proof, str)
             or len(proof) > SESSION_SIZE_MAX
+            or not isinstance(own, str)
+            or len(own) > SESSION_SIZE_MAX
         ):
             raise errors.ProtocolError("the greeting between objserver peers is malformed")
         entries = data.get("entries", ())
@@ -154,7 +162,7 @@ class Extension(NamedTuple):
         shared = data.get("shared")
         if shared is None:
             return cls(
-                session, size, client, multiplexed, None, store, claim, token, proof, tuple(entries)
+                session, size, client, multiplexed, None, store, claim, token, proof, own, tuple(entries)
             )
         if not isinstance(shared, (list, tuple)) or [type(part) for part in shared] != [int, int, str, int]:
             raise errors.ProtocolError("the greeting between objserver peers is malformed")
@@ -162,7 +170,9 @@ class Extension(NamedTuple):
         if len(word) > SESSION_SIZE_MAX or not all(0 <= n < 1 << 31 for n in (process, descriptor, number)):
             raise errors.ProtocolError("the greeting between objserver peers is malformed")
         offer = process, descriptor, word, number
-        return cls(session, size, client, multiplexed, offer, store, claim, token, proof, tuple(entries))
+        return cls(
+            session, size, client, multiplexed, offer, store, claim, token, proof, own, tuple(entries)
+        )
 
 
 class Promises(NamedTuple):

@@ -83,6 +83,15 @@ def test_to_release_more_than_was_sent_frees_no_sooner_than_others_let_go(table)
     assert table.expire(LEASE_S) == ["a"]
 
 
+def test_only_those_to_whom_references_were_sent_say_that_they_have_dropped_them(table):
+    table.sent("a", 0.0, "alice")
+    assert table.release("bobs", {"a": 1 << 40}, 1.0, "bob") == []
+    assert table.release("anybody", {"a": 1 << 40}, 1.0) == []
+    table.sent("a", 1.0, "bob")
+    assert table.release("bobs", {"a": 5}, 2.0, "bob") == []
+    assert table.release("alices", {"a": 1}, 2.0, "alice") == ["a"]
+
+
 def test_clear_frees_everybody(table):
     table.sent("a", 0.0)
     table.sent("b", 0.0)

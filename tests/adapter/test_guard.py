@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from objserver import Persistent, Serial, ServerSettings, Shared, errors, expose
 from objserver.adapter import Invocation
-from objserver.adapter.guard import ALLOWED_MAX, Guard
+from objserver.adapter.guard import ALLOWED_MAX, Giver, Guard, what_of
 from objserver.adapter.registry import Registry
 from objserver.adapter.skeleton import Skeleton
 from objserver.references import object_id as reference_id
@@ -182,6 +182,37 @@ def test_another_class_is_asked_about_anew_where_the_name_changed_hands_in_betwe
     with pytest.raises(errors.NotAuthorized):
         it.confirm(invocation, Skeleton.of(Plain))
     it.confirm(invocation, Skeleton.of(Account))
+
+
+def test_other_rules_are_a_new_generation_and_another_name_is_none():
+    it = guard()
+    before = it.generation
+    it.forget("Account")
+    assert it.generation == before
+    it.change(ALLOW_AUTHENTICATED)
+    assert it.generation == before + 1
+
+
+@pytest.mark.parametrize(
+    ("invocation", "what"),
+    [
+        (call(ALICE, "Account/a", "deposit", 5), ("deposit", ())),
+        (call(ALICE, "Account/a", "__getattr__", "size"), ("__getattr__", ("size",))),
+        (call(ALICE, "Account/a", "__setattr__", "size", 5), ("__setattr__", ("size",))),
+        (
+            batch(ALICE, "Account/a", ("deposit", 5), ("__getattr__", "size"), ("deposit", 6)),
+            ("<batch>", [("deposit", (), {}), ("__getattr__", ("size",), {})]),
+        ),
+    ],
+)
+def test_what_a_decision_needs_of_a_call_is_enough_to_decide_again(invocation, what):
+    assert what_of(invocation) == what
+    again = Giver(ALICE).asking("Account/a", *what)
+    with pytest.raises(errors.NotAuthorized) as first:
+        guard().confirm(invocation, Skeleton.of(Account))
+    with pytest.raises(errors.NotAuthorized) as second:
+        guard().confirm(again, Skeleton.of(Account))
+    assert str(first.value) == str(second.value)
 
 
 def test_what_was_decided_before_a_change_does_not_outlive_it():

@@ -39,11 +39,11 @@ def cluster(postgres):
     url = postgres.new_url()
     nodes = []
 
-    def start(name, *, placement=None, cls=Account, settings=SETTINGS, **options):
+    def start(name, *, placement=None, cls=Account, settings=SETTINGS, activation=None, **options):
         node = ObjectServer(
             store=url, cluster="bank", node=name, placement=placement, settings=settings, **options
         )
-        node.register(cls, "Account", activation=Persistent())
+        node.register(cls, "Account", activation=activation or Persistent())
         nodes.append(node)
         return node.start()
 

@@ -7,7 +7,7 @@ import Pyro5.api
 import Pyro5.errors
 import pytest
 
-from objserver import AsyncProxy, ObjectServer, Proxy, errors
+from objserver import AsyncProxy, ObjectServer, Persistent, Proxy, errors
 from objserver.cluster import ByHash, Pinned
 from tests.cluster.conftest import SETTINGS, Account, disappear, renewed, where
 
@@ -248,6 +248,21 @@ def test_reads_of_a_deposed_node_are_not_stale(cluster):
         with Proxy(uri(b, "alice"), timeout_s=10) as there:
             there.deposit(5)
         assert here.statement() == 10
+
+
+def test_fast_reads_ask_the_store_only_when_the_lease_may_be_over(cluster, monkeypatch):
+    a = cluster("a", activation=Persistent(fast_reads=True))
+    asked = []
+    confirm = a._store.confirm
+    monkeypatch.setattr(a._store, "confirm", lambda reads: asked.append(reads) or confirm(reads))
+    with Proxy(uri(a, "alice")) as proxy:
+        proxy.deposit(5)
+        assert proxy.statement() == 5
+        assert not asked
+        monkeypatch.setattr(a.node, "_trust", lambda renewed_at: None)
+        a.node._trusted_until = 0.0
+        assert proxy.statement() == 5
+        assert asked
 
 
 def test_a_server_outside_the_cluster_takes_nothing_of_it(cluster):

@@ -25,7 +25,7 @@ def no_proxy_is_asked(monkeypatch):
     def connect(*args):
         raise AssertionError("decoding asked a proxy for something")
 
-    monkeypatch.setattr(references, "_arrival", [lambda reference, find, origin: Proxy(reference)])
+    monkeypatch.setattr(references, "_arrival", [lambda reference, *_: Proxy(reference)])
     monkeypatch.setattr("objserver.client.pool.ConnectionPool.connect", connect)
 
 

@@ -2,6 +2,7 @@ import collections
 import datetime
 import enum
 import pathlib
+import types
 import uuid
 import zoneinfo
 from decimal import Decimal
@@ -335,7 +336,7 @@ def test_exactly_refuses_what_would_change(value, sentence):
 
 
 def test_exactly_keeps_a_bytearray_and_a_reference(monkeypatch):
-    monkeypatch.setattr(references, "_arrival", [lambda reference, find, origin: "a proxy"])
+    monkeypatch.setattr(references, "_arrival", [lambda *_: "a proxy"])
     reference = Reference.parse("PYRO:s@h:1")
     value = {"b": bytearray(b"\0\xff"), "n": [(bytearray(),), {1: bytearray(b"x")}], "r": (reference,)}
     again = codec.decode(codec.encode_exactly(value))
@@ -350,6 +351,7 @@ def test_exactly_refuses_a_servant_and_takes_a_proxy():
     class Proxy:
         _objserver_is_proxy = True
         _objserver_reference = Reference.parse("PYRO:p@h:1")
+        _objserver_stub = types.SimpleNamespace(pool=None)
 
     own = NativeCodec(Limits(), lambda value: Proxy._objserver_reference if type(value) is Servant else None)
     assert own.decode(own.encode_exactly([Proxy()])) == [Proxy._objserver_reference]

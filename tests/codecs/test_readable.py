@@ -25,6 +25,12 @@ from objserver.codecs.readable import _NAMES, from_json, to_json
 from objserver.settings import Limits
 
 
+def lent(uri, marks):
+    proxy = Proxy(uri)
+    proxy._objserver_stub.pool.marks = marks
+    return proxy
+
+
 class Colour(enum.Enum):
     RED = 1
 
@@ -85,6 +91,8 @@ SHOWN = [
     (pathlib.Path("/a\udcff"), {"$path": "/a\udcff"}),
     (Reference.parse("PYRO:x@h:1"), {"$reference": "PYRO:x@h:1"}),
     (Proxy("PYRO:x@h:1"), {"$proxy": "PYRO:x@h:1"}),
+    (lent("PYRO:x@h:1", []), {"$lent": ["PYRO:x@h:1", []]}),
+    (lent("PYRO:x@h:1", [["alice", 1.5, None]]), {"$lent": ["PYRO:x@h:1", [["alice", 1.5, None]]]}),
     (
         Order("tea", Colour.RED),
         {
@@ -200,6 +208,8 @@ def test_what_anybody_writes_is_refused_or_can_be_read_again(value):
         ({"$object": {"class": 1, "parts": []}}, r"\$object .*str belongs there"),
         ({"$registered": {}}, r"\$registered .*__class__"),
         ({"$proxy": "nope"}, r"\$proxy .*not a URI"),
+        ({"$lent": ["nope", []]}, r"\$lent .*not a URI"),
+        ({"$lent": ["PYRO:x@h:1", 5]}, r"\$lent .*list belongs there"),
         ({"$fraction": "1/0"}, r"\$fraction "),
         ({"$dict": [[1]]}, "pairs"),
         ({"$datetime": ["x", 0, None]}, r"\$datetime .*isoformat"),

@@ -33,7 +33,7 @@ def test_the_holder_of_a_key_is_who_the_key_is():
 def test_a_holder_that_says_a_name_is_that_one_among_the_holders():
     keys = {"lab-2026": AcceptedKey(SECRET.hex(), "lab", frozenset({"reader"}), 99.0)}
     found = proven(Authentication(keys=keys), SharedKey("lab-2026", SECRET, "ann"))
-    assert found == Principal("lab/ann", frozenset({"reader"}), "key", 99.0)
+    assert found == Principal("lab/ann", frozenset({"reader"}), "key", 99.0, key="lab")
 
 
 def test_no_key_is_called_like_a_holder_of_another():

@@ -11,6 +11,7 @@ ALICE, BOB = Principal("alice"), Principal("bob")
 
 class Connection:
     closed = False
+    principal_name = "alice"
 
 
 def quotas(**settings):
@@ -69,7 +70,8 @@ def test_bytes_are_counted_and_a_refusal_takes_nothing():
     q.call(ALICE, 0.0, size=300)
     assert exceeded(lambda: q.call(ALICE, 0.0, size=1)).quota == "bytes_per_principal_s"
     q.call(ALICE, 0.0)
-    assert q.statistics()["by_principal"]["alice"] == {"calls": 2, "refused": 1, "connections": 0}
+    figures = q.statistics()["by_principal"]["alice"]
+    assert (figures["calls"], figures["refused"], figures["connections"]) == (2, 1, 0)
 
 
 def test_a_batch_counts_as_its_calls():
@@ -113,6 +115,23 @@ def test_connections_are_counted_while_they_are_open():
     q.connect(BOB, third)
     first.closed = True
     q.connect(ALICE, third)
+
+
+def test_all_names_of_one_key_share_what_it_has():
+    ann, bob = Principal("lab/ann", key="lab"), Principal("lab/bob", key="lab")
+    q = quotas(calls_per_principal_s=1, quota_burst_s=1.0, connections_per_principal_max=2)
+    q.call(ann, 0.0)
+    assert q.call_plainly(bob, 0.0)
+    assert not q.call_plainly(ann, 0.0)
+    problem = exceeded(lambda: q.call(Principal("lab/somebody new", key="lab"), 0.0))
+    assert "'lab/somebody new', with all who have the key 'lab', has had its share" in str(problem)
+    q.call(Principal("lab/ann"), 0.0)  # of another's making: a certificate may say anything
+    first, second, third = Connection(), Connection(), Connection()
+    first.principal_name, second.principal_name = "lab/ann", "lab/bob"
+    q.connect(ann, first)
+    q.connect(bob, second)
+    assert exceeded(lambda: q.connect(ann, third)).quota == "connections_per_principal_max"
+    assert q.statistics()["by_principal"]["lab"]["connections_by_name"] == {"lab/ann": 1, "lab/bob": 1}
 
 
 def test_the_table_of_principals_is_bounded():

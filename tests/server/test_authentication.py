@@ -157,7 +157,7 @@ class Peer:
 def test_the_holder_of_a_key_is_let_in_and_known(server):
     with Proxy(uri(server), credentials=LAB) as thing:
         assert thing.add(2, 3) == 5
-        assert principals(server) == [Principal("lab/ann", means="key")]
+        assert principals(server) == [Principal("lab/ann", means="key", key="lab")]
 
 
 def test_an_async_proxy_proves_its_key(server):
@@ -165,7 +165,7 @@ def test_an_async_proxy_proves_its_key(server):
         async with AsyncProxy(uri(server), credentials=LAB) as thing:
             return await thing.add(2, 3), principals(server)
 
-    assert asyncio.run(main()) == (5, [Principal("lab/ann", means="key")])
+    assert asyncio.run(main()) == (5, [Principal("lab/ann", means="key", key="lab")])
 
 
 def test_promises_and_callbacks_are_let_in_too(server):
