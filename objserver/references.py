@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from objserver import errors, pyro5
 
 __all__ = [
+    "CLUSTER_ID",
     "DAEMON_ID",
     "LEASED",
     "NAMESERVER_ID",
@@ -32,6 +33,8 @@ __all__ = [
 
 DAEMON_ID = "Pyro.Daemon"
 NAMESERVER_ID = "Pyro.NameServer"
+CLUSTER_ID = "objserver.Cluster"
+"""Of the desk that every node of a cluster has."""
 NAMESERVER_PORT = 9090
 LEASED = "~"
 """Begins the id of an object that is served only as long as somebody holds a reference to it."""

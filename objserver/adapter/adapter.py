@@ -954,6 +954,15 @@ class ObjectAdapter:
         """Whether calls of the object happen exactly once, if they have an id."""
         return self._registry.find(object_id)[0].persistent
 
+    def stored_name(self, object_id: str) -> tuple[str, str]:
+        """Type and key, by which the store has a Persistent object; ObjectNotFound if it is none."""
+        registration, key = self._registry.find(object_id)
+        if not registration.persistent:
+            raise errors.ObjectNotFound(
+                f"{registration.name!r} is not Persistent: every server that serves it has its own"
+            )
+        return registration.name, key
+
     def stop_timers(self) -> None:
         """No timer fires any more: the next server has them."""
         if self._durability is not None:
@@ -970,6 +979,11 @@ class ObjectAdapter:
         for activation in self._active.all():
             if activation.registration.persistent:
                 self.end(activation)
+
+    @property
+    def active_persistent(self) -> int:
+        """Number of Persistent objects that are active."""
+        return sum(registration.active for registration in self._registry.all() if registration.persistent)
 
     @property
     def has_persistent(self) -> bool:
@@ -999,6 +1013,11 @@ class ObjectAdapter:
     def busy(self) -> int:
         """Number of activations that run or await invocations."""
         return self._active.busy
+
+    @property
+    def waiting(self) -> int:
+        """Number of invocations that wait, in all mailboxes."""
+        return self._active.waiting
 
     # -- looking in ----------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ import click
 
 from objserver import errors
 from objserver.cli import log_to_stderr, name_server_proxy, parse_address, until_stopped
+from objserver.cli.clustering import Clustering, clustered
 from objserver.cli.guarding import Guarding, guarded, read_again_at_hangup
 from objserver.cli.reaching import Names, Shown, reaches_names
 from objserver.client.resolve import NobodyAnswers
@@ -70,6 +71,7 @@ WAIT_S = 15.0
     "give the option last).",
 )
 @reaches_names
+@clustered
 @guarded
 @click.option("--verbose", is_flag=True, help="Log to standard error also what is no problem.")
 def serve(
@@ -81,6 +83,7 @@ def serve(
     address: str,
     workers: int | None,
     asked: Names,
+    clustering: Clustering,
     guarding: Guarding,
     verbose: bool,
 ) -> None:
@@ -98,6 +101,8 @@ def serve(
       objserver serve bank:Account --tls-cert s.pem --keys k.toml --rules r.toml --audit a.jsonl
       objserver serve bank:Account --nameserver names.example:9090 --nameserver-tls-ca ca.pem \\
         --nameserver-credentials bank.toml
+      objserver serve bank:Account --activation persistent --store postgresql://me@host/bank \\
+        --cluster bank --node a
     """
     from objserver import adapter
     from objserver.naming import Registrar, load_of
@@ -106,6 +111,10 @@ def serve(
     persistent = activation == "persistent"
     if persistent and store is None:
         raise click.UsageError("persistent objects need a store; add for example --store sqlite:///bank.db")
+    if clustering.cluster is not None and store is None:
+        raise click.UsageError(
+            "the nodes of a cluster share a store; add for example --store postgresql://me@host/bank"
+        )
     parse_address(address)
     if asked.addresses is None and asked.shown != Shown():
         raise click.UsageError("what is shown to name servers goes with --nameserver")
@@ -118,7 +127,7 @@ def serve(
     registers = asked.addresses is not None
     if registers:
         name_server_proxy(asked.load(), _PATIENCE_S).release()  # one that does not answer is said at once
-    server = ObjectServer(address, store=store, workers=workers, **guarding.options())
+    server = ObjectServer(address, store=store, workers=workers, **clustering.options(), **guarding.options())
     registrar = Registrar(asked.load(), load=load_of(server)) if registers else None
 
     def as_whom() -> Callable[[], None]:

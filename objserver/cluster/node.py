@@ -20,14 +20,17 @@ from typing import TYPE_CHECKING, Any
 
 import ormsgpack
 
+import objserver
 from objserver import errors
+from objserver.adapter import Concurrent, Shared
+from objserver.cluster.desk import Desk
 from objserver.cluster.entry import Entry
 from objserver.cluster.placement import Candidate, Placement, PreferLocal
 from objserver.cluster.relay import Relays
 from objserver.cluster.routes import ROUTES_MAX, Routes
 from objserver.logs import escaping
 from objserver.machine import machine
-from objserver.references import Location, object_id
+from objserver.references import CLUSTER_ID, Location, object_id
 from objserver.storage import Elsewhere, Record, Store
 from objserver.storage import Node as Row
 
@@ -87,6 +90,9 @@ class ClusterNode:
 
     def start(self) -> None:
         """Join.  StoreError if the store does not let us."""
+        self._server.adapter.register(
+            Desk(self, self._server, self._store), CLUSTER_ID, Shared(), Concurrent()
+        )
         self._join()
         self._entry = Entry.of(self._store)
         self._seen(self._store.nodes())
@@ -151,7 +157,20 @@ class ClusterNode:
         now, calls = self._machine.monotonic(), adapter.invocations
         (then, before), self._counted = self._counted, (now, calls)
         load = (calls - before) / (now - then) if now > then else 0.0
-        return ormsgpack.packb({"objects": adapter.active, "calls": calls, "load": load})
+        return ormsgpack.packb(
+            {
+                "objects": adapter.active_persistent,
+                "calls": calls,
+                "load": load,
+                "running": adapter.busy,
+                "waiting": adapter.waiting,
+                "connections": len(self._server.poller.connections),
+                "sent_on": self._moved,
+                "relayed": self._relays.relayed,
+                "handed_over": self._handed_over,
+                "release": objserver.__version__,
+            }
+        )
 
     def _seen(self, nodes: Sequence[Row]) -> None:
         with self._lock:

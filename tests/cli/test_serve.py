@@ -19,6 +19,8 @@ from objserver import Proxy, errors
 from objserver.cli.main import main
 from objserver.naming import NameServerDaemon
 from objserver.naming.leases import Lease
+from objserver.references import CLUSTER_ID
+from objserver.testing.postgres import PostgresServer
 
 # The children run elsewhere, where a relative PYTHONPATH would not find the package.
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(pathlib.Path(objserver.__file__).parents[1])}
@@ -212,3 +214,45 @@ def test_failures_are_logged_and_with_verbose_more(tmp_path: pathlib.Path) -> No
         assert re.search(rf"{moment} WARNING objserver.adapter: oneway Counter.lose failed$", logged, re.M)
         assert "ValueError: lost it" in logged
         assert (re.search(rf"{moment} INFO objserver.server: ", logged, re.M) is not None) == bool(options)
+
+
+# -- clusters ----------------------------------------------------------------------------------------
+
+
+def test_nodes_of_a_cluster_are_started(postgres: PostgresServer, tmp_path: pathlib.Path) -> None:
+    """... with a placement, and what is pinned."""
+    url = postgres.new_url()
+    options = ["--activation", "persistent", "--store", url, "--cluster", "shop", "--placement", "hash"]
+    started = []
+    try:
+        for node in "ab":
+            started.append(start(tmp_path, *options, "--node", node, "--pin", "Counter=b"))
+        (_, a), (_, b) = started
+        addresses = [said["Counter"].partition("@")[2] for said in (a, b)]
+        with Proxy(f"PYRO:{CLUSTER_ID}@{addresses[0]}", timeout_s=20) as desk:
+            assert [row["address"] for row in desk.status()["nodes"]] == addresses
+            left = desk.status()["nodes"][0]["lease_s"]
+            while (now := desk.status()["nodes"][0]["lease_s"]) <= left:  # until a has renewed, and knows b
+                left = now
+            with Proxy(f"PYRO:Counter/x@{addresses[0]}", timeout_s=20) as counter:
+                assert counter.add(2) == 2
+            assert desk.where("Counter/x")["node"] == "b"
+    finally:
+        for process, _ in started:
+            end(process)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--cluster", "shop"], "the nodes of a cluster share a store"),
+        (["--node", "a"], "are for a node of a --cluster"),
+        (["--pin", "Counter=a"], "are for a node of a --cluster"),
+        (["--node-credentials", "a.toml"], "are for a node of a --cluster"),
+        (["--cluster", "shop", "--store", "sqlite://", "--pin", "Counter"], "'Counter' is not TYPE=NODE"),
+    ],
+)
+def test_what_is_amiss_with_a_node_is_said_before_it_serves(options: list[str], says: str) -> None:
+    done = CliRunner().invoke(main, ["serve", "json:JSONDecoder", *options])
+    assert done.exit_code == 2
+    assert says in done.stderr
