@@ -458,12 +458,16 @@ class ObjectAdapter:
 
     def refuse(self, invocation: Invocation, problem: BaseException) -> None:
         """Answer with an error; or have the call made where the object is, for who would not go there."""
-        stays = (
-            invocation.oneway or invocation.caller.session_is_connection or not self._ownership.sends_on
-        )
-        if type(problem) is errors.Moved and stays and self._relay is not None and not invocation.errand:
-            self._engine.submit(partial(self._make_elsewhere, self._relay, invocation, problem))
-            return
+        # Not what a relay sent here, which follows the object itself: two could send it to each other.
+        if (
+            type(problem) is errors.Moved
+            and self._relay is not None
+            and not (invocation.sent or invocation.errand)
+        ):
+            stays = invocation.oneway or invocation.caller.session_is_connection
+            if stays or not self._ownership.sends_on:
+                self._engine.submit(partial(self._make_elsewhere, self._relay, invocation, problem))
+                return
         reply = self._encode(invocation, None, problem)
         if not invocation.oneway:
             invocation.caller.send(reply)

@@ -112,7 +112,7 @@ def migrate(object: str, to: str, timeout_s: float, as_json: bool, at: str, show
     _say_where(moved, as_json)
 
 
-@click.group(short_help="Drain a node, and see which has what.")
+@click.group(short_help="Drain a node, see which has what, change how clients come in.")
 def cluster() -> None:
     """Direct a cluster, by asking any of its nodes.
 
@@ -123,6 +123,7 @@ def cluster() -> None:
       objserver cluster drain b --at localhost:9092
       objserver cluster where Account/alice --at localhost:9092
       objserver cluster objects --node b --at localhost:9092
+      objserver cluster entry distributed --at localhost:9092
     """
 
 
@@ -164,6 +165,33 @@ def where(object: str, as_json: bool, at: str, shown: Shown) -> None:
     with desk(at, shown) as asked:
         found = asked.where(object)
     _say_where(found, as_json)
+
+
+@cluster.command(short_help="Have clients know one address, or all nodes.")
+@click.argument("kind", required=False, type=click.Choice(["single", "distributed"]))
+@click.option("--address", metavar="HOST:PORT", help="The single one.  [default: that of --at]")
+@asks_cluster
+def entry(kind: str | None, address: str | None, at: str, shown: Shown) -> None:
+    """Say how clients come in, or change it while they call.
+
+    With a single entry they know one address, and who is there calls for them what another node has.
+    Distributed, they know all nodes, and each can go.  URIs and proxies made before stay good; proxies that
+    are used have learned of a change after a few seconds, and then the entry may be stopped.
+
+    \b
+    Examples:
+      objserver cluster entry --at localhost:9092
+      objserver cluster entry distributed --at localhost:9092
+      objserver cluster entry single --address lab.example:9091 --at localhost:9092
+    """
+    if address is not None and kind != "single":
+        raise click.UsageError("--address goes with: entry single")
+    with desk(at, shown) as asked:
+        if kind is not None:
+            single = str(parse_address(address or at)) if kind == "single" else ""
+            asked.set_entry(single)
+        single = asked.entry()
+    click.echo(f"single: {visible(single)}" if single else "distributed")
 
 
 def _say_where(found: dict[str, Any], as_json: bool) -> None:

@@ -22,6 +22,7 @@ import ormsgpack
 from objserver import errors
 from objserver.adapter import expose, idempotent, readonly
 from objserver.client import Proxy
+from objserver.cluster.entry import Entry
 from objserver.machine import machine
 from objserver.references import CLUSTER_ID, Location, Reference
 from objserver.storage import Elsewhere, Store
@@ -103,7 +104,22 @@ class Desk:
         names = {row.life: row.name for row in self._store.nodes()}
         return {"object": object_id, "node": names.get(found.life), "address": found.address}
 
+    @readonly
+    def entry(self) -> str:
+        """The single address that clients know of the cluster; empty where they know all nodes."""
+        return Entry.of(self._store).single
+
     # -- directing -----------------------------------------------------------------------------------
+
+    @idempotent
+    def set_entry(self, single: str) -> None:
+        """From now on clients know this single address; empty: all nodes.  ValueError if it is no address.
+
+        Calls go on meanwhile.  All nodes have seen it after a third of a lease, and proxies that are used a
+        few seconds later; then the address that they knew before may go.
+        """
+        Entry(single).set(self._store)
+        self._node.renew()
 
     @idempotent
     def migrate(self, object_id: str, to: str, timeout_s: float = PATIENCE_S) -> dict[str, Any]:

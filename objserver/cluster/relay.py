@@ -45,7 +45,7 @@ class Relays:
         """Make the call where the object is; its result, or what it raises."""
         proxy = self._proxy(invocation.object_id, moved)
         self.relayed += 1
-        flags = Flag.ONEWAY if invocation.oneway else 0
+        flags = 0  # also for one without an answer: we have to hear where the object is, and nobody waits
         method, args, kwargs = invocation.method, invocation.args, dict(invocation.kwargs)
         if invocation.batch is not None:
             flags |= Flag.BATCH

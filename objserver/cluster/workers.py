@@ -150,7 +150,8 @@ class Workers:
             else:
                 reserved = stack.enter_context(SharedPort.reserve(address))
                 self.address = f"{address.rpartition(':')[0]}:{reserved.getsockname()[1]}"
-            self._names = [f"{number}" for number in range(count)]
+            # Of this machine's alone: the workers of another may be nodes of the same cluster.
+            self._names = [f"{self.address}/{number}" for number in range(count)]
             self._closing = stack.pop_all()
 
     def start(self) -> Self:
@@ -173,11 +174,11 @@ class Workers:
         self._stopping.set()
         if self._front is not None:
             self._front.stop()
-        self._signal(signal.SIGTERM)
+        self.signal(signal.SIGTERM)
         end = self._machine.monotonic() + self._settings.drain_timeout_s + KILL_S
         for thread in self._threads:
             thread.join(max(0.0, end - self._machine.monotonic()))
-        self._signal(signal.SIGKILL)
+        self.signal(signal.SIGKILL)
         for thread in self._threads:
             thread.join()
         self._closing.close()
@@ -187,6 +188,11 @@ class Workers:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    @property
+    def store_path(self) -> str:
+        """Where the store is to be had that the supervisor owns; empty if there is none."""
+        return self._owner.path if self._owner is not None else ""
 
     def pids(self) -> dict[str, int]:
         """The processes that run now, by the workers' names."""
@@ -201,7 +207,8 @@ class Workers:
             figures["store"] = self._owner.statistics()
         return figures
 
-    def _signal(self, number: int) -> None:
+    def signal(self, number: int) -> None:
+        """Send it to all of them."""
         for process in list(self._processes.values()):
             process.send_signal(number)
 
@@ -231,8 +238,7 @@ class Workers:
             passed, port = [], self.address
             if self._front is not None:
                 passed, port = [stack.enter_context(self._front.add(name)).fileno()], ""
-            store = self._owner.path if self._owner is not None else ""
-            place = Place(name, passed[0] if passed else -1, port, store)
+            place = Place(name, passed[0] if passed else -1, port, self.store_path)
             environment = {**os.environ, VARIABLE: json.dumps(place)}
             return subprocess.Popen(self._command, stdin=subprocess.DEVNULL, env=environment, pass_fds=passed)
 

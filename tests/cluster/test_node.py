@@ -361,3 +361,20 @@ def test_a_call_that_was_relayed_is_known_where_it_is_made_the_next_time(cluster
         assert there.deposit(1) == 2
         assert there.deposit(1) == 3
     assert a.statistics()["calls_repeated"] == 1
+
+
+def test_when_the_node_dies_to_which_is_relayed_the_entry_takes_over(cluster):
+    a, b = cluster("a"), cluster("b")
+    Entry(single=b.address).set(b._store)
+    renewed(a, b)
+    with Proxy(uri(a, "alice")) as here, Proxy(uri(b, "alice"), timeout_s=20) as there:
+        here.deposit(1)
+        assert there.deposit(1) == 2
+        batch = there.batch()
+        batch.deposit(1)
+        disappear(a)
+        batch.send(oneway=True)  # comes before the next, over the same connection
+        assert there.deposit(1) in (3, 4)
+        while there.statement() < 4:
+            threading.Event().wait(0.01)
+    assert where(b, "alice") == b.address

@@ -113,7 +113,7 @@ def test_a_worker_that_dies_is_replaced_and_calls_of_persistent_objects_happen_o
             for n in range(kills):
                 for _ in range(4 * calls // (kills + 1)):
                     assert done.acquire(timeout=60)
-                victim = workers.pids().get(f"{n % 2}")
+                victim = workers.pids().get(f"{workers.address}/{n % 2}")
                 if victim is not None:
                     os.kill(victim, signal.SIGKILL)
             for each in calling:
