@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,7 @@ def place() -> Place | None:
 def supervising(
     count: int, *, address: str, store: str | None, entry: str, reads: bool, insecure: bool
 ) -> Iterator[Workers]:
-    """Run this very command in `count` processes behind `address`."""
+    """Run this very command in `count` processes behind `address`; SIGHUP is for all of them."""
     from objserver.cluster.entry import Entry
     from objserver.cluster.workers import Entry as Kind
     from objserver.cluster.workers import Workers
@@ -53,6 +54,7 @@ def supervising(
         reads=reads,
         insecure=insecure,
     )
+    before = signal.signal(signal.SIGHUP, lambda number, _: workers.signal(number))
     try:
         if store is not None:
             shared = RemoteStore(workers.store_path) if owned else open_store(store)
@@ -61,6 +63,7 @@ def supervising(
         workers.start()
         yield workers
     finally:
+        signal.signal(signal.SIGHUP, before)
         workers.stop()
 
 

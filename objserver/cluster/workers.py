@@ -240,7 +240,14 @@ class Workers:
                 passed, port = [stack.enter_context(self._front.add(name)).fileno()], ""
             place = Place(name, passed[0] if passed else -1, port, self.store_path)
             environment = {**os.environ, VARIABLE: json.dumps(place)}
-            return subprocess.Popen(self._command, stdin=subprocess.DEVNULL, env=environment, pass_fds=passed)
+            # In a group of its own: Ctrl-C is for the supervisor, which then ends them in good order.
+            return subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                env=environment,
+                pass_fds=passed,
+                process_group=0,
+            )
 
 
 def _shared(url: str) -> Store:

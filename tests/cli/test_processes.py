@@ -39,7 +39,8 @@ def served(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
         while [row["state"] for row in desk.status()["nodes"]] != ["up", "up"]:
             threading.Event().wait(0.05)
     yield address, process
-    process.send_signal(signal.SIGTERM)
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 0
     assert "Traceback" not in (tmp_path / "stderr").read_text()
 
@@ -94,3 +95,20 @@ def test_the_entry_is_single_until_it_is_said_to_be_distributed(served) -> None:
     refused = CliRunner().invoke(main, ["cluster", "entry", "--address", "h:1", "--at", address])
     assert refused.exit_code == 2
     assert "--address goes with: entry single" in refused.output
+
+
+def test_ctrl_c_ends_all_of_it_in_good_order(served, tmp_path: pathlib.Path) -> None:
+    address, process = served
+    with Proxy(f"PYRO:Account/alice@{address}", timeout_s=20) as alice:
+        alice.add(1)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(30) == 0
+    assert "started again" not in (tmp_path / "stderr").read_text()
+
+
+def test_a_hangup_is_for_all_of_them(served, tmp_path: pathlib.Path) -> None:
+    _, process = served
+    process.send_signal(signal.SIGHUP)
+    while (tmp_path / "stderr").read_text().count("were read again") < 2:
+        assert process.poll() is None
+        threading.Event().wait(0.05)

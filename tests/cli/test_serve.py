@@ -57,7 +57,13 @@ def start(directory: pathlib.Path, *args: str) -> tuple[subprocess.Popen[str], d
     command = [sys.executable, "-m", "objserver", "serve", "counting:Counter", *args]
     with open(directory / "stderr", "w") as stderr:
         process = subprocess.Popen(
-            command, cwd=directory, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=stderr, text=True
+            command,
+            cwd=directory,
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            process_group=0,
         )
     assert process.stdout is not None
     said = {}
