@@ -30,6 +30,7 @@ from objserver.references import DAEMON_ID
 
 if TYPE_CHECKING:
     from objserver.naming import Registrar
+    from objserver.naming.registrar import Same
     from objserver.references import Reference
 
 __all__ = ["load", "load_module", "serve"]
@@ -130,6 +131,9 @@ def serve(
     server = ObjectServer(address, store=store, workers=workers, **clustering.options(), **guarding.options())
     registrar = Registrar(asked.load(), load=load_of(server)) if registers else None
 
+    node = server.node
+    same = None if node is None else lambda: node.entries
+
     def as_whom() -> Callable[[], None]:
         """Names are registered as the files say by then."""
         given = asked.load()
@@ -154,7 +158,7 @@ def serve(
                 registrar.start()
             for label, reference in references.items():
                 if registrar is not None:
-                    _register(registrar, label, reference)
+                    _register(registrar, label, reference, same if persistent else None)
                 click.echo(f"{label} {reference}")
                 if persistent:
                     one = f"PYRO:{label}/KEY@{reference.location}"
@@ -242,12 +246,12 @@ def _check_can_be_made(label: str, thing: Any) -> None:
         ) from None
 
 
-def _register(registrar: Registrar, label: str, reference: Reference) -> None:
+def _register(registrar: Registrar, label: str, reference: Reference, same: Same | None) -> None:
     try:
-        registrar.register(label, reference)
+        registrar.register(label, reference, same=same)
     except NobodyAnswers:
         raise
     except errors.NamingError as problem:
         # Perhaps this is a server that was killed and is started again.
         click.echo(f"{problem}; waiting {WAIT_S:.0f} s for that", err=True)
-        registrar.register(label, reference, wait_s=WAIT_S)
+        registrar.register(label, reference, wait_s=WAIT_S, same=same)
