@@ -39,6 +39,7 @@ from objserver.references import DAEMON_ID, Location, Reference
 
 if TYPE_CHECKING:
     from objserver.naming import Registrar
+    from objserver.naming.registrar import Same
 
 __all__ = ["load", "load_module", "serve"]
 
@@ -162,6 +163,9 @@ def serve(
             registrar = Registrar(asked.load(), load=load_of(server)) if server else Registrar(asked.load())
             closing.callback(registrar.stop)
 
+        node = None if server is None else server.node
+        same = None if node is None else lambda: node.entries
+
         def as_whom() -> Callable[[], None]:
             """Names are registered as the files say by then."""
             given = asked.load()
@@ -199,7 +203,7 @@ def serve(
             for label in things if here is None else ():
                 reference = Reference("PYRO", label, Location.parse(location))
                 if registrar is not None:
-                    _register(registrar, label, reference)
+                    _register(registrar, label, reference, same if persistent else None)
                 click.echo(f"{label} {reference}")
                 if persistent:
                     one = f"PYRO:{label}/KEY@{location}"
@@ -281,12 +285,12 @@ def _check_can_be_made(label: str, thing: Any) -> None:
         ) from None
 
 
-def _register(registrar: Registrar, label: str, reference: Reference) -> None:
+def _register(registrar: Registrar, label: str, reference: Reference, same: Same | None) -> None:
     try:
-        registrar.register(label, reference)
+        registrar.register(label, reference, same=same)
     except NobodyAnswers:
         raise
     except errors.NamingError as problem:
         # Perhaps this is a server that was killed and is started again.
         click.echo(f"{problem}; waiting {WAIT_S:.0f} s for that", err=True)
-        registrar.register(label, reference, wait_s=WAIT_S)
+        registrar.register(label, reference, wait_s=WAIT_S, same=same)

@@ -225,6 +225,12 @@ def test_failures_are_logged_and_with_verbose_more(tmp_path: pathlib.Path) -> No
 # -- clusters ----------------------------------------------------------------------------------------
 
 
+def await_renewal(desk: Proxy, node: int) -> None:
+    left = desk.status()["nodes"][node]["lease_s"]
+    while (now := desk.status()["nodes"][node]["lease_s"]) <= left:
+        left = now
+
+
 def test_nodes_of_a_cluster_are_started(postgres: PostgresServer, tmp_path: pathlib.Path) -> None:
     """... with a placement, and what is pinned."""
     url = postgres.new_url()
@@ -237,15 +243,33 @@ def test_nodes_of_a_cluster_are_started(postgres: PostgresServer, tmp_path: path
         addresses = [said["Counter"].partition("@")[2] for said in (a, b)]
         with Proxy(f"PYRO:{CLUSTER_ID}@{addresses[0]}", timeout_s=20) as desk:
             assert [row["address"] for row in desk.status()["nodes"]] == addresses
-            left = desk.status()["nodes"][0]["lease_s"]
-            while (now := desk.status()["nodes"][0]["lease_s"]) <= left:  # until a has renewed, and knows b
-                left = now
+            await_renewal(desk, 0)  # a knows b now
             with Proxy(f"PYRO:Counter/x@{addresses[0]}", timeout_s=20) as counter:
                 assert counter.add(2) == 2
             assert desk.where("Counter/x")["node"] == "b"
     finally:
         for process, _ in started:
             end(process)
+
+
+def test_nodes_of_a_cluster_share_their_names(postgres: PostgresServer, tmp_path: pathlib.Path) -> None:
+    with NameServerDaemon("localhost:0") as daemon:
+        options = ["--activation", "persistent", "--store", postgres.new_url(), "--cluster", "shop"]
+        options += ["--nameserver", daemon.address]
+        a, said = start(tmp_path, *options, "--node", "a")
+        b, at_b = start(tmp_path, *options, "--node", "b")
+        try:
+            assert daemon.names.list(prefix="Counter") == {"Counter": said["Counter"]}
+            with Proxy("PYRONAME:Counter/x", timeout_s=20, name_servers=daemon.address) as counter:
+                assert counter.add(2) == 2
+                with Proxy(f"PYRO:{CLUSTER_ID}@{said['Counter'].partition('@')[2]}", timeout_s=20) as desk:
+                    await_renewal(desk, 0)  # a knows b now
+                end(a)
+                assert counter.add(2) == 4
+            assert daemon.names.list(prefix="Counter") == {"Counter": at_b["Counter"]}
+        finally:
+            end(a)
+            end(b)
 
 
 @pytest.mark.parametrize(
