@@ -28,6 +28,7 @@ from types import CoroutineType
 from typing import Any
 
 from objserver import errors, pyro5
+from objserver.adapter import state
 from objserver.adapter.activation import EMPTY, Activation, Registration
 from objserver.adapter.active import ActiveObjects
 from objserver.adapter.calling import NOBODY, Engine, Nobody, call, check_in_time, not_begun
@@ -273,6 +274,15 @@ class ObjectAdapter:
     def persistent_types(self) -> list[str]:
         """Names under which Persistent objects are registered: their types in the store."""
         return [registration.name for registration in self._registry.all() if registration.persistent]
+
+    def state_versions(self) -> dict[str, int]:
+        """By type, the layout that its class here gives the state; 0, if a locator has not shown one yet."""
+        found = {}
+        for registration in self._registry.all():
+            if registration.persistent:
+                seen = registration.skeleton_seen
+                found[registration.name] = state.state_version(seen.cls) if seen is not None else 0
+        return found
 
     def is_active(self, object_id: str) -> bool:
         """Whether the object has a servant here; only for those that are found by their id alone."""

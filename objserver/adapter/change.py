@@ -308,7 +308,7 @@ class PolicyChange:
             epoch=gate.epoch,
             version=gate.version,
             codec=state.CODEC,
-            state_version=state.state_version(servant),
+            state_version=state.state_version(type(servant)),
             state=data,
             owner=gate.owner,
         )

@@ -53,6 +53,10 @@ class ServantManager:
             assert isinstance(policy, Persistent)
             # First: where the object is another server's, no servant of it is made.
             record, gate = self.acquire(registration.name, activation.key, policy, sent)
+            if record is not None and record.state is not None:
+                known = self.offers(registration, activation.key, activation.object_id).cls
+                if record.state_version > state.state_version(known):
+                    self._ownership.pass_on(registration.name, activation.key, gate.owner, record)
         try:
             servant = self.make(registration, activation.key, activation.object_id)
             skeleton = activation.skeleton or Skeleton.of(type(servant))
