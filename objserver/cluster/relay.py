@@ -49,7 +49,10 @@ class Relays:
         if invocation.batch is not None:
             calls = [(method, list(args), kwargs) for method, args, kwargs in invocation.batch]
             return stub.invoke("<batch>", calls, {}, flags | Flag.BATCH)
-        return stub.invoke(invocation.method, invocation.args, dict(invocation.kwargs), flags)
+        args = invocation.args
+        if invocation.member is not None and invocation.method in ("__getattr__", "__setattr__"):
+            args = (invocation.member.name, *args)  # the adapter has found the attribute, and taken its name
+        return stub.invoke(invocation.method, args, dict(invocation.kwargs), flags)
 
     def _proxy(self, object_id: str, moved: errors.Moved) -> Proxy:
         with self._lock:

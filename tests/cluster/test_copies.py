@@ -296,3 +296,11 @@ def test_without_a_cluster_the_policy_changes_nothing(tmp_path):
 def test_an_age_of_nothing_is_refused():
     with pytest.raises(ValueError, match="stale_reads_s"):
         Persistent(stale_reads_s=0)
+
+
+def test_attributes_of_what_is_elsewhere_are_relayed_too(two):
+    _, b = two(cls=Sheet, activation=Persistent())
+    with Pyro5.api.Proxy(uri(b, "alice")) as stock:
+        b.node._routes.keep(set())
+        assert stock.total == 5
+        assert stock.total == 5
