@@ -7,6 +7,7 @@ empty -> active -> ended        the servant is made by the first invocation, ins
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from objserver.adapter.invocation import EMPTY
 from objserver.adapter.mailbox import Mailbox
 from objserver.adapter.policies import (
     ActivationPolicy,
+    Copied,
     PerRequest,
     Persistent,
     Shared,
@@ -36,7 +38,7 @@ class Registration:
         self,
         name: str,
         make: Callable[[str], Any],
-        activation: ActivationPolicy,
+        activation: ActivationPolicy | Copied,
         threading: ThreadingPolicy,
         *,
         skeleton: Skeleton | None,
@@ -59,6 +61,9 @@ class Registration:
             skeleton is None and isinstance(activation, Shared)
         )
         """An idle activation has nothing to stay for."""
+        self.copied = isinstance(activation, Copied)
+        self.copies = self._copies()
+        """Of objects that are elsewhere, if reads may be stale."""
         self.removed = False
         self.active = 0
         self.hold: Hold | None = None
@@ -67,6 +72,24 @@ class Registration:
         """Epoch and version of the stored state that went on in memory, when it was Persistent before."""
         self.remembers = False
         """It was Persistent: a call that has an id may have been made then."""
+
+    def _copies(self) -> Registration | None:
+        policy = self.activation
+        if not isinstance(policy, Persistent) or policy.stale_reads_s is None:
+            return None
+        copied = Copied(
+            idle_timeout_s=policy.idle_timeout_s,
+            capacity=policy.capacity,
+            stale_reads_s=policy.stale_reads_s,
+        )
+        return Registration(self.name, self.make, copied, self.threading, skeleton=self.skeleton)
+
+    def adopt(self, activation: ActivationPolicy, threading: ThreadingPolicy) -> Registration | None:
+        """These policies from now on; returns the copies made under those before."""
+        before = self.copies
+        self.activation, self.threading = activation, threading
+        self.copies = self._copies()
+        return before
 
     def __repr__(self) -> str:
         return f"<Registration {self.name!r} {self.activation} {self.threading} active={self.active}>"
@@ -80,6 +103,7 @@ class Activation:
         "end_after_streams",
         "ended",
         "ending",
+        "fresh_until",
         "gate",
         "key",
         "last_seen",
@@ -109,6 +133,8 @@ class Activation:
         self.skeleton = registration.skeleton
         self.gate: Gate | None = None
         """Of a Persistent object, as long as the servant is there."""
+        self.fresh_until = math.inf
+        """On the machine's clock; of a copy."""
         self.streams = 0
         self.last_used = 0
         """Number of the last invocation: an order among activations that costs no look at the clock."""

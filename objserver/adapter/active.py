@@ -12,7 +12,7 @@ from typing import Any
 
 from objserver import errors
 from objserver.adapter.activation import EMPTY, Activation, Registration
-from objserver.adapter.policies import PerClient, Persistent
+from objserver.adapter.policies import Copied, PerClient, Persistent
 
 __all__ = ["ActiveObjects"]
 
@@ -105,7 +105,7 @@ class ActiveObjects:
     def surplus(self, registration: Registration) -> list[Activation]:
         """The least recently used beyond the capacity; a few more than must go, so that sorting is rare."""
         policy = registration.activation
-        if not isinstance(policy, Persistent) or registration.active <= policy.capacity:
+        if not isinstance(policy, (Persistent, Copied)) or registration.active <= policy.capacity:
             return []
         idle = [
             a for a in self.of(registration)

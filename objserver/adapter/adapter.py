@@ -28,10 +28,12 @@ from types import CoroutineType
 from typing import Any
 
 from objserver import errors, pyro5
+from objserver.adapter import state
 from objserver.adapter.activation import EMPTY, Activation, Registration
 from objserver.adapter.active import ActiveObjects
 from objserver.adapter.calling import NOBODY, Engine, Nobody, call, check_in_time, not_begun
 from objserver.adapter.change import Merge, PolicyChange, Surroundings
+from objserver.adapter.copies import Copies
 from objserver.adapter.durability import Durability, Repeated
 from objserver.adapter.exports import ExportTable
 from objserver.adapter.guard import Giver, Guard
@@ -43,6 +45,7 @@ from objserver.adapter.ownership import Alone, Ownership
 from objserver.adapter.policies import (
     ActivationPolicy,
     Concurrent,
+    Copied,
     PerClient,
     PerRequest,
     Shared,
@@ -150,6 +153,7 @@ class ObjectAdapter:
                 self._interceptors,
             )
             store.changed = self._store_changed
+        self._copies = Copies(self, self._registry, self._active, self._servants, clock)
         self._change = partial(
             PolicyChange,
             Surroundings(
@@ -165,7 +169,7 @@ class ObjectAdapter:
                 activation_for=self._activation_for,
                 add=self._add,
                 activate=self._activate,
-                take_up=self._take_up,
+                take_up=self.take_up,
                 close=self._close,
                 end_all_of=self._end_all_of,
             ),
@@ -233,6 +237,8 @@ class ObjectAdapter:
         for activation in self._active.of(registration):
             self._active.retire(activation)
             self.end(activation)
+        if registration.copies is not None:
+            self._end_all_of(registration.copies)
 
     def change_policy(
         self,
@@ -248,6 +254,7 @@ class ObjectAdapter:
         inside of a call of this very object.
         """
         registration = self._registry.named(name)
+        assert not isinstance(registration.activation, Copied)
         activation = activation or registration.activation
         ordering = ordering or registration.threading
         self._registry.check(registration, activation, ordering)
@@ -273,6 +280,15 @@ class ObjectAdapter:
     def persistent_types(self) -> list[str]:
         """Names under which Persistent objects are registered: their types in the store."""
         return [registration.name for registration in self._registry.all() if registration.persistent]
+
+    def state_versions(self) -> dict[str, int]:
+        """By type, the layout that its class here gives the state; 0, if a locator has not shown one yet."""
+        found = {}
+        for registration in self._registry.all():
+            if registration.persistent:
+                seen = registration.skeleton_seen
+                found[registration.name] = state.state_version(seen.cls) if seen is not None else 0
+        return found
 
     def is_active(self, object_id: str) -> bool:
         """Whether the object has a servant here; only for those that are found by their id alone."""
@@ -457,7 +473,14 @@ class ObjectAdapter:
             return False
 
     def refuse(self, invocation: Invocation, problem: BaseException) -> None:
-        """Answer with an error; or have the call made where the object is, for who would not go there."""
+        """Answer with an error.  But a call for an object that is elsewhere a copy may answer, and else it is
+        made where the object is, for who would not go there."""
+        if type(problem) is errors.Moved:
+            try:
+                if self._copies.read_instead(invocation, problem):
+                    return
+            except errors.ObjServerError as other:
+                problem = other
         # Not what a relay sent here, which follows the object itself: two could send it to each other.
         if (
             type(problem) is errors.Moved
@@ -493,7 +516,7 @@ class ObjectAdapter:
         name, order = "<relayed>", Concurrent(self.settings.workers_max)
         daemon, _ = self._registry.find(DAEMON_ID)  # some servant there has to be
         assert daemon.skeleton is not None
-        relayed = self._new(
+        relayed = self.new(
             name,
             name,
             "",
@@ -522,6 +545,14 @@ class ObjectAdapter:
             invocation.activation = activation
             return None if activation.ended else activation.mailbox.offer(invocation)
 
+    def offer_and_run(self, activation: Activation, invocation: Invocation) -> bool:
+        """... to be run when its turn comes; False if it has ended."""
+        activation.last_used = self.invocations
+        admitted = self._offer(activation, invocation)
+        if admitted:
+            self.run_later(invocation)
+        return admitted is not None
+
     def _resolve(self, invocation: Invocation, skeleton: Skeleton) -> None:
         """Find what to call; MemberNotFound and ArgumentError refuse it before it waits for anything."""
         if invocation.asks:
@@ -544,7 +575,7 @@ class ObjectAdapter:
             members.append((member, args, kwargs))
         invocation.members = members
 
-    def _resolve_late(self, invocation: Invocation, skeleton: Skeleton) -> None:
+    def resolve(self, invocation: Invocation, skeleton: Skeleton) -> None:
         """As `_resolve`, where only the servant has told the class."""
         if self._guard is not None:
             self._guard.confirm(invocation, skeleton)
@@ -646,13 +677,16 @@ class ObjectAdapter:
         if activation.servant is EMPTY:
             if persistent and len(activation.mailbox.running) > 1:
                 raise errors.Unsettled("the servant was dropped, and others are still in it")
-            self._activate(activation, invocation.sent)
+            if not activation.registration.copied:
+                self._activate(activation, invocation.sent)
+        if activation.registration.copied and invocation.work is None:
+            self._copies.ready(invocation)
         servant, skeleton = activation.servant, activation.skeleton
         assert skeleton is not None
         if persistent:
             assert self._durability is not None
             if invocation.member is None and not invocation.members and invocation.work is None:
-                self._resolve_late(invocation, skeleton)
+                self.resolve(invocation, skeleton)
             self._durability.before(invocation)
             invocation.defers = not invocation.readonly
         elif invocation.call is not None and activation.registration.remembers:
@@ -662,7 +696,7 @@ class ObjectAdapter:
         if invocation.work is not None:
             return invocation.work(servant)
         if invocation.member is None and not invocation.members:
-            self._resolve_late(invocation, skeleton)
+            self.resolve(invocation, skeleton)
         return call(servant, invocation, self._engine, self.settings.tracebacks, self._interceptors)
 
     def _coroutine_done(self, invocation: Invocation, value: Any, error: BaseException | None) -> None:
@@ -750,6 +784,7 @@ class ObjectAdapter:
         assert self._durability is not None
         log.warning("all Persistent objects are activated anew: %s", why)
         drop = self._durability.drop_all
+        self._copies.drop()
         self._engine.submit(lambda: drop(self._active.all(), why))
 
     def leave_and_run(self, invocation: Invocation) -> None:
@@ -840,7 +875,7 @@ class ObjectAdapter:
                 self._ownership.look(registration.name, key)
             if self._guard is not None:
                 self._guard.activates(invocation)
-        made = self._new(slot, object_id, key, registration)
+        made = self.new(slot, object_id, key, registration)
         if servant is not EMPTY:
             self._incarnated(made, servant, skeleton_of(servant, object_id))
             if registration.instance is EMPTY:  # else it has its name for as long as it is registered
@@ -855,21 +890,21 @@ class ObjectAdapter:
             self.end(activation)
         return added
 
-    def _new(self, slot: Any, object_id: str, key: str, registration: Registration) -> Activation:
+    def new(self, slot: Any, object_id: str, key: str, registration: Registration) -> Activation:
         mailbox = Mailbox(registration.threading, self.settings.mailbox_size_max, self.waits)
         return Activation(slot, object_id, key, registration, mailbox, self._clock.monotonic())
 
     def _add(self, registration: Registration) -> Activation:
         name = registration.name
-        added = self._active.add(self._new(name, name, "", registration), bounded=False)
+        added = self._active.add(self.new(name, name, "", registration), bounded=False)
         assert added is not None
         return added
 
     def _activate(self, activation: Activation, sent: bool = False) -> None:
         """Make the servant.  Runs inside the mailbox, which lets nobody else in before."""
-        self._take_up(activation, *self._servants.incarnate(activation, sent))
+        self.take_up(activation, *self._servants.incarnate(activation, sent))
 
-    def _take_up(self, activation: Activation, servant: Any, skeleton: Skeleton) -> None:
+    def take_up(self, activation: Activation, servant: Any, skeleton: Skeleton) -> None:
         self._active.name(servant, activation.object_id)
         if skeleton.written_for_pyro5:
             pyro5.introduce(servant, activation.object_id, self._pyro5_daemon)
@@ -886,6 +921,7 @@ class ObjectAdapter:
         activation.plain = not (
             skeleton.written_for_pyro5
             or registration.persistent
+            or registration.copied
             or registration.transient
             or self._interceptors
         )
@@ -1051,6 +1087,7 @@ class ObjectAdapter:
             "streams_max": self.settings.streams_max,
             "mailbox_size_max": self.settings.mailbox_size_max,
             **(self._durability.statistics() if self._durability is not None else {}),
+            **self._copies.statistics(),
             **self.waits.statistics(),
             **(self._guard.statistics() if self._guard is not None else {}),
         }

@@ -199,7 +199,9 @@ class PolicyChange:
             if self._old.removed:
                 raise refused(self._old.name, "it has been unregistered meanwhile")
             if self._how is How.STAY:
-                self._old.activation, self._old.threading = self._activation, self._threading
+                copies = self._old.adopt(self._activation, self._threading)
+                if copies is not None:
+                    self._house.end_all_of(copies)
                 for activation in self._hold.activations:
                     if activation.gate is not None and isinstance(self._activation, Persistent):
                         activation.gate.confirms = self._house.servants.confirms(self._activation)
@@ -308,7 +310,7 @@ class PolicyChange:
             epoch=gate.epoch,
             version=gate.version,
             codec=state.CODEC,
-            state_version=state.state_version(servant),
+            state_version=state.state_version(type(servant)),
             state=data,
             owner=gate.owner,
         )
@@ -335,6 +337,8 @@ class PolicyChange:
         new.remembers = old.persistent or old.remembers
         new.hold = Hold(old.name, at_rest=_nothing, stage=Stage.CLOSED)
         house.registry.replace(old, new)
+        if old.copies is not None:
+            house.end_all_of(old.copies)
         # From here on nothing fails: the user's hooks are called where their errors are logged.
         activations, calls = self._hold.move(house.active.remove)
         if servant is not EMPTY:

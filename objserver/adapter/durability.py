@@ -150,14 +150,13 @@ class Durability:
                 return True
             try:
                 data = state.capture(activation.servant, self._codecs)
-                layout = state.state_version(activation.servant)
+                layout = state.state_version(type(activation.servant))
             except BaseException as problem:
                 # The servant is no longer what the store can hold: it goes, and the object stays as it was.
                 held.failure, held.record = problem, None
             else:
-                held.writes = bool(
-                    held.record or held.messages or held.timers or gate.inside or data != gate.state
-                )
+                changed = data != gate.state or layout != gate.state_version
+                held.writes = bool(held.record or held.messages or held.timers or gate.inside or changed)
                 gate.state, gate.state_version = data, layout
         with activation.lock:
             if gate.poisoned:

@@ -72,6 +72,10 @@ class Invocation(Facts):
     """To be called when it is cancelled, for its `work` may never have begun."""
     sent = False
     """Another server of the cluster has said that the object is here."""
+    may_be_stale = True
+    """If it only reads, a copy may answer it, where the policy of the object allows that."""
+    owned_at = ""
+    """Where the object is, when a copy is to answer: the copy may turn out not to be able to."""
     work: Callable[[Any], Any] | None = None
     """Replaces the call: the next item of a stream is drawn through the same mailbox as everybody's calls."""
 

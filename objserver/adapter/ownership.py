@@ -30,7 +30,6 @@ class Ownership(Protocol):
     def trusted(self) -> bool:
         """Whether what this server has is certainly not another's yet."""
 
-
     def look(self, type: str, key: str) -> None:
         """Before a call is given to an object that is not active here; Moved, if it is known to be elsewhere.
 
@@ -41,6 +40,12 @@ class Ownership(Protocol):
         """From now on the object is this server's: what the store has of it, None if nothing.
 
         Moved, if it is another's, or is better placed there.  `sent`: the caller was told that it is here.
+        """
+
+    def pass_on(self, type: str, key: str, owner: str, record: Record) -> None:
+        """What `owner` acquired has a state of a newer layout than the class here knows.
+
+        Moved, to a server whose class knows it.  Returns if there is none.
         """
 
 
@@ -70,3 +75,6 @@ class Alone:
                 "cluster=..., or use another store"
             )
         return found
+
+    def pass_on(self, type: str, key: str, owner: str, record: Record) -> None:
+        """There is nobody."""

@@ -80,14 +80,29 @@ class Persistent:
     confirmed that no other server has the object meanwhile.  `fast_reads` does without: they may then tell
     what was true a while ago.  In a cluster they tell the truth all the same, as long as clocks run at about
     the same speed: they do without only while the lease of the node certainly runs.
+
+    With `stale_reads_s` any node of a cluster answers `@readonly` members of objects that another has, by a
+    copy of what was stored not longer than that ago.  Up to `capacity` copies are kept beside the objects.
     """
 
     idle_timeout_s: float = 300.0
     capacity: int = 10_000
     fast_reads: bool = False
+    stale_reads_s: float | None = None
 
     def __post_init__(self) -> None:
         _check_bounds(self)
+        if self.stale_reads_s is not None and self.stale_reads_s <= 0:
+            raise ValueError(f"{self}: stale_reads_s is positive, or None if no read may be stale")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Copied:
+    """Not chosen by anybody: of the copies that a Persistent policy with `stale_reads_s` has."""
+
+    idle_timeout_s: float
+    capacity: int
+    stale_reads_s: float
 
 
 class Shared(_Plain):
@@ -97,6 +112,7 @@ class Shared(_Plain):
 
 
 ActivationPolicy = PerRequest | PerClient | Persistent | Shared
+"""What may be chosen."""
 
 
 class Serial(_Plain):

@@ -45,7 +45,6 @@ class ServantManager:
         registration = activation.registration
         if registration.removed:
             raise errors.ObjectNotFound(f"{registration.name!r} has been unregistered")
-        servant: Any = EMPTY
         record: Record | None = None
         gate: Gate | None = None
         if registration.persistent:
@@ -53,6 +52,32 @@ class ServantManager:
             assert isinstance(policy, Persistent)
             # First: where the object is another server's, no servant of it is made.
             record, gate = self.acquire(registration.name, activation.key, policy, sent)
+            if record is not None and record.state is not None:
+                known = self.offers(registration, activation.key, activation.object_id).cls
+                if record.state_version > state.state_version(known):
+                    self._ownership.pass_on(registration.name, activation.key, gate.owner, record)
+        return self._awaken(activation, record, gate)
+
+    def copy(self, activation: Activation) -> tuple[Any, Skeleton] | None:
+        """Make a servant of what the store has now, without acquiring it; None if nothing can be made of it.
+
+        Raises as `incarnate`.
+        """
+        registration, key = activation.registration, activation.key
+        assert self._store is not None
+        record = self._store.load(registration.name, key)
+        if record is None or record.state is None:
+            return None
+        known = self.offers(registration, key, activation.object_id).cls
+        if record.state_version != state.state_version(known):
+            return None
+        return self._awaken(activation, record, None)
+
+    def _awaken(
+        self, activation: Activation, record: Record | None, gate: Gate | None
+    ) -> tuple[Any, Skeleton]:
+        registration = activation.registration
+        servant: Any = EMPTY
         try:
             servant = self.make(registration, activation.key, activation.object_id)
             skeleton = activation.skeleton or Skeleton.of(type(servant))

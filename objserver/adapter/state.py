@@ -26,9 +26,9 @@ CODEC = 1
 """In the store: which encoding the bytes are in.  1 is our own codec."""
 
 
-def state_version(servant: object) -> int:
-    """The layout number of the servant's class."""
-    return int(getattr(type(servant), "state_version", 1))
+def state_version(cls: type) -> int:
+    """The layout number of a class of servants."""
+    return int(getattr(cls, "state_version", 1))
 
 
 def capture(servant: object, codecs: Codecs) -> bytes:
@@ -78,7 +78,7 @@ def restore(servant: Any, data: bytes, version: int, codecs: Codecs) -> None:
         state = codecs.native.decode(data)
     except errors.ProtocolError as problem:
         raise errors.StateError(f"the stored state of {cls.__name__} cannot be read: {problem}") from problem
-    wanted = state_version(servant)
+    wanted = state_version(cls)
     if version > wanted:
         raise errors.StateError(
             f"the stored state of {cls.__name__} has version {version}, but this program knows only up to "

@@ -169,6 +169,7 @@ class ClusterNode:
                 "relayed": self._relays.relayed,
                 "handed_over": self._handed_over,
                 "release": objserver.__version__,
+                "states": adapter.state_versions(),
             }
         )
 
@@ -202,8 +203,18 @@ class ClusterNode:
             if row.left_s > 0 and row.state == "up" and (row.life != self.owner or self._state == "up"):
                 facts = ormsgpack.unpackb(row.facts) if row.facts else {}
                 objects, load = facts.get("objects", 0), facts.get("load", 0.0)
-                found.append(Candidate(row.name, row.life, row.address, objects, load))
+                states = facts.get("states", {})
+                if row.life == self.owner:
+                    states = self._server.adapter.state_versions()  # what was registered since counts at once
+                found.append(Candidate(row.name, row.life, row.address, objects, load, states))
         return found
+
+    def _able(self, type: str, version: int | None = None) -> list[Candidate]:
+        """... of this type: those that know the layout, or without one ours, so that what has come to a newer
+        node during an upgrade does not go back."""
+        if version is None:
+            version = self._server.adapter.state_versions().get(type, 0)
+        return [node for node in self.candidates() if node.can_have(type, version)]
 
     def drain(self, deadline: float) -> None:
         """Hand over what is active here: it is passivated as its calls end, and those that come are sent on.
@@ -270,7 +281,7 @@ class ClusterNode:
 
     def _place(self, name: tuple[str, str]) -> None:
         """Moved, if the object is better placed elsewhere, and nobody has it yet."""
-        nodes = self.candidates()
+        nodes = self._able(name[0])
         if not nodes:
             return
         chosen = self.placement.place(*name, nodes, self.owner)
@@ -285,7 +296,7 @@ class ClusterNode:
 
     def _send_away(self, name: tuple[str, str]) -> None:
         """While this node drains: whatever it is called for goes to another, if there is one."""
-        others = [node for node in self.candidates() if node.life != self.owner]
+        others = [node for node in self._able(name[0]) if node.life != self.owner]
         if others:
             self._hand_over(name, self.placement.place(*name, others, self.owner).life)
 
@@ -308,6 +319,19 @@ class ClusterNode:
         self._learn(name, Elsewhere(to, target_address))
         raise self._moved_to(*name, target_address)
 
+    def pass_on(self, type: str, key: str, owner: str, record: Record) -> None:
+        """See Ownership."""
+        able = self._able(type, record.state_version)
+        if not able:
+            self._seen(self._store.nodes())  # one may have come since the last renewal
+            able = self._able(type, record.state_version)
+        to = self.placement.place(type, key, able, self.owner) if able else None
+        self._store.release([(type, key, record.epoch)], owner, to.life if to is not None else None)
+        if to is not None:
+            self._handed_over += 1
+            self._learn((type, key), Elsewhere(to.life, to.address))
+            raise self._moved_to(type, key, to.address)
+
     def _learn(self, name: tuple[str, str], where: Elsewhere) -> None:
         with self._lock:
             self._routes.learn(*name, where, self._machine.monotonic())
@@ -326,9 +350,12 @@ class ClusterNode:
         ValueError if there is no such node, or it takes no objects.  If the object is another node's, nothing
         is done: Moved.  CallTimeout if what runs in it does not end in `timeout_s`: then it stays.
         """
-        target = next((node for node in self.candidates() if node.name == to), None)
+        able = self._able(type)
+        target = next((node for node in able if node.name == to), None)
         if target is None:
-            names = ", ".join(sorted(node.name for node in self.candidates()))
+            if any(node.name == to for node in self.candidates()):
+                raise ValueError(f"node {to!r} cannot have it: its class of {type} is older, or missing")
+            names = ", ".join(sorted(node.name for node in able))
             raise ValueError(f"no node {to!r} takes objects now; there are {names or 'none'}")
         if target.life == self.owner:
             return

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from objserver.references import object_id, rank
@@ -17,13 +18,23 @@ __all__ = ["ByHash", "Candidate", "LeastLoaded", "Pinned", "Placement", "PreferL
 
 
 class Candidate(NamedTuple):
-    """A node that is up.  `objects` are those that it has active, `load` its calls in the last second."""
+    """A node that is up.  `objects` are those that it has active, `load` its calls in the last second.
+
+    `states` are the types that it serves, and which layout each gives its state: while a class is upgraded
+    there are several, and who has the older can do nothing with the newer.  0: any, as far as is known.
+    """
 
     name: str
     life: str
     address: str
     objects: int
     load: float
+    states: Mapping[str, int] = MappingProxyType({})
+
+    def can_have(self, type: str, version: int) -> bool:
+        """Whether an object whose state is of this layout, or an older one, can be there."""
+        known = self.states.get(type)
+        return known is not None and (known == 0 or known >= version)
 
 
 class Placement(Protocol):

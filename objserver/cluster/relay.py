@@ -50,6 +50,8 @@ class Relays:
         if invocation.batch is not None:
             flags |= Flag.BATCH
             method, args = "<batch>", [(name, list(given), named) for name, given, named in invocation.batch]
+        elif invocation.member is not None and method in ("__getattr__", "__setattr__"):
+            args = (invocation.member.name, *args)  # the adapter has found the attribute, and taken its name
         stub = proxy._objserver_stub
         if invocation.call is None:
             return stub.invoke(method, args, kwargs, flags)
