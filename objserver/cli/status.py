@@ -13,7 +13,7 @@ import select
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -52,6 +52,8 @@ _COLUMNS = {
 """What is shown of a node, by what the desk calls it."""
 _LEFT_OUT = ("release", "relayed", "connections", "handed_over", "lease", "address")
 """... where a terminal is too narrow for all, in this order."""
+_OF_NOW = frozenset({"objects", "load", "waiting", "connections"})
+_GONE = frozenset({"silent", "dead"})
 _TEXTS = frozenset({"node", "address", "state", "release"})
 
 
@@ -108,6 +110,8 @@ def status(as_json: bool, at: str, shown: Shown) -> None:
 def top(interval: float, at: str, shown: Shown) -> None:
     """Watch the nodes of a cluster until q or Ctrl-C; into a pipe, show them once.
 
+    Those that have stopped are left out.
+
     `objserver status --help` explains the columns.  When the node that is asked ends, another one answers.
 
     \b
@@ -121,7 +125,7 @@ def top(interval: float, at: str, shown: Shown) -> None:
     curves: dict[str, deque[float]] = {}
     with desk(at, shown) as asked:
         if not sys.stdout.isatty():  # rich takes FORCE_COLOR for a terminal too
-            found = asked.status()
+            found = _without_the_dead(asked.status())
             console.print(_heading(found))
             console.print(_table(console, found["nodes"], without=("owned",)))
             return
@@ -129,11 +133,13 @@ def top(interval: float, at: str, shown: Shown) -> None:
         from rich.live import Live
         from rich.text import Text
 
-        found, trouble = asked.status(), ""
+        found, trouble, due = _without_the_dead(asked.status()), "", 0.0
         with _keys() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
             with contextlib.suppress(KeyboardInterrupt):
                 while True:
-                    _draw(curves, found["nodes"], interval)
+                    if (now := time.monotonic()) >= due:
+                        _draw(curves, found["nodes"], max(interval, 1.0))
+                        due = now + 0.95  # a second, and waits are no shorter than they say
                     last = Text(trouble, "red") if trouble else Text("q quits", "dim")
                     table = _table(console, found["nodes"], curves, without=("owned",))
                     frame = Group(_heading(found), table, Text(), last)
@@ -141,17 +147,22 @@ def top(interval: float, at: str, shown: Shown) -> None:
                     if pressed(interval):
                         break
                     try:
-                        found, trouble = asked.status(), ""
+                        found, trouble = _without_the_dead(asked.status()), ""
                     except errors.ObjServerError as problem:
                         trouble = trouble or visible(f"as of {time.strftime('%H:%M:%S')}: {problem}")
 
 
+def _without_the_dead(found: dict[str, Any]) -> dict[str, Any]:
+    """They are remembered for a day."""
+    return {**found, "nodes": [row for row in found["nodes"] if row["state"] != "dead"]}
+
+
 def _draw(curves: dict[str, deque[float]], rows: list[dict[str, Any]], interval_s: float) -> None:
     """One more point of each node's curve."""
-    points = max(1, round(_SHOWN_S / max(interval_s, 1.0)))
+    points = max(1, round(_SHOWN_S / interval_s))
     for row in rows:
         curve = curves.setdefault(row["node"], deque(maxlen=points))
-        curve.append(row.get("load", 0.0) if row["state"] in ("up", "draining") else 0.0)
+        curve.append(0.0 if row["state"] in _GONE else row.get("load", 0.0))
 
 
 @contextlib.contextmanager
@@ -190,12 +201,12 @@ def _keys() -> Iterator[Any]:
 def _heading(found: dict[str, Any]) -> Text:
     from rich.text import Text
 
-    here = [row for row in found["nodes"] if row["state"] in ("up", "draining")]
+    here = [row for row in found["nodes"] if row["state"] not in _GONE]
     total, waiting = (sum(row.get(name, 0) for row in here) for name in ("load", "waiting"))
     return Text.assemble(
         ("cluster ", "dim"),
         (visible(found["cluster"]), "bold"),
-        (f"   {len(here)} of {len(found['nodes'])} nodes   {total:,.0f} calls/s   {waiting:,} waiting"),
+        (f"   {len(here)} of {len(found['nodes'])} nodes up   {total:,.0f} calls/s   {waiting:,} waiting"),
         (f"   {visible(found['answered'])} has answered", "dim"),
     )
 
@@ -231,17 +242,17 @@ def _whole_table(
         table.add_column(f"last {_SHOWN_S} s", no_wrap=True)
         most = max((load for curve in curves.values() for load in curve), default=0.0)
     for row in rows:
-        gone = "dim" if row["state"] in ("silent", "dead") else ""
+        gone = "dim" if row["state"] in _GONE else ""
         styles = {"node": "bold", "state": STYLES.get(row["state"], "")}
         # Text, since nodes choose their names, and those must not be read as markup.
         cells = [Text(visible(_cell(row, name)), styles.get(name, gone)) for name in names]
         if curves is not None:
-            cells.append(Text(_curve(curves[row["node"]], most), "cyan"))
+            cells.append(Text(_curve(curves.get(row["node"], ()), most), "cyan"))
         table.add_row(*cells)
     return table
 
 
-def _curve(values: deque[float], most: float) -> str:
+def _curve(values: Collection[float], most: float) -> str:
     if most <= 0:
         return _BARS[0] * len(values)
     return "".join(_BARS[min(len(_BARS) - 1, int(value / most * len(_BARS)))] for value in values)
@@ -251,7 +262,7 @@ def _cell(row: dict[str, Any], name: str) -> str:
     if name == "lease":
         return f"{row['lease_s']:.1f}" if row["lease_s"] > 0 else "-"
     value = row.get(name)
-    if value is None or (name == "load" and row["state"] in ("silent", "dead")):
+    if value is None or (name in _OF_NOW and row["state"] in _GONE):
         return "-"
     if name in _TEXTS:
         return str(value)

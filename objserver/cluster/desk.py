@@ -25,7 +25,8 @@ from objserver.client import Proxy
 from objserver.cluster.entry import Entry
 from objserver.machine import machine
 from objserver.references import CLUSTER_ID, Location, Reference
-from objserver.storage import Elsewhere, Store
+from objserver.references import object_id as reference_id
+from objserver.storage import Elsewhere, Record, Store
 
 if TYPE_CHECKING:
     from objserver.cluster.node import ClusterNode
@@ -40,7 +41,7 @@ PATIENCE_S = 30.0
 LEEWAY_S = 5.0
 """The other node says itself that it took too long; this is for its answer."""
 FOLLOWED_MAX = 4
-"""An object that has moved on so often, while it was to be moved, is moved by somebody else."""
+"""How often an object that was to be moved, and has gone elsewhere meanwhile, is looked for again."""
 
 
 @expose
@@ -139,15 +140,17 @@ class Desk:
             else:
                 with self._asking(found, timeout_s) as other:
                     settled = other.hand_over_here(found.life, object_id, to, timeout_s)
-            if settled:
-                return self.where(object_id)
+            if settled and (moved := self.where(object_id))["node"] == to:
+                return moved
         raise errors.ServerBusy(
-            f"{object_id} has moved {FOLLOWED_MAX} times meanwhile; somebody else moves it"
+            f"{object_id} is not at {to!r} after {FOLLOWED_MAX} tries; somebody else moves it, or its node "
+            "could not reach the store, which its log says"
         )
 
     @idempotent
     def drain(self, node: str, timeout_s: float = PATIENCE_S) -> bool:
-        """Have a node hand over what it has, and take no more: then it can be stopped, and nobody waits.
+        """Have a node hand over what it has, and take no more: then it can be stopped, or killed, and nobody
+        waits.
 
         False if something still runs there after `timeout_s`; it is handed over when it ends.  ValueError if
         there is no such node, or nobody who would take over.
@@ -185,7 +188,19 @@ class Desk:
             raise ValueError(f"nobody would take over from {self._node.name!r}; start another node first")
         with self._waiting():
             self._node.drain(self._machine.monotonic() + timeout_s)
+            self._give_up_the_rest(life)
         return not self._server.adapter.has_persistent
+
+    def _give_up_the_rest(self, life: str) -> None:
+        """What is not active is this node's in the store only: from now on it is nobody's."""
+        active = self._server.adapter.is_active
+        after = None
+        while page := self._store.owned(life, PAGE_MAX, after):
+            idle = [(type, key) for type, key in page if not active(reference_id(type, key) if key else type)]
+            found = self._store.acquire(idle, life, member=True)  # it has them: this tells their epochs
+            mine = [(*name, row.epoch) for name, row in found.items() if isinstance(row, Record)]
+            self._store.release(mine, life, None)
+            after = page[-1]
 
     def _check_meant(self, life: str) -> None:
         if life != self._node.owner:

@@ -105,3 +105,13 @@ def test_top_is_answered_by_another_node_when_the_one_that_it_asks_ends(cluster)
 def test_the_curve_of_the_most_is_the_highest():
     assert _curve(deque([0.0, 50.0, 100.0]), 100.0) == "▁▅█"
     assert _curve(deque([0.0, 0.0]), 0.0) == "▁▁"
+
+
+def test_what_a_node_that_is_gone_said_of_now_is_not_shown(cluster):
+    a, b = cluster("a"), cluster("b")
+    deposit(b, "ann")
+    renewed(b)
+    b.stop()
+    lines = CliRunner().invoke(main, ["status", "--at", a.address]).output.splitlines()
+    assert lines[1].split("\t")[2:9] == ["dead", "-", "0", "-", "-", "-", "-"]
+    assert b.address not in CliRunner().invoke(main, ["top", "--at", a.address]).output

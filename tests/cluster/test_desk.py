@@ -5,7 +5,7 @@ import threading
 import Pyro5.api
 import pytest
 
-from objserver import Proxy, Shared, errors
+from objserver import Proxy, ServerSettings, Shared, errors
 from objserver.references import CLUSTER_ID
 from objserver.security import Authentication, Authorization, Itself, Rules, SharedKey
 from tests.cluster.conftest import Account, disappear, renewed, where
@@ -15,8 +15,8 @@ def desk(node, **options):
     return Proxy(f"PYRO:{CLUSTER_ID}@{node.address}", timeout_s=20, **options)
 
 
-def account(node, key, **options):
-    return Proxy(f"PYRO:Account/{key}@{node.address}", timeout_s=20, **options)
+def account(node, key, timeout_s=20, **options):
+    return Proxy(f"PYRO:Account/{key}@{node.address}", timeout_s=timeout_s, **options)
 
 
 def open_accounts(node, *keys):
@@ -139,6 +139,8 @@ def test_a_node_is_drained_by_asking_any(cluster):
     with desk(a) as asked:
         assert asked.drain("b")
         assert [row["state"] for row in asked.status()["nodes"]] == ["up", "draining"]
+        assert asked.tally() == {"a": 0, "b": 0}
+        assert asked.where("Account/alice")["node"] is None
         with account(b, "alice") as proxy:
             assert proxy.deposit(1) == 2
         assert asked.where("Account/alice")["node"] == "a"
@@ -146,6 +148,28 @@ def test_a_node_is_drained_by_asking_any(cluster):
             asked.drain("a")
         with pytest.raises(ValueError, match="no node 'aa' is up; there are a, b; did you mean 'a'"):
             asked.drain("aa")
+
+
+def test_what_is_moved_leaves_no_error_in_the_log(cluster, caplog):
+    a, b = cluster("a"), cluster("b")
+    open_accounts(a, "alice")
+    renewed(a, b)
+    with desk(a) as asked:
+        asked.migrate("Account/alice", "b")
+        asked.drain("b")
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def test_a_drained_node_that_is_killed_is_waited_for_by_nobody(cluster):
+    patient = ServerSettings(node_lease_s=60.0)
+    a, b = cluster("a", settings=patient), cluster("b", settings=patient)
+    open_accounts(b, "alice", "bob")
+    renewed(a, b)
+    with desk(a) as asked:
+        assert asked.drain("b")
+        disappear(b)
+    with account(a, "bob", timeout_s=10) as proxy:
+        assert proxy.deposit(1) == 2
 
 
 def test_a_node_that_has_one_worker_says_that_it_cannot_wait_for_itself(cluster):
