@@ -999,6 +999,20 @@ class ObjectAdapter:
         """Whether a Persistent object is active."""
         return any(activation.registration.persistent for activation in self._active.all())
 
+    @property
+    def persistent_active(self) -> int:
+        """Number of Persistent objects that are active."""
+        return sum(registration.active for registration in self._registry.all() if registration.persistent)
+
+    def called_since(self, count: int) -> list[tuple[str, str]]:
+        """Type and key of the active Persistent objects that were called after the first `count` invocations;
+        without those of which a stream is open."""
+        return [
+            (activation.registration.name, activation.key)
+            for activation in self._active.all()
+            if activation.registration.persistent and activation.last_used > count and not activation.streams
+        ]
+
     def touch(self, object_id: str, done: Callable[[], None]) -> None:
         """Activate a Persistent object in its turn, if that may be, and do nothing with it; then `done`."""
         invocation = Invocation(_Touch(done), object_id, "<touch>")
