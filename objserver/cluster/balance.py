@@ -62,15 +62,11 @@ class Given:
 
     def add(self, node: str, count: int, shown: int, now: float) -> None:
         """`count` objects were given to `node`, which had said that it has `shown`."""
-        had, given, until = self._given.get(node, (shown, 0, now))
-        if now >= until:
-            had, given = shown, 0
+        self._given = {other: each for other, each in self._given.items() if now < each[2]}
+        had, given, _ = self._given.get(node, (shown, 0, now))
         self._given[node] = had, given + count, now + REMEMBERED_S
 
     def estimate(self, node: str, shown: int, now: float) -> int:
         """How many `node` has or will have when they are called, if it says that it has `shown`."""
         had, given, until = self._given.get(node, (shown, 0, now))
-        if now >= until:
-            self._given.pop(node, None)
-            return shown
-        return max(shown, had + given)
+        return max(shown, had + given) if now < until else shown

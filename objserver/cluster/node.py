@@ -77,6 +77,7 @@ class ClusterNode:
         self.relay = self._relays.call
         self._moved = self._handed_over = self._lives = self._failed_renewals = 0
         self._given = Given()
+        self._is_giving = False
         self._giving: Any = None
         """The thread that gives objects away."""
         self._objects_given = 0
@@ -360,7 +361,7 @@ class ClusterNode:
 
     def balance(self) -> None:
         """Begin to give objects to nodes that have fewer, if there are some, in a thread of its own."""
-        if self._giving is not None and self._giving.is_alive():
+        if self._is_giving:
             return
         adapter, now = self._server.adapter, self._machine.monotonic()
         since, self._balanced_at = self._balanced_at, adapter.invocations
@@ -372,6 +373,7 @@ class ClusterNode:
             objects, self.owner, self._server.settings.rebalanced_per_lease_max, self._machine.uniform
         )
         if wanted:
+            self._is_giving = True
             self._giving = self._machine.start(partial(self._give, wanted, shown, since), "objserver-balance")
 
     def balanced(self) -> None:
@@ -380,6 +382,14 @@ class ClusterNode:
             self._giving.join()
 
     def _give(self, wanted: dict[str, int], shown: dict[str, int], since: int) -> None:
+        try:
+            self._give_some(wanted, shown, since)
+        except errors.StoreError as problem:
+            log.warning("node %s gives no more objects away for now: %s", self.name, problem)
+        finally:
+            self._is_giving = False
+
+    def _give_some(self, wanted: dict[str, int], shown: dict[str, int], since: int) -> None:
         able: dict[str, list[Candidate]] = {}
         for type, key in self._server.adapter.called_since(since):
             if not wanted or self._stopping or self._state != "up":
@@ -396,9 +406,8 @@ class ClusterNode:
                 continue
             try:
                 self.migrate(type, key, to.name, GIVING_S)
-            except errors.StoreError as problem:
-                log.warning("node %s gives no more objects away for now: %s", self.name, problem)
-                return
+            except errors.StoreError:
+                raise
             except (errors.ObjServerError, ValueError):
                 continue  # it is busy, or not here any more
             self._objects_given += 1
