@@ -82,11 +82,11 @@ def _connect(location: Location, timeout_s: float | None) -> socket.socket:
     return sock
 
 
-def _listen(location: Location, insecure: bool) -> socket.socket:
+def _listen(location: Location, insecure: bool, shared: bool = False) -> socket.socket:
     """A listening socket that does not block; RegistrationError, ListenFailed.
 
     `insecure` says that other machines may reach it: somebody wants that, or their clients have to prove who
-    they are.
+    they are.  `shared`: other processes of this user may listen at the same port, if they say so too.
     """
     if location.path:
         try:
@@ -111,6 +111,8 @@ def _listen(location: Location, insecure: bool) -> socket.socket:
             )
         sock = socket.socket(family, socket.SOCK_STREAM)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         sock.bind(target)
         sock.listen(1024)
@@ -162,7 +164,7 @@ class Machine:
     current_thread: Callable[[], Any] = staticmethod(threading.current_thread)
 
     connect: Callable[[Location, float | None], Any] = staticmethod(_connect)
-    listen: Callable[[Location, bool], Any] = staticmethod(_listen)
+    listen: Callable[..., Any] = staticmethod(_listen)
     epoll: Callable[[], Any] = select.epoll
     Bell: Callable[[], Any] = Bell
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import importlib
 import re
 import urllib.parse
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 from objserver import errors, pyro5
 
 __all__ = [
+    "CLUSTER_ID",
     "DAEMON_ID",
     "LEASED",
     "NAMESERVER_ID",
@@ -31,6 +33,8 @@ __all__ = [
 
 DAEMON_ID = "Pyro.Daemon"
 NAMESERVER_ID = "Pyro.NameServer"
+CLUSTER_ID = "objserver.Cluster"
+"""Of the desk that every node of a cluster has."""
 NAMESERVER_PORT = 9090
 LEASED = "~"
 """Begins the id of an object that is served only as long as somebody holds a reference to it."""
@@ -39,6 +43,13 @@ URI_LENGTH_MAX = 2_000
 """Characters of a URI: long before that, nobody reads it any more."""
 _URI = re.compile(r"(?P<protocol>PYRO[A-Z]*):(?P<object>[^\s@]+)(@(?P<location>.+))?", re.IGNORECASE)
 _TCP = re.compile(r"(\[(?P<v6>[0-9a-fA-F:.%]+)\]|(?P<host>[^:\[\]]*))(:(?P<port>\d+))?")
+
+
+def rank(object_id: str, name: str) -> bytes:
+    """Of several names, an object falls to the one with the highest rank (rendezvous hashing): the same from
+    wherever it is asked, evenly, and when a name comes or goes, only what falls to that changes."""
+    whole = f"{name}\0{object_id}".encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(whole, digest_size=8).digest()
 
 
 def object_id(name: str, key: object = None) -> str:

@@ -69,7 +69,7 @@ from objserver.storage import Committer, Store
 __all__ = ["ObjectAdapter"]
 
 log = escaping(logging.getLogger("objserver.adapter"))
-
+_enter_call, _leave_call = in_progress.set, in_progress.reset  # as globals: see `Connection.receive`
 
 _DRAW = "get_next_stream_item"
 """The daemon's method that is none: the item is drawn from the object whose stream it is."""
@@ -425,14 +425,14 @@ class ObjectAdapter:
     def admit(self, invocation: Invocation) -> bool:
         """Put an invocation in its place.  True: the caller must `run` it now."""
         self.invocations += 1
-        guard = self._guard
+        guard, activation_at = self._guard, self._activation_at
         judged: Skeleton | None = None
         try:
             # One that was located has been admitted before.
             if guard is not None and invocation.located is EMPTY:
                 judged = guard.admit(invocation)
             while True:
-                activation = self._activation_at(invocation.object_id) or self._activation_for(invocation)
+                activation = activation_at(invocation.object_id) or self._activation_for(invocation)
                 if activation is None:
                     self._engine.submit(partial(self._locate_and_run, invocation))
                     return False
@@ -455,7 +455,9 @@ class ObjectAdapter:
                         return self.streams.admit(invocation)
                     else:
                         self._resolve(invocation, skeleton)
-                with activation.lock:
+                lock = activation.lock
+                lock.acquire()  # `with` makes objects of its own
+                try:
                     if not activation.ended:
                         invocation.activation = activation
                         activation.last_used = self.invocations
@@ -464,6 +466,8 @@ class ObjectAdapter:
                             mailbox.running.append(invocation)  # as offer would
                             return True
                         return mailbox.offer(invocation)
+                finally:
+                    lock.release()
         except BaseException as problem:
             self.refuse(invocation, problem)
             return False
@@ -477,10 +481,16 @@ class ObjectAdapter:
                     return
             except errors.ObjServerError as other:
                 problem = other
-        stays = invocation.oneway or invocation.caller.session_is_connection
-        if type(problem) is errors.Moved and stays and self._relay is not None and not invocation.errand:
-            self._engine.submit(partial(self._make_elsewhere, self._relay, invocation, problem))
-            return
+        # Not what a relay sent here, which follows the object itself: two could send it to each other.
+        if (
+            type(problem) is errors.Moved
+            and self._relay is not None
+            and not (invocation.sent or invocation.errand)
+        ):
+            stays = invocation.oneway or invocation.caller.session_is_connection
+            if stays or not self._ownership.sends_on:
+                self._engine.submit(partial(self._make_elsewhere, self._relay, invocation, problem))
+                return
         reply = self._encode(invocation, None, problem)
         if not invocation.oneway:
             invocation.caller.send(reply)
@@ -575,14 +585,14 @@ class ObjectAdapter:
         """Run an admitted invocation, and then those that its end lets this thread run."""
         while invocation is not None:
             activation = invocation.activation
-            token = in_progress.set(invocation)
+            token = _enter_call(invocation)
             value: Any = None
             error = None
             try:
                 if activation.plain and invocation.plain:
-                    value = invocation.member.call(  # type: ignore[union-attr]
-                        activation.servant, *invocation.args, **invocation.kwargs
-                    )
+                    servant, args, kwargs = activation.servant, invocation.args, invocation.kwargs
+                    function: Any = invocation.member.call  # type: ignore[union-attr]
+                    value = function(servant, *args, **kwargs) if kwargs else function(servant, *args)
                 else:
                     value = self._perform(invocation)
                 if type(value) is CoroutineType:
@@ -595,7 +605,7 @@ class ObjectAdapter:
                 if type(value) is CoroutineType:
                     value.close()
             finally:
-                in_progress.reset(token)
+                _leave_call(token)
             invocation = self._settle(invocation, value, error)
             error = None  # or it and this frame, which its traceback names, would wait for the collector
 
@@ -729,12 +739,19 @@ class ObjectAdapter:
                     reply = self._encode(invocation, None, _unsendable(invocation, problem))
                 if activation.plain:
                     invocation.caller.send(reply)
-                    with activation.lock:
+                    lock = activation.lock
+                    lock.acquire()  # as in admit
+                    try:
                         mailbox = activation.mailbox
                         if not mailbox.waiting:
                             mailbox.running.remove(invocation)  # as leave would
                             return None
-                    return self._leave(invocation)
+                        starting = mailbox.leave(invocation)
+                    finally:
+                        lock.release()
+                    for other in starting[1:]:
+                        self.run_later(other)
+                    return starting[0] if starting else None
             else:
                 reply = self._encode(invocation, value, error)
             if activation.registration.persistent:
@@ -977,6 +994,15 @@ class ObjectAdapter:
         """Whether calls of the object happen exactly once, if they have an id."""
         return self._registry.find(object_id)[0].persistent
 
+    def stored_name(self, object_id: str) -> tuple[str, str]:
+        """Type and key, by which the store has a Persistent object; ObjectNotFound if it is none."""
+        registration, key = self._registry.find(object_id)
+        if not registration.persistent:
+            raise errors.ObjectNotFound(
+                f"{registration.name!r} is not Persistent: every server that serves it has its own"
+            )
+        return registration.name, key
+
     def stop_timers(self) -> None:
         """No timer fires any more: the next server has them."""
         if self._durability is not None:
@@ -995,14 +1021,14 @@ class ObjectAdapter:
                 self.end(activation)
 
     @property
+    def active_persistent(self) -> int:
+        """Number of Persistent objects that are active."""
+        return sum(registration.active for registration in self._registry.all() if registration.persistent)
+
+    @property
     def has_persistent(self) -> bool:
         """Whether a Persistent object is active."""
         return any(activation.registration.persistent for activation in self._active.all())
-
-    @property
-    def persistent_active(self) -> int:
-        """Number of Persistent objects that are active."""
-        return sum(registration.active for registration in self._registry.all() if registration.persistent)
 
     def called_since(self, count: int) -> list[tuple[str, str]]:
         """Type and key of the active Persistent objects that were called after the first `count` invocations;
@@ -1036,6 +1062,11 @@ class ObjectAdapter:
     def busy(self) -> int:
         """Number of activations that run or await invocations."""
         return self._active.busy
+
+    @property
+    def waiting(self) -> int:
+        """Number of invocations that wait, in all mailboxes."""
+        return self._active.waiting
 
     # -- looking in ----------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """The object `Pyro.Daemon`, through which a client asks a server about itself.
 
 Its members are those of Pyro5's daemon object, which stock proxies and tools call, and
-two of ours: `release_session`, with which our proxies end a session before its idle timeout, and `describe`,
+some of ours: `release_session`, with which our proxies end a session before its idle timeout, and `describe`,
 from which stubs are written and a shell shows signatures.
 """
 
@@ -26,9 +26,15 @@ __all__ = ["DaemonObject"]
 class DaemonObject:
     """The servant of `Pyro.Daemon`."""
 
-    def __init__(self, adapter: ObjectAdapter, describe: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        adapter: ObjectAdapter,
+        describe: Callable[[], str],
+        entries: Callable[[], list[str]] = list,
+    ) -> None:
         self._adapter = adapter
         self._describe = describe
+        self._entries = entries
 
     @readonly
     def registered(self) -> list[str]:
@@ -53,6 +59,11 @@ class DaemonObject:
     def describe(self, object_id: str) -> dict[str, Any]:
         """What an object offers, with signatures and docstrings, as plain data; see `adapter.describe`."""
         return describe(self._adapter.skeleton(object_id, _caller()).cls)
+
+    @readonly
+    def get_entries(self) -> list[str]:
+        """Addresses that lead to every object of the cluster; none, if this server is in none."""
+        return self._entries()
 
     def get_next_stream_item(self, stream_id: str) -> Any:
         """Listed for stock clients; the adapter routes the call to the object the stream belongs to."""

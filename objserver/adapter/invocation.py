@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from objserver.adapter.skeleton import Member
-from objserver.invocation import Client, Facts, Timers
+from objserver.invocation import CallId, Client, Facts, Timers
 
 if TYPE_CHECKING:
     from objserver.adapter.activation import Activation
@@ -96,6 +96,8 @@ class Invocation(Facts):
         self.kwargs = kwargs
         self.reply_to = reply_to
         self.oneway = False
+        self.call: CallId | None = None
+        self.chain: tuple[str, ...] = ()
         self.batch: Sequence[Call] | None = None
         self.deadline: float | None = None
         self.plain = False

@@ -51,7 +51,8 @@ class Mailbox:
             self._start(invocation)
             return True
         if (
-            self.open
+            not self.policy.alone
+            and self.open
             and not invocation.ends
             and (
                 self.policy.overtakes(running, invocation)
@@ -60,14 +61,13 @@ class Mailbox:
         ):
             running.append(invocation)
             return True
-        if not invocation.errand:
-            if invocation.chain and not invocation.oneway:
-                self._check_chain(invocation)
-            if len(self.waiting) >= self.size_max:
-                raise errors.ServerBusy(
-                    f"{len(self.waiting)} invocations already wait for {invocation.object_id} "
-                    "(setting mailbox_size_max)"
-                )
+        if invocation.chain and not invocation.oneway and not invocation.errand:
+            self._check_chain(invocation)
+        if len(self.waiting) >= self.size_max and not invocation.errand:
+            raise errors.ServerBusy(
+                f"{len(self.waiting)} invocations already wait for {invocation.object_id} "
+                "(setting mailbox_size_max)"
+            )
         self._keep_waiting(invocation)
         return False
 
@@ -124,7 +124,7 @@ class Mailbox:
         """Move those that may start now from `waiting` to `running`."""
         started = []
         while self.waiting:
-            alone = not self.open or self.waiting[0].ends
+            alone = self.policy.alone or not self.open or self.waiting[0].ends
             if not (not self.running if alone else self.policy.admits(self.running, self.waiting[0])):
                 break
             invocation = self.waiting.popleft()

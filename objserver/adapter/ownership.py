@@ -23,6 +23,10 @@ class Ownership(Protocol):
     """It is the life of a node of a cluster."""
 
     @property
+    def sends_on(self) -> bool:
+        """Whether callers that can are told where an object is; else it is called for them."""
+
+    @property
     def trusted(self) -> bool:
         """Whether what this server has is certainly not another's yet."""
 
@@ -49,6 +53,7 @@ class Alone:
     """Of a server that shares its objects with nobody."""
 
     member = False
+    sends_on = True
     trusted = True
     """As far as it knows: see `Persistent.fast_reads`."""
 

@@ -122,6 +122,11 @@ class Serial(_Plain):
 
     exclusive: ClassVar[bool] = True
     """One that waits starts when all have left; else one that leaves is enough."""
+    alone: ClassVar[bool] = True
+    """Nothing ever runs beside another: `admits` and `overtakes` need not be asked."""
+
+    def __init_subclass__(cls) -> None:
+        cls.alone = False
 
     def admits(self, running: Collection[Invocation], invocation: Invocation) -> bool:
         """Whether `invocation` may start beside those that are `running`."""

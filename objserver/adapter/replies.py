@@ -13,16 +13,20 @@ from typing import Any
 
 from objserver import errors, pyro5
 from objserver.adapter.invocation import Invocation
+from objserver.codecs import NativeCodec
 from objserver.codecs.exceptions import text_of
 from objserver.settings import CLIENT_LIMITS
 from objserver.wire import Flag, FrameParser, FrameType, encode_frame
 from objserver.wire.buffers import Parts, parts_frame
 from objserver.wire.frames import plain_frame, plain_start
+from objserver.wire.scalars import scalar_reply
 from objserver.wire.shared_memory import Link
 
 __all__ = ["Answering"]
 
 _RESULTS = [plain_start(FrameType.RESULT, serializer_id) for serializer_id in range(256)]
+_OURS_ID = NativeCodec.serializer_id
+_OUR_RESULT = _RESULTS[_OURS_ID]
 _OURS = str(pathlib.Path(__file__).parent.parent)
 
 
@@ -39,6 +43,14 @@ class Answering:
     def encode_result(self, invocation: Invocation, value: Any) -> bytes:
         """The frame that carries `value`; SerializeError or MessageTooLarge if it cannot."""
         codec, request = invocation.reply_to
+        if (
+            request.serializer_id == _OURS_ID
+            and not request.flags
+            and invocation._response_annotations is None
+        ):
+            reply = scalar_reply(_OUR_RESULT, request.sequence, value)
+            if reply is not None:
+                return reply
         payload = codec.encode(value)
         if type(payload) is Parts:
             return self._encode_parts(invocation, payload)

@@ -105,17 +105,22 @@ class Failure(click.ClickException):
 
 
 @contextmanager
-def until_stopped() -> Iterator[None]:
-    """Announce readiness after the block, then wait for SIGTERM or Ctrl-C, which may also end the block."""
+def until_stopped(announced: bool = True) -> Iterator[None]:
+    """Announce readiness after the block, then wait for SIGTERM or Ctrl-C, which may also end the block.
+
+    Not `announced`: somebody else does.
+    """
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
-        click.echo("ready")
+        if announced:
+            click.echo("ready")
         # Woken now and then: a signal that arrives just before the wait begins is handled only after it.
         while not threading.Event().wait(1.0):
             pass
     except KeyboardInterrupt:
-        click.echo("stopping", err=True)
+        if announced:
+            click.echo("stopping", err=True)
     finally:
         signal.signal(signal.SIGTERM, previous)
 

@@ -16,12 +16,14 @@ import objserver
 from objserver import errors
 from objserver.cli import Failure, exit_code, in_options
 from objserver.cli.call import call
+from objserver.cli.cluster import cluster, migrate
 from objserver.cli.completion import completion
 from objserver.cli.demo import demo
 from objserver.cli.keys import keys
 from objserver.cli.names import names
 from objserver.cli.nameserver import nameserver
 from objserver.cli.serve import serve
+from objserver.cli.status import status, top
 from objserver.cli.store import store
 from objserver.cli.stubs import stubs
 from objserver.cli.token import token
@@ -63,5 +65,20 @@ def main() -> None:
     """
 
 
-for command in (call, completion, demo, keys, names, nameserver, serve, store, stubs, token):
+for command in (
+    call,
+    cluster,
+    completion,
+    demo,
+    keys,
+    migrate,
+    names,
+    nameserver,
+    serve,
+    status,
+    store,
+    stubs,
+    token,
+    top,
+):
     main.add_command(command)

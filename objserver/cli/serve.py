@@ -9,6 +9,7 @@ still mean this server: somebody may have taken them over meanwhile.  They live 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import os
@@ -22,14 +23,23 @@ import click
 
 from objserver import errors
 from objserver.cli import log_to_stderr, name_server_proxy, parse_address, until_stopped
+from objserver.cli.clustering import Clustering, clustered
 from objserver.cli.guarding import Guarding, guarded, read_again_at_hangup
+from objserver.cli.processes import (
+    HANDOFF,
+    REUSEPORT,
+    place,
+    serving_as_worker,
+    supervising,
+    worker_options,
+)
 from objserver.cli.reaching import Names, Shown, reaches_names
 from objserver.client.resolve import NobodyAnswers
-from objserver.references import DAEMON_ID
+from objserver.references import DAEMON_ID, Location, Reference
 
 if TYPE_CHECKING:
     from objserver.naming import Registrar
-    from objserver.references import Reference
+    from objserver.naming.registrar import Same
 
 __all__ = ["load", "load_module", "serve"]
 
@@ -60,7 +70,14 @@ WAIT_S = 15.0
 @click.option(
     "--address", default="localhost:0", show_default=True, metavar="HOST:PORT", help="0: a free port."
 )
-@click.option("--workers", type=click.IntRange(min=1), help="Threads that run servants.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads that run servants.  1: iterative.")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes that serve, behind the one --address.")
+@click.option(
+    "--entry",
+    type=click.Choice([HANDOFF, REUSEPORT]),
+    help="How connections come to --workers: each is handed to who has its object (handoff, the default), or "
+    "the kernel deals them out.",
+)
 @click.option(
     "--nameserver",
     is_flag=False,
@@ -70,6 +87,7 @@ WAIT_S = 15.0
     "give the option last).",
 )
 @reaches_names
+@clustered
 @guarded
 @click.option("--verbose", is_flag=True, help="Log to standard error also what is no problem.")
 def serve(
@@ -79,8 +97,11 @@ def serve(
     threading: str | None,
     store: str | None,
     address: str,
+    threads: int | None,
     workers: int | None,
+    entry: str | None,
     asked: Names,
+    clustering: Clustering,
     guarding: Guarding,
     verbose: bool,
 ) -> None:
@@ -98,6 +119,9 @@ def serve(
       objserver serve bank:Account --tls-cert s.pem --keys k.toml --rules r.toml --audit a.jsonl
       objserver serve bank:Account --nameserver names.example:9090 --nameserver-tls-ca ca.pem \\
         --nameserver-credentials bank.toml
+      objserver serve bank:Account --activation persistent --store sqlite:///bank.db --workers 4
+      objserver serve bank:Account --activation persistent --store postgresql://me@host/bank \\
+        --cluster bank --node a
     """
     from objserver import adapter
     from objserver.naming import Registrar, load_of
@@ -106,56 +130,84 @@ def serve(
     persistent = activation == "persistent"
     if persistent and store is None:
         raise click.UsageError("persistent objects need a store; add for example --store sqlite:///bank.db")
+    if clustering.cluster is not None and store is None:
+        raise click.UsageError(
+            "the nodes of a cluster share a store; add for example --store postgresql://me@host/bank"
+        )
     parse_address(address)
     if asked.addresses is None and asked.shown != Shown():
         raise click.UsageError("what is shown to name servers goes with --nameserver")
+    if entry is not None and workers is None:
+        raise click.UsageError("--entry goes with --workers")
     labels = _labels(targets, name)
     things = {label: load(target) for label, target in labels.items()}
     for label, thing in things.items():
         _check_can_be_made(label, thing)
     # After the imports: a module that sets up logging itself has the first word.
     log_to_stderr(verbose)
-    registers = asked.addresses is not None
+    here = place()
+    supervises = workers is not None and here is None
+    registers = asked.addresses is not None and here is None
     if registers:
         name_server_proxy(asked.load(), _PATIENCE_S).release()  # one that does not answer is said at once
-    server = ObjectServer(address, store=store, workers=workers, **guarding.options())
-    registrar = Registrar(asked.load(), load=load_of(server)) if registers else None
+    with contextlib.ExitStack() as closing:
+        server: ObjectServer | None = None
+        if not supervises:
+            options: dict[str, Any] = {"address": address, "store": store, **clustering.options()}
+            if here is not None:
+                options |= worker_options(here, address, store, clustering)
+            server = ObjectServer(workers=threads, **options, **guarding.options())
+            closing.callback(server.stop)
+        registrar = None
+        if registers:
+            registrar = Registrar(asked.load(), load=load_of(server)) if server else Registrar(asked.load())
+            closing.callback(registrar.stop)
 
-    def as_whom() -> Callable[[], None]:
-        """Names are registered as the files say by then."""
-        given = asked.load()
-        if given.tls is not None:
-            given.tls.usable_context()
-        return lambda: None if registrar is None else setattr(registrar, "name_servers", given)
+        node = None if server is None else server.node
+        same = None if node is None else lambda: node.entries
 
-    read_again_at_hangup(server, guarding, as_whom)
-    try:
-        with until_stopped():
-            references = {
-                label: server.register(
-                    thing,
-                    label,
-                    activation=getattr(adapter, ACTIVATION[activation])() if activation else None,
-                    threading=getattr(adapter, THREADING[threading])() if threading else None,
+        def as_whom() -> Callable[[], None]:
+            """Names are registered as the files say by then."""
+            given = asked.load()
+            if given.tls is not None:
+                given.tls.usable_context()
+            return lambda: None if registrar is None else setattr(registrar, "name_servers", given)
+
+        if server is not None:
+            read_again_at_hangup(server, guarding, as_whom)
+        with until_stopped(announced=here is None):
+            if server is not None:
+                for label, thing in things.items():
+                    server.register(
+                        thing,
+                        label,
+                        activation=getattr(adapter, ACTIVATION[activation])() if activation else None,
+                        threading=getattr(adapter, THREADING[threading])() if threading else None,
+                    )
+                server.start()
+                location = server.address
+            if here is not None and server is not None:
+                closing.enter_context(serving_as_worker(here, server, guarding.insecure))
+            elif workers is not None:
+                supervised = supervising(
+                    workers,
+                    address=address,
+                    store=store,
+                    entry=entry or HANDOFF,
+                    reads=guarding.tls_cert is None,
+                    insecure=guarding.insecure or guarding.asks_who_calls,
                 )
-                for label, thing in things.items()
-            }
-            server.start()
+                location = closing.enter_context(supervised).address
             if registrar is not None:
                 registrar.start()
-            for label, reference in references.items():
+            for label in things if here is None else ():
+                reference = Reference("PYRO", label, Location.parse(location))
                 if registrar is not None:
-                    _register(registrar, label, reference)
+                    _register(registrar, label, reference, same if persistent else None)
                 click.echo(f"{label} {reference}")
                 if persistent:
-                    one = f"PYRO:{label}/KEY@{reference.location}"
+                    one = f"PYRO:{label}/KEY@{location}"
                     click.echo(f"{label}: one object is {one}, with a KEY of your choice", err=True)
-    finally:
-        try:
-            if registrar is not None:
-                registrar.stop()
-        finally:
-            server.stop()
 
 
 def _labels(targets: tuple[str, ...], name: str | None) -> dict[str, str]:
@@ -233,12 +285,12 @@ def _check_can_be_made(label: str, thing: Any) -> None:
         ) from None
 
 
-def _register(registrar: Registrar, label: str, reference: Reference) -> None:
+def _register(registrar: Registrar, label: str, reference: Reference, same: Same | None) -> None:
     try:
-        registrar.register(label, reference)
+        registrar.register(label, reference, same=same)
     except NobodyAnswers:
         raise
     except errors.NamingError as problem:
         # Perhaps this is a server that was killed and is started again.
         click.echo(f"{problem}; waiting {WAIT_S:.0f} s for that", err=True)
-        registrar.register(label, reference, wait_s=WAIT_S)
+        registrar.register(label, reference, wait_s=WAIT_S, same=same)

@@ -17,6 +17,7 @@ import uuid
 import warnings
 from collections import deque
 from collections.abc import AsyncIterator, Generator, Mapping
+from functools import partial
 from time import monotonic
 from types import EllipsisType, TracebackType
 from typing import Any, Self, TypeVar, Unpack, cast
@@ -31,15 +32,19 @@ from objserver.client.promises import FutureFace
 from objserver.client.proxy import Batch, Proxy, ProxyOptions
 from objserver.client.replies import ends_connection, raised
 from objserver.client.stub import Stub
-from objserver.codecs import Codec
+from objserver.codecs import Codec, NativeCodec
 from objserver.invocation import Awaited, Call, CallId, in_progress, intercepted
 from objserver.references import DAEMON_ID, Reference
 from objserver.wire import Flag, Frame
 from objserver.wire.frames import NO_CORRELATION
+from objserver.wire.scalars import scalar_in
 
 __all__ = ["AsyncItemStream", "AsyncProxy", "connect_async"]
 
 T = TypeVar("T")
+
+_facts, _running_loop = in_progress.get, asyncio.get_running_loop  # as globals: see `Connection.receive`
+_OURS_ID = NativeCodec.serializer_id
 
 AHEAD = 16
 """Items of a stream that are asked for before they are wanted, so that the network's time passes
@@ -79,7 +84,8 @@ class AsyncProxy:
     def __getattr__(self, name: str) -> _Member:
         if name.startswith("_"):
             raise AttributeError(f"{name!r} is private and so never remote")
-        return _Member(self._objserver_stub, name)
+        member = self.__dict__[name] = _Member(self._objserver_stub, name)
+        return member
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f'setting takes the network: write `await proxy.set("{name}", ...)`')
@@ -183,7 +189,7 @@ class _Member:
         self._name = name
 
     def __call__(self, *args: Any, **kwargs: Any) -> _AsyncCall:
-        return _AsyncCall(self._stub, self._name, args, kwargs)
+        return _NewCall(self._stub, self._name, args, kwargs)
 
     def __await__(self) -> Generator[Any, None, Any]:
         return _invoke(self._stub, "__getattr__", (self._name,), {}).__await__()
@@ -196,22 +202,14 @@ class _AsyncCall:
     """A call that is made when it is awaited, or iterated, once.
 
     It has what a coroutine has, so `asyncio.create_task` and its like take it, and it warns as one does if it
-    is thrown away.
+    is thrown away.  As long as it can be, it is a `_NewCall`.
     """
 
-    __slots__ = ("_args", "_begun", "_kwargs", "_method", "_steps", "_stub")
+    __slots__ = ("_call", "_steps")
     _steps: Generator[Any, Any, Any]
 
     def __init__(self, stub: Stub, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._stub = stub
-        self._method = method
-        self._args = args
-        self._kwargs = kwargs
-        self._begun = False
-
-    def __del__(self) -> None:
-        if not self._begun:
-            warnings.warn(f"{self!r} was never awaited, so it was not made", RuntimeWarning, 2, self)
+        self._call = stub, method, args, kwargs  # in one: `__getattr__` makes each access slow
 
     def __repr__(self) -> str:
         return f"<call of {self.__name__}>"
@@ -223,69 +221,79 @@ class _AsyncCall:
 
     @property
     def __name__(self) -> str:
-        return f"{self._stub.pool.object_id}.{self._method}"
+        stub, method, _, _ = self._call
+        return f"{stub.pool.object_id}.{method}"
 
     def send(self, value: Any) -> Any:
         """As of a coroutine; so are `throw` and `close`."""
-        if not self._begun:
+        if type(self) is _NewCall:
             self._steps = self.__await__()
         return self._steps.send(value)
 
     def throw(self, *problem: Any) -> Any:
-        if not self._begun:
-            self._begun, self._steps = True, self.__await__()
+        self._begin()
         return self._steps.throw(*problem)
 
     def close(self) -> None:
-        if not self._begun:
-            self._begun, self._steps = True, self.__await__()
+        self._begin()
         self._steps.close()
 
+    def _begin(self) -> None:
+        if type(self) is _NewCall:
+            self._steps = self.__await__()
+            self.__class__ = _AsyncCall  # type: ignore[assignment]
+
     def __await__(self) -> Generator[Any, None, Any]:
-        if self._begun:
+        if type(self) is not _NewCall:
             raise RuntimeError(f"{self!r} has been awaited already; to call again, write the call again")
-        self._begun = True
+        self.__class__ = _AsyncCall  # type: ignore[assignment]
         # What nearly all calls are goes without a coroutine: each costs more than the work it does.
-        stub = self._stub
-        connection = stub.pool.live
+        stub, method, args, kwargs = self._call
+        pool = stub.pool
+        connection = pool.live
         if (
             connection is None
             or stub.timeout_s is not None
             or stub.interceptors
             or stub.annotations
             or stub.correlation is not NO_CORRELATION
-            or in_progress.get() is not None
-            or stub.pool.exactly_once
-            or not connection.has_room()
-            or connection.loop is not asyncio.get_running_loop()
-            or self._method in connection.greeted.metadata.oneway
+            or _facts() is not None
+            or pool.exactly_once
+            or connection.loop is not _running_loop()
+            or method in connection.oneway
         ):
-            return (yield from _call(stub, self._method, self._args, self._kwargs).__await__())
+            return (yield from _call(stub, method, args, kwargs).__await__())
         codec, begun = connection.codec, monotonic()
+        sent = None if kwargs else connection.request_with_scalars(pool.object_id, method, args)
+        if sent is None:
+            if not connection.has_room():
+                return (yield from _call(stub, method, args, kwargs).__await__())
+            try:
+                payload = codec.encode_call(pool.object_id, method, args, kwargs)
+            except errors.ProtocolError:  # the long way says whose argument it is, and knows blobs
+                return (yield from _call(stub, method, args, kwargs).__await__())
+            sent = cast(tuple[int, "asyncio.Future[Frame]"], connection.request(codec, payload, 0, None))
+        sequence, reply = sent
         try:
-            payload = codec.encode_call(stub.pool.object_id, self._method, self._args, self._kwargs)
-        except errors.ProtocolError:  # the long way says whose argument it is, and knows blobs
-            return (yield from _call(stub, self._method, self._args, self._kwargs).__await__())
-        sequence, reply = connection.request(codec, payload, 0, None)
-        try:
-            frame = yield from cast("asyncio.Future[Frame]", reply)
+            frame = yield from reply
         except (errors.OutcomeUnknown, errors.ConnectFailed) as problem:
-            about = _about(stub, self._method, problem)
+            about = _about(stub, method, problem)
             if about.deliberate:
                 raise about from None
-            attempts = stub.attempts(self._method, begun)
-            again = _again(stub, self._method, self._args, self._kwargs, 0, None, attempts, about)
+            attempts = stub.attempts(method, begun)
+            again = _again(stub, method, args, kwargs, 0, None, attempts, about)
             return (yield from again.__await__())
         except BaseException:
             connection.give_up(sequence)
             raise
         if not (frame.flags or frame.annotations):
-            return codec.decode(frame.payload)
+            value = scalar_in(frame.payload) if frame.serializer_id == _OURS_ID else ...
+            return value if value is not ... else codec.decode(frame.payload)
         try:
             return _unusual(stub, connection, codec, frame)
         except errors.Unsettled as problem:
-            attempts = stub.attempts(self._method, begun)
-            again = _again(stub, self._method, self._args, self._kwargs, 0, None, attempts, problem)
+            attempts = stub.attempts(method, begun)
+            again = _again(stub, method, args, kwargs, 0, None, attempts, problem)
             return (yield from again.__await__())
 
     async def __aiter__(self) -> AsyncIterator[Any]:
@@ -301,12 +309,38 @@ class _AsyncCall:
             result.close()
 
 
+class _NewCall(_AsyncCall):
+    """One that has not been awaited."""
+
+    __slots__ = ()
+
+    def __del__(self) -> None:
+        warnings.warn(f"{self!r} was never awaited, so it was not made", RuntimeWarning, 2, self)
+
+
 async def _connection(stub: Stub) -> MultiplexedConnection:
     pool = cast(ConnectionPool, stub.pool)
     connection = pool.live
     if connection is not None and connection.loop is asyncio.get_running_loop():
+        if pool.asks_now():
+            _ask_for_entries(pool, connection)
         return connection
     return await multiplex(pool, stub.timeout_s)
+
+
+def _ask_for_entries(pool: ConnectionPool, connection: MultiplexedConnection) -> None:
+    """Nobody waits for the answer."""
+    codec = connection.codec
+    payload = codec.encode_call(DAEMON_ID, "get_entries", (), {})
+    with contextlib.suppress(errors.CommunicationError):
+        _, reply = connection.request(codec, payload, 0, None)
+        assert reply is not None
+        reply.add_done_callback(partial(_answered, pool, codec))
+
+
+def _answered(pool: ConnectionPool, codec: Codec, reply: asyncio.Future[Frame]) -> None:
+    if not reply.cancelled() and reply.exception() is None and not reply.result().flags & Flag.EXCEPTION:
+        pool.told(codec.decode(reply.result().payload))
 
 
 async def _call(stub: Stub, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -6,11 +6,12 @@ other and a single thread always has the warmest connection.
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from objserver import errors, references
@@ -37,6 +38,9 @@ IDLE_CONNECTIONS_MAX = 8
 SURELY_OPEN_S = 0.05
 """A connection taken so recently is not checked for having been closed; the check costs a microsecond."""
 
+ENTRIES_S = 5.0
+"""How often a proxy that is used asks a cluster for its addresses: a node that has come since is known before
+those that were there have gone."""
 OTHERS_TIMEOUT_S = 2.0
 """For a server of a cluster to answer the greeting, if there are others that have not been tried."""
 Resolve = Callable[[Reference, float | None], Reference]
@@ -76,12 +80,15 @@ class ConnectionPool:
         """The object remembers the calls that have ids, in the data `store`."""
         self.store = ""
         self.idle: deque[ClientConnection] = deque()
+        self._codecs: Codecs | None = None
         self.location: Location | None = None
         self._resolve = resolve
         self._failed = failed
         here = machine.get()
         self._monotonic = here.monotonic
         self._entries = here.own(Entries)
+        self._ask_at = math.inf
+        """When the cluster is to be asked for its addresses."""
         self._found: Location | None = None
         """Where the reference leads."""
         self._route: Location | None = None
@@ -116,9 +123,15 @@ class ConnectionPool:
         for connection in self.idle:
             connection.close()
 
-    @cached_property
+    @property
     def codecs(self) -> Codecs:
         """What this proxy sends and receives its values with; marshal is used only if it was told to."""
+        # Not a cached_property: whoever touches `__dict__` makes all attributes slow.
+        if self._codecs is None:
+            self._codecs = self._make_codecs()
+        return self._codecs
+
+    def _make_codecs(self) -> Codecs:
         weak = weakref.ref(self)  # sockets in a cycle would wait for the garbage collector
 
         def export(value: object) -> Reference | None:
@@ -160,18 +173,38 @@ class ConnectionPool:
 
     def take(self, timeout_s: float | None) -> ClientConnection:
         """A connection nobody else uses: the one put back last, or a new one."""
+        monotonic = self._monotonic
         while True:
             try:
                 connection = self.idle.pop()
             except IndexError:
                 return self.connect(timeout_s)
-            now = self._monotonic()
+            now = monotonic()
             if connection.session == self.session and (
                 now - connection.last_used < SURELY_OPEN_S or not connection.is_stale()
             ):
                 connection.last_used = now
-                return connection
+                if now < self._ask_at:
+                    return connection
+                self._ask_at = now + ENTRIES_S
+                with contextlib.suppress(errors.ObjServerError):
+                    self.told(ask_daemon(connection, "get_entries", (), timeout_s))
+                if connection.is_open:
+                    return connection
             connection.close()
+
+    def asks_now(self) -> bool:
+        """Whether the cluster is to be asked for its addresses; who asks this has to."""
+        now = self._monotonic()
+        if now < self._ask_at:
+            return False
+        self._ask_at = now + ENTRIES_S
+        return True
+
+    def told(self, entries: Any) -> None:
+        """The cluster has said which its addresses are."""
+        if type(entries) is list and entries and self.location is not None:
+            self._entries.told(self.location, [str(entry) for entry in entries])
 
     def put(self, connection: ClientConnection) -> None:
         """Done with a connection that is in order."""
@@ -303,6 +336,7 @@ class ConnectionPool:
         self.location = greeting.location
         if greeted.entries:
             self._entries.told(greeting.location, greeted.entries)
+            self._ask_at = self._monotonic() + ENTRIES_S
         self._entries.answered(greeting.location)
         if self.begin_lease is not None:
             self.lease, self.begin_lease = self.begin_lease(), None

@@ -316,7 +316,8 @@ class _RemoteMethod:
         self._flags = flags
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._invoke(self._name, args, kwargs, self._flags)
+        invoke = self._invoke  # in two steps, which is faster
+        return invoke(self._name, args, kwargs, self._flags)
 
     def __repr__(self) -> str:
         return f"<remote method {self._name} of {self._reference}>"

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Stub", "checked"]
 
+_facts = in_progress.get  # as a global: reading an attribute takes longer
 _ONEWAY, _EXCEPTION, _ITEM_STREAM = Flag.ONEWAY, Flag.EXCEPTION, Flag.ITEM_STREAM
 
 Request = tuple[Codec, bytes, int, Mapping[str, bytes] | None, bytes]
@@ -98,7 +99,7 @@ class Stub:
                 with intercepted(self.interceptors, call):
                     return self.invoke(method, args, kwargs, flags, call=call)
             annotations = call.annotations
-        facts = in_progress.get()
+        facts = _facts()
         try:
             connection = pool.take(timeout_s)
         except errors.ConnectFailed as problem:
@@ -124,36 +125,30 @@ class Stub:
                 self.introduced(attempts)
                 connection = pool.take(timeout_s)
             if attempts.moved:
-                annotations = {**(annotations or {}), MOVED: b""}
+                annotations = {MOVED: b"", **(annotations or {})}
         codec = connection.codec
         begun = connection.last_used
+        reply: Any = ...
         try:
-            payload: Any
-            try:
-                if attempts is None or attempts.payload is None:
-                    payload = codec.encode_call(pool.object_id, method, args, kwargs)
-                else:
-                    payload = attempts.payload
-            except errors.ProtocolError as problem:
-                if len(args) != 1 or kwargs or not pyro5.is_blob(args[0]):
-                    problem.args = (f"an argument of {pool.object_id}.{method}: {problem}",)
-                    raise
-                codec, payload, label = self.blob(connection, method, args[0])
-                annotations = {**(annotations or {}), **label}
-                flags |= Flag.KEEP_SERIALIZED
-            if facts is None:
-                if (timeout_s is not None or id is not None) and connection.native:
-                    asks = attempts is not None and attempts.asks
-                    annotations = with_context(annotations, timeout_s, (), id, acked, asks)
-                reply = connection.call(codec, payload, flags, annotations, correlation, timeout_s)
-            else:
-                if flags & Flag.ONEWAY and facts.defers and connection.native and type(payload) is bytes:
-                    pool.put(connection)
-                    facts.send_later(str(pool.reference), method, payload)
-                    return None
-                request = codec, payload, flags, annotations, correlation, timeout_s
-                reply = call_inside(
-                    facts, f"{pool.object_id}.{method}", connection, *request, id=id, acked=acked
+            if (
+                facts is None
+                and timeout_s is None
+                and attempts is None
+                and connection.takes_scalars
+                and correlation is NO_CORRELATION
+                and not (kwargs or flags or annotations)
+            ):
+                reply = connection.call_with_scalars(pool.object_id, method, args)
+                if reply is not ... and type(reply) is not Frame:
+                    idle = pool.idle
+                    if len(idle) < IDLE_CONNECTIONS_MAX:  # as put would, without a call
+                        idle.append(connection)
+                    else:
+                        connection.close()
+                    return reply
+            if reply is ...:
+                codec, reply = self._ask(
+                    connection, method, args, kwargs, flags, annotations, facts, attempts, id, acked
                 )
         except BaseException as problem:
             pool.put_if_open(connection)
@@ -181,6 +176,46 @@ class Stub:
             if attempts is not None:
                 raise
             return self._after(problem, method, args, kwargs, flags, call, begun)
+
+    def _ask(
+        self,
+        connection: ClientConnection,
+        method: str,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        flags: int,
+        annotations: Mapping[str, bytes] | None,
+        facts: Facts | None,
+        attempts: Attempts | None,
+        id: CallId | None,
+        acked: int,
+    ) -> tuple[Codec, Frame | bytes | None]:
+        """One attempt at one call: its reply, and what that is encoded with."""
+        pool, codec, timeout_s = self.pool, connection.codec, self.timeout_s
+        payload: Any
+        try:
+            if attempts is None or attempts.payload is None:
+                payload = codec.encode_call(pool.object_id, method, args, kwargs)
+            else:
+                payload = attempts.payload
+        except errors.ProtocolError as problem:
+            if len(args) != 1 or kwargs or not pyro5.is_blob(args[0]):
+                problem.args = (f"an argument of {pool.object_id}.{method}: {problem}",)
+                raise
+            codec, payload, label = self.blob(connection, method, args[0])
+            annotations = {**(annotations or {}), **label}
+            flags |= Flag.KEEP_SERIALIZED
+        if facts is None:
+            if (timeout_s is not None or id is not None) and connection.native:
+                asks = attempts is not None and attempts.asks
+                annotations = with_context(annotations, timeout_s, (), id, acked, asks)
+            return codec, connection.call(codec, payload, flags, annotations, self.correlation, timeout_s)
+        if flags & Flag.ONEWAY and facts.defers and connection.native and type(payload) is bytes:
+            facts.send_later(str(pool.reference), method, payload)
+            return codec, None
+        request = codec, payload, flags, annotations, self.correlation, timeout_s
+        what = f"{pool.object_id}.{method}"
+        return codec, call_inside(facts, what, connection, *request, id=id, acked=acked)
 
     def _once(
         self,
@@ -381,6 +416,22 @@ class Stub:
         attempts.asks = True
         return attempts
 
+    def pass_on(
+        self,
+        method: str,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        flags: int,
+        call: CallId,
+        acked: int,
+        asks: bool,
+    ) -> Any:
+        """Make a call for another client, under its id; or ask what became of it."""
+        attempts = self.attempts(method, machine.get().monotonic())
+        attempts.numbered(call, None)
+        attempts.acked_of_others, attempts.asks = acked, asks
+        return self._again(method, args, kwargs, flags, None, attempts)
+
     def deliver(self, method: str, payload: bytes, call: CallId, acked: int) -> Any:
         """Make the call that `payload` encodes, under this id."""
         attempts = self.attempts(method, machine.get().monotonic())
@@ -441,7 +492,7 @@ class Stub:
             id, acked = self.number(attempts, method, flags, in_progress.get())
             asks = attempts.asks
             if attempts.moved:
-                annotations = {**(annotations or {}), MOVED: b""}
+                annotations = {MOVED: b"", **(annotations or {})}
         codec, correlation = connection.codec, self.correlation
         what = f"{self.pool.object_id}.{method}"
         try:

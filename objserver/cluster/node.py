@@ -22,14 +22,18 @@ from typing import TYPE_CHECKING, Any
 
 import ormsgpack
 
+import objserver
 from objserver import errors
+from objserver.adapter import Concurrent, Shared
 from objserver.cluster.balance import Given, gives
+from objserver.cluster.desk import Desk
+from objserver.cluster.entry import Entry
 from objserver.cluster.placement import Candidate, Placement, PreferLocal
 from objserver.cluster.relay import Relays
 from objserver.cluster.routes import ROUTES_MAX, Routes
 from objserver.logs import escaping
 from objserver.machine import machine
-from objserver.references import Location, object_id
+from objserver.references import CLUSTER_ID, Location, object_id
 from objserver.storage import Elsewhere, Record, Store
 from objserver.storage import Node as Row
 
@@ -70,6 +74,7 @@ class ClusterNode:
         self._thread: Any = None
         self._stopping = False
         self._view: Sequence[Row] = ()
+        self._entry = Entry()
         self._routes = Routes()
         self._leaving: dict[tuple[str, str], str] = {}
         """What is being handed over, and the life that gets it."""
@@ -97,7 +102,11 @@ class ClusterNode:
 
     def start(self) -> None:
         """Join.  StoreError if the store does not let us."""
+        self._server.adapter.register(
+            Desk(self, self._server, self._store), CLUSTER_ID, Shared(), Concurrent()
+        )
         self._join()
+        self._entry = Entry.of(self._store)
         self._seen(self._store.nodes())
         self._thread = self._machine.start(self._run, "objserver-node")
 
@@ -119,6 +128,7 @@ class ClusterNode:
             if nodes is None:
                 self._begin_again(life)
                 nodes = self._store.nodes()
+            self._entry = Entry.of(self._store)
         except errors.StoreError as problem:
             self._failed_renewals += 1
             log.warning("node %s could not renew its lease: %s", self.name, problem)
@@ -161,8 +171,21 @@ class ClusterNode:
         now, calls = self._machine.monotonic(), adapter.invocations
         (then, before), self._counted = self._counted, (now, calls)
         load = (calls - before) / (now - then) if now > then else 0.0
-        objects, states = adapter.persistent_active, adapter.state_versions()
-        return ormsgpack.packb({"objects": objects, "calls": calls, "load": load, "states": states})
+        return ormsgpack.packb(
+            {
+                "objects": adapter.active_persistent,
+                "calls": calls,
+                "load": load,
+                "running": adapter.busy,
+                "waiting": adapter.waiting,
+                "connections": len(self._server.poller.connections),
+                "sent_on": self._moved,
+                "relayed": self._relays.relayed,
+                "handed_over": self._handed_over,
+                "release": objserver.__version__,
+                "states": adapter.state_versions(),
+            }
+        )
 
     def _seen(self, nodes: Sequence[Row]) -> None:
         with self._lock:
@@ -176,9 +199,16 @@ class ClusterNode:
 
     @property
     def entries(self) -> tuple[str, ...]:
-        """Addresses of the nodes that take calls: this one, and then the others."""
+        """Addresses that clients are to know: the single entry; or this node's, and then the others'."""
+        if self._entry.single:
+            return (self._entry.single,)
         others = [n.address for n in self._view if n.left_s > 0 and n.address != self.address]
         return (self.address, *others)
+
+    @property
+    def sends_on(self) -> bool:
+        """Not where clients know a single address."""
+        return not self._entry.single
 
     def candidates(self) -> list[Candidate]:
         """Nodes that may be given objects."""
@@ -368,7 +398,7 @@ class ClusterNode:
         shown = {node.life: node.objects for node in self.candidates()}
         objects = {life: self._given.estimate(life, n, now) for life, n in shown.items()}
         if self.owner in objects:
-            objects[self.owner] = adapter.persistent_active
+            objects[self.owner] = adapter.active_persistent
         wanted = gives(
             objects, self.owner, self._server.settings.rebalanced_per_lease_max, self._machine.uniform
         )
@@ -429,7 +459,7 @@ class ClusterNode:
             "renewals_failed": self._failed_renewals,
             "calls_sent_on": self._moved,
             "calls_relayed": self._relays.relayed,
-            "objects": self._server.adapter.persistent_active,
+            "objects": self._server.adapter.active_persistent,
             "objects_handed_over": self._handed_over,
             "objects_given": self._objects_given,
             "rebalanced_per_lease_max": self._server.settings.rebalanced_per_lease_max,

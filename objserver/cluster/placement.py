@@ -7,11 +7,12 @@ way round.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
+
+from objserver.references import object_id, rank
 
 __all__ = ["ByHash", "Candidate", "LeastLoaded", "Pinned", "Placement", "PreferLocal"]
 
@@ -48,11 +49,6 @@ def _here(nodes: Sequence[Candidate], here: str) -> Candidate | None:
     return next((node for node in nodes if node.life == here), None)
 
 
-def _rank(name: str, type: str, key: str) -> bytes:
-    whole = "\0".join((name, type, key)).encode("utf-8", "surrogatepass")
-    return hashlib.blake2b(whole, digest_size=8).digest()
-
-
 @dataclass(frozen=True)
 class PreferLocal:
     """Where it is asked for first: no call is sent on.  For clients that are near their node."""
@@ -64,7 +60,7 @@ class PreferLocal:
 
 @dataclass(frozen=True)
 class ByHash:
-    """Spread evenly, and the same from wherever it is asked for.
+    """Spread evenly, and the same from wherever it is asked for, as by the front of several workers.
 
     The node whose name, with the object's, has the highest hash: when a node comes or goes, only the objects
     that it gets or had are placed otherwise.
@@ -72,7 +68,8 @@ class ByHash:
 
     def place(self, type: str, key: str, nodes: Sequence[Candidate], here: str) -> Candidate:
         """See Placement."""
-        return max(nodes, key=lambda node: _rank(node.name, type, key))
+        whole = object_id(type, key) if key else type
+        return max(nodes, key=lambda node: rank(whole, node.name))
 
 
 @dataclass(frozen=True)
@@ -89,7 +86,7 @@ class LeastLoaded:
         """See Placement."""
         least = min(node.load for node in nodes)
         idle = [node for node in nodes if node.load <= 1.2 * least + self.within]
-        return min(idle, key=lambda node: (node.objects, node.life != here, _rank(node.name, type, key)))
+        return min(idle, key=lambda node: (node.objects, node.life != here, node.name))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""Calls made for those who do not know of clusters: stock clients, and calls without an answer.
+"""Calls made for those who do not go where an object is: stock clients, calls without an answer, and all
+clients where the cluster has a single entry.
 
 Their call has come to a node that does not have the object.  It makes the call at the one that has it, as a
 client of its own, and passes the result on.  A proxy is kept for each object that is called so, so that the
@@ -43,16 +44,20 @@ class Relays:
     def call(self, invocation: Invocation, moved: errors.Moved) -> Any:
         """Make the call where the object is; its result, or what it raises."""
         proxy = self._proxy(invocation.object_id, moved)
-        stub = proxy._objserver_stub
         self.relayed += 1
-        flags = Flag.ONEWAY if invocation.oneway else 0
+        flags = 0  # also for one without an answer: we have to hear where the object is, and nobody waits
+        method, args, kwargs = invocation.method, invocation.args, dict(invocation.kwargs)
         if invocation.batch is not None:
-            calls = [(method, list(args), kwargs) for method, args, kwargs in invocation.batch]
-            return stub.invoke("<batch>", calls, {}, flags | Flag.BATCH)
-        args = invocation.args
-        if invocation.member is not None and invocation.method in ("__getattr__", "__setattr__"):
+            flags |= Flag.BATCH
+            method, args = "<batch>", [(name, list(given), named) for name, given, named in invocation.batch]
+        elif invocation.member is not None and method in ("__getattr__", "__setattr__"):
             args = (invocation.member.name, *args)  # the adapter has found the attribute, and taken its name
-        return stub.invoke(invocation.method, args, dict(invocation.kwargs), flags)
+        stub = proxy._objserver_stub
+        if invocation.call is None:
+            return stub.invoke(method, args, kwargs, flags)
+        # The same call, wherever its client makes it the next time.
+        stub = proxy.calling(annotations={MOVED: invocation.digest})._objserver_stub
+        return stub.pass_on(method, args, kwargs, flags, invocation.call, invocation.acked, invocation.asks)
 
     def _proxy(self, object_id: str, moved: errors.Moved) -> Proxy:
         with self._lock:

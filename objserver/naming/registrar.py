@@ -12,6 +12,10 @@ Where name servers want to know who registers, `NameServers` says as whom, and t
 server whose credentials have expired loses its names with its lease; it is given others by
 `names.name_servers = NameServers(...)`.
 
+The nodes of a cluster have the same names.  One of them has each; when it stops it hands it over, and when
+it is gone another one takes it, before the lease is over if the cluster knows it earlier.  So a name for
+which some node could answer is never unknown.
+
 With a stock Pyro5 name server, which knows no leases, names are registered as Pyro5 does.
 """
 
@@ -27,7 +31,7 @@ from objserver.client.nameservers import NameServers
 from objserver.client.proxy import ask_name_servers
 from objserver.client.resolve import NobodyAnswers
 from objserver.machine import machine
-from objserver.references import Reference
+from objserver.references import Location, Reference
 from objserver.server import ObjectServer
 
 __all__ = ["Registrar", "load_of"]
@@ -47,6 +51,10 @@ log = logging.getLogger("objserver.naming")
 class _Name(NamedTuple):
     uri: str
     tags: frozenset[str]
+
+
+Same = Callable[[], Sequence[str]]
+"""The addresses at which now the same object is to be had."""
 
 
 class Registrar:
@@ -69,6 +77,10 @@ class Registrar:
         self._lease_s = lease_s
         self._load = load
         self._names: dict[str, _Name] = {}
+        self._shared: dict[str, tuple[_Name, Same]] = {}
+        """Names that others of the cluster may have as well, whether we have them or not."""
+        self._ours: set[str] = set()
+        """Addresses that have ever been the cluster's."""
         self._lease: str | None = None
         self._stock = False
         self._lock = threading.RLock()
@@ -94,9 +106,12 @@ class Registrar:
             self._thread.join()
         with self._lock:
             names, self._names = self._names, {}
+            shared, self._shared = self._shared, {}
             lease, self._lease = self._lease, None
             try:
                 if lease is not None:
+                    for name in names.keys() & shared.keys():
+                        self._leave_to_another(name, *shared[name])
                     self._ask("end_lease", lease)
                 elif self._stock:
                     for name, (uri, _) in names.items():
@@ -105,20 +120,30 @@ class Registrar:
                 log.warning("%d names could not be removed from the name server: %s", len(names), problem)
 
     def register(
-        self, name: str, uri: Reference | str, metadata: Iterable[str] = (), *, wait_s: float = 0.0
+        self,
+        name: str,
+        uri: Reference | str,
+        metadata: Iterable[str] = (),
+        *,
+        wait_s: float = 0.0,
+        same: Same | None = None,
     ) -> None:
         """Let `name` stand for `uri` as long as this process lives; NamingError if it stands for another.
 
         Up to `wait_s` seconds it is tried again, since the other may be a server that has died and whose
-        lease is not over.
+        lease is not over.  With `same` the name is left to another one of these, and comes to this server
+        when that is gone.
         """
         wanted = _Name(str(uri), frozenset(metadata))
         until = machine.get().monotonic() + wait_s
         while True:
             try:
                 with self._lock:
-                    self._put({name: wanted}, wanted.tags)
-                    self._names[name] = wanted
+                    if same is None or not self._take_or_leave(name, wanted, same):
+                        self._put({name: wanted}, wanted.tags)
+                        self._names[name] = wanted
+                    if same is not None:
+                        self._shared[name] = wanted, same
                 return
             except NobodyAnswers:
                 raise
@@ -126,9 +151,41 @@ class Registrar:
                 if machine.get().monotonic() >= until or self._stopping.wait(AGAIN_S):
                     raise
 
+    def _take_or_leave(self, name: str, wanted: _Name, same: Same) -> bool:
+        """See that a name of the cluster's stands for one that is there; False if it is not the cluster's."""
+        there = set(same())
+        self._ours |= there
+        try:
+            found = Reference.parse(str(self._ask("lookup", name)))
+        except NobodyAnswers:
+            raise
+        except errors.NamingError:
+            found = None
+        if found is not None and str(found) != wanted.uri:
+            if str(found.location) in there:
+                self._names.pop(name, None)
+                return True
+            if str(found.location) not in self._ours:
+                self._names.pop(name, None)
+                return False
+        if name not in self._names or found is None:
+            self._put({name: wanted}, wanted.tags, safe=None if found is None else False)
+            self._names[name] = wanted
+        return True
+
+    def _leave_to_another(self, name: str, wanted: _Name, same: Same) -> None:
+        """It may take its time to notice, so the name is kept for it for as long as a lease is."""
+        mine = Reference.parse(wanted.uri)
+        other = next((address for address in same() if address != str(mine.location)), None)
+        if other is not None:
+            uri = str(Reference(mine.protocol, mine.object_id, Location.parse(other)))
+            lease = self._ask("open_lease", self._lease_s)
+            self._ask("register_all", {name: uri}, False, sorted(wanted.tags), lease)
+
     def unregister(self, name: str) -> None:
         """Remove one name, if it still stands for what was registered."""
         with self._lock:
+            self._shared.pop(name, None)
             known = self._names.pop(name, None)
             if known is not None:
                 self._remove(name, known.uri)
@@ -136,15 +193,25 @@ class Registrar:
     def renew(self) -> None:
         """Say that this process lives; what the thread does now and then.  NamingError if nobody listens."""
         with self._lock:
-            if self._lease is None or self._ask("renew_lease", self._lease, float(self._load())):
-                return
-            log.warning("the lease of %d names had ended; they are registered again", len(self._names))
-            self._lease = self._ask("open_lease", self._lease_s)
-            by_tags: dict[frozenset[str], dict[str, _Name]] = {}
-            for name, wanted in self._names.items():
-                by_tags.setdefault(wanted.tags, {})[name] = wanted
-            for tags, names in by_tags.items():
-                self._again(names, tags)
+            self._renew_lease()
+            for name, (wanted, same) in self._shared.items():
+                try:
+                    self._take_or_leave(name, wanted, same)
+                except NobodyAnswers:
+                    raise
+                except errors.NamingError:
+                    pass  # another one was faster
+
+    def _renew_lease(self) -> None:
+        if self._lease is None or self._ask("renew_lease", self._lease, float(self._load())):
+            return
+        log.warning("the lease of %d names had ended; they are registered again", len(self._names))
+        self._lease = self._ask("open_lease", self._lease_s)
+        by_tags: dict[frozenset[str], dict[str, _Name]] = {}
+        for name, wanted in self._names.items():
+            by_tags.setdefault(wanted.tags, {})[name] = wanted
+        for tags, names in by_tags.items():
+            self._again(names, tags)
 
     def _again(self, names: dict[str, _Name], tags: frozenset[str]) -> None:
         try:
@@ -155,10 +222,11 @@ class Registrar:
                     self._again({name: wanted}, tags)
                 return
             (name,) = names
-            log.exception("the name %s has been lost to somebody else", name)
+            if name not in self._shared:
+                log.exception("the name %s has been lost to somebody else", name)
             del self._names[name]
 
-    def _put(self, names: dict[str, _Name], tags: frozenset[str]) -> None:
+    def _put(self, names: dict[str, _Name], tags: frozenset[str], safe: bool | None = None) -> None:
         if self._lease is None and not self._stock:
             try:
                 self._lease = self._ask("open_lease", self._lease_s)
@@ -170,13 +238,13 @@ class Registrar:
             return
         uris = {name: wanted.uri for name, wanted in names.items()}
         try:
-            self._ask("register_all", uris, None, sorted(tags), self._lease)
+            self._ask("register_all", uris, safe, sorted(tags), self._lease)
         except errors.NamingError:
             lease = self._lease
-            self.renew()
+            self._renew_lease()
             if self._lease == lease:
                 raise
-            self._ask("register_all", uris, None, sorted(tags), self._lease)
+            self._ask("register_all", uris, safe, sorted(tags), self._lease)
 
     def _remove(self, name: str, uri: str) -> None:
         if self._ask("list", name).get(name) == uri:

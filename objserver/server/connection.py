@@ -24,11 +24,12 @@ from collections.abc import Callable
 from functools import partial
 from hmac import compare_digest
 from threading import get_ident
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from objserver import errors, pyro5
 from objserver.adapter import Answering, Invocation
-from objserver.codecs import Codec, marshalled
+from objserver.codecs import Codec, NativeCodec, marshalled
 from objserver.codecs.base import NAME_LENGTH_MAX, call_of
 from objserver.codecs.exceptions import text_of
 from objserver.logs import escaping
@@ -51,7 +52,8 @@ from objserver.wire import (
 )
 from objserver.wire import extension as wire_extension
 from objserver.wire.buffers import Arrived
-from objserver.wire.frames import plain_request
+from objserver.wire.frames import plain_request, plain_start
+from objserver.wire.scalars import SCALAR_FRAME_MAX, ScalarCall, scalar_call, scalar_call_in
 from objserver.wire.shared_memory import Offer, is_local
 
 if TYPE_CHECKING:
@@ -86,6 +88,7 @@ Start = Callable[[Callable[[], None]], None]
 # As globals: reading an attribute of a class takes longer.
 _INVOKE, _KEEP_SERIALIZED, _COMPRESSED = FrameType.INVOKE, Flag.KEEP_SERIALIZED, Flag.COMPRESSED
 _LISTS = (list, tuple)
+_SCALAR_START, _NO_START = plain_start(FrameType.INVOKE, NativeCodec.serializer_id), bytes(10)
 _NATIVE = (
     errors.ObjectNotFound, errors.AuthenticationFailed, errors.NotAuthorized, errors.QuotaExceeded
 )  # fmt: skip
@@ -139,8 +142,11 @@ class Connection(Answering):
         self.lingering = False
         self._quick = False
         """It may be read and answered without further questions: it is greeted, and not lingering."""
+        self._scalar_start = _NO_START
+        """How requests begin that are nothing but a call, where one follows the other."""
         self.peer: Extension | None = None
         self._codec: Codec = server.codecs.serpent
+        self._ours = server.codecs.parts
         self._payload_max = server.settings.limits.frame_size_max
         self._tracebacks = server.settings.tracebacks
         self.now = server.clock.monotonic
@@ -192,13 +198,23 @@ class Connection(Answering):
         before = parser.buffered
         data: Any
         if self._quick and not before:
-            # What nearly always comes: one small request, and nothing else.
+            # What nearly always comes: one small request, and nothing else.  (To call an attribute of an
+            # instance in one expression is slow; so are the classes whose instances have more than 30.)
+            recv = self._recv
             try:
-                data = self._recv(READ_SIZE)
+                data = recv(READ_SIZE)
             except (BlockingIOError, InterruptedError):
                 return
             except OSError:
                 data = b""
+            call = scalar_call(data, self._scalar_start)
+            if call is not None:
+                object_id, method, args, request = call
+                invocation = Invocation(self, object_id, method, args, {}, (self._ours, request))
+                admit = self._admit
+                if admit(invocation):
+                    start(MethodType(self._run, invocation))
+                return
             frame = plain_request(data, parser.frame_size_max)
             if frame is not None:
                 if (
@@ -241,6 +257,7 @@ class Connection(Answering):
             return
         parser = self.parser
         gathers = False
+        among = self._conversation
         try:
             if not self.greeted and space is None and data[:4] in _HTTP:
                 self._write(_HTTP_ANSWER)
@@ -261,6 +278,8 @@ class Connection(Answering):
             for frame in rest:
                 if len(frame.payload) > LARGE or not self.greeted or frame.flags & _COMPRESSED:
                     self._set_apart([frame, *rest], start)
+                elif among is not None and (call := scalar_call_in(frame, _SCALAR_START)) is not None:
+                    self._invoke_among_others(among, call, start)
                 elif frame.type == _INVOKE:
                     self._invoke(frame, None, start)
                 else:
@@ -391,6 +410,8 @@ class Connection(Answering):
             if self.peer is not None and self.peer.multiplexed:
                 self._conversation = Conversation(self)
                 server.callbacks.add(self)
+            elif self.peer is not None and server.settings.limits.frame_size_max >= SCALAR_FRAME_MAX:
+                self._scalar_start = _SCALAR_START
             self.deadline = None
             server.hurried.pop(self, None)
             if self.principal is not None and self.principal.expires_at is not None:
@@ -458,7 +479,7 @@ class Connection(Answering):
                 shared=offer,
                 store=server.store_id,
                 proof=proof,
-                entries=server.node.entries if server.node is not None else (),
+                entries=tuple(server.entries()),
             )
             answer[wire_extension.KEY] = ours.to_data()
         return answer
@@ -530,6 +551,20 @@ class Connection(Answering):
         if self._admit(invocation):
             start(partial(self._run, invocation))
 
+    def _invoke_among_others(self, conversation: Conversation, call: ScalarCall, start: Start) -> None:
+        """As `_invoke`, of a request that is a scalar call, where many are under way."""
+        object_id, method, args, frame = call
+        frame.payload = b""
+        invocation = Invocation(self, object_id, method, args, {}, (self._ours, frame))
+        try:
+            conversation.begin(invocation, frame)
+        except errors.ObjServerError as problem:
+            invocation.caller.send(invocation.caller.encode_error(invocation, problem))
+            return
+        admit = self._admit
+        if admit(invocation):
+            start(MethodType(self._run, invocation))
+
     def _prepare(self, invocation: Invocation, frame: Frame, payload: Any) -> bool:
         """Whatever a request has besides a call.  True: it has been refused, or waits for other requests."""
         flags, annotations = frame.flags, frame.annotations
@@ -562,8 +597,9 @@ class Connection(Answering):
                     if context.chain:  # its caller may cancel it
                         conversation = self.conversation
                 if wire_extension.MOVED in users:
-                    del users[wire_extension.MOVED]
                     invocation.sent = True
+                    # Of the call as its client made it, if another server makes it for him.
+                    invocation.digest = bytes(users.pop(wire_extension.MOVED)) or invocation.digest
                 if wire_extension.PROMISES in users:
                     promises = Promises.decode(users.pop(wire_extension.PROMISES))
                     conversation = self.conversation
@@ -617,7 +653,7 @@ class Connection(Answering):
     def conversation(self) -> Conversation:
         """The account of what is under way; begun when there is something to account for."""
         if self._conversation is None:
-            self._conversation = Conversation(self)
+            self._conversation, self._scalar_start = Conversation(self), _NO_START
         return self._conversation
 
     def _batch(self, calls: Any) -> list[tuple[str, Any, dict[str, Any]]]:
@@ -657,7 +693,9 @@ class Connection(Answering):
 
         Nothing at all sends what was gathered; `gathers` False: and gathers no more.
         """
-        with self._lock:
+        lock = self._lock
+        lock.acquire()  # `with` makes objects of its own
+        try:
             if self.closed:
                 return
             if self._gathered is not None:
@@ -669,8 +707,9 @@ class Connection(Answering):
             if not data:
                 return
             if not self._unsent:
+                send = self._send
                 try:
-                    sent = self._send(data)
+                    sent = send(data)
                 except (BlockingIOError, InterruptedError):
                     sent = 0
                 except OSError:
@@ -689,6 +728,8 @@ class Connection(Answering):
                 log.warning(
                     "%s does not read its replies (settings send_memory_max, unsent_memory_max)", self
                 )
+        finally:
+            lock.release()
         self.close()
 
     def send_gathered(self) -> None:

@@ -176,6 +176,21 @@ class PendingReply:
         self.connection.send(reply)
 
 
+class _SimpleReply(PendingReply):
+    """The caller of all requests of a conversation that wait for nothing, and whose results are not kept."""
+
+    __slots__ = ("encode_result",)
+
+    def __init__(self, conversation: Conversation) -> None:
+        super().__init__(conversation, 0, 0)
+        self.encode_result = self.connection.encode_result  # type: ignore[method-assign]
+
+    def send(self, reply: bytes) -> None:
+        # As of any PendingReply; the number is in the reply.
+        self._conversation._calls.pop(reply[10] << 8 | reply[11], None)
+        self.connection.send(reply)
+
+
 class _Postponed:
     """A request that waits for results; `missing` are the numbers of their requests."""
 
@@ -207,6 +222,9 @@ class _Callback(Awaited):
 class Conversation:
     """See the module's essay.  Every method may be called from any thread."""
 
+    takes_scalars = False
+    """As a connection to the peer's objects; see `ClientConnection`."""
+
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self._settings = connection.server.settings
@@ -222,6 +240,7 @@ class Conversation:
         self._outgoing: CallTable[Future[Frame]] = CallTable()
         self._codec: Codec | None = None
         """For calls to a client who is known."""
+        self._simple = _SimpleReply(self)
 
     # -- requests ------------------------------------------------------------------------------------
 
@@ -239,7 +258,10 @@ class Conversation:
         if sequence in self._kept:
             with self._lock:
                 self._forget_result(sequence)
-        invocation.caller = PendingReply(self, sequence, frame.flags & Flag.KEEP)
+        if frame.flags or frame.annotations:
+            invocation.caller = PendingReply(self, sequence, frame.flags & Flag.KEEP)
+        else:
+            invocation.caller = self._simple
         self._calls[sequence] = invocation
 
     def postpone(self, invocation: Invocation, promises: Promises) -> None:

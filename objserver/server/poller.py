@@ -11,6 +11,7 @@ import logging
 import select
 import socket
 from collections.abc import Callable
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from objserver.logs import escaping
@@ -51,7 +52,7 @@ class SocketPoller:
         self.accepting = True
         self.reading = True
         self.connections: dict[int, Connection] = {}
-        self._accepted = 0
+        self._serials = count(1)
 
     def poll(self, wait: bool) -> None:
         """See `objserver.server.engine.Poller`."""
@@ -123,20 +124,51 @@ class SocketPoller:
                     log.error("cannot accept more connections: %s", problem)
                     self._try(self._epoll.modify, self._listener_fd, 0)
                 return
-            if len(self.connections) >= server.settings.connections_max + REFUSED_MAX:
-                server.refused += 1
-                sock.close()
-                continue
-            sock.setblocking(False)
-            if sock.family != socket.AF_UNIX:
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._accepted += 1
-            connection = server.accepted(sock, address or None, self._accepted)
-            self.connections[sock.fileno()] = connection
-            server.hurried[connection] = None
-            self._epoll.register(sock.fileno(), select.EPOLLIN)
-            if len(self.connections) > server.settings.connections_max:
+            connection = self._taken_in(sock, address)
+            if connection is not None:
+                self._epoll.register(sock.fileno(), select.EPOLLIN)
+                if len(self.connections) > server.settings.connections_max:
+                    connection.refuse_one_too_many()
+
+    def _taken_in(self, sock: Any, address: Any) -> Connection | None:
+        """The connection of a client that is not looked at yet; None if there are far too many."""
+        server = self._server
+        if len(self.connections) >= server.settings.connections_max + REFUSED_MAX:
+            server.refused += 1
+            sock.close()
+            return None
+        sock.setblocking(False)
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection = server.accepted(sock, address or None, next(self._serials))
+        self.connections[sock.fileno()] = connection
+        server.hurried[connection] = None
+        return connection
+
+    def adopt(self, sock: socket.socket, data: bytes) -> None:
+        """Take in a client that another process accepted, and `data`, which that has read; any thread."""
+        try:
+            connection = self._taken_in(sock, sock.getpeername()) if self.accepting else None
+        except OSError:  # it has gone already
+            connection = None
+        if connection is None:
+            sock.close()
+            return
+        try:
+            if len(self.connections) > self._server.settings.connections_max:
                 connection.refuse_one_too_many()
+            elif data:
+                # Nobody else reads from it before it is registered.
+                connection._received(data, None, 0, self._server.engine.submit)
+        except Exception:
+            log.exception("%s failed; this is a bug of objserver, not of its client", connection)
+            connection.close()
+        with connection._lock:
+            if not connection.closed:
+                self._try(self._epoll.register, sock.fileno(), 0)
+                self.watch(connection)
+        if not self.accepting:  # the server may not have seen it when it let go of all
+            connection.close()
 
     @staticmethod
     def _try(action: Callable[..., Any], *args: Any) -> None:

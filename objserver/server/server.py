@@ -13,6 +13,7 @@ import dataclasses
 import logging
 import os
 import resource
+import socket
 import threading
 import uuid
 import weakref
@@ -199,7 +200,8 @@ class ObjectServer:
             ownership=self.node,
             relay=self.node.relay if self.node is not None else None,
         )
-        self.adapter.register(DaemonObject(self.adapter, self._describe), DAEMON_ID, Shared(), Concurrent())
+        daemon = DaemonObject(self.adapter, self._describe, self.entries)
+        self.adapter.register(daemon, DAEMON_ID, Shared(), Concurrent())
         self._state = "new"
         self._stopped = self._machine.Event()
         self._state_lock = threading.Lock()
@@ -331,6 +333,17 @@ class ObjectServer:
         from objserver.server.encrypted import EncryptedConnection  # it loads OpenSSL
 
         return EncryptedConnection(self, sock, address, serial, self._identity)
+
+    def adopt(self, sock: socket.socket, data: bytes = b"") -> None:
+        """Serve a client whose connection somebody else accepted; from any thread.
+
+        `data` is what has been read from it, nothing of which has been answered: with TLS, nothing at all.
+        If the server stops, the socket is closed.
+        """
+        if data and self._identity is not None:
+            sock.close()
+            raise ValueError("this server speaks TLS; who hands connections over must not read from them")
+        self.poller.adopt(sock, data)
 
     def validate_handshake(self, greeting: Any) -> Any:
         """For subclasses: look at a client's handshake data; raise to refuse it, return the answer."""
@@ -583,6 +596,10 @@ class ObjectServer:
             for name, count in connection.under_way().items():
                 counts[name] += count
         return counts
+
+    def entries(self) -> list[str]:
+        """Addresses that lead to every object of the cluster; none, if this server is in none."""
+        return [] if self.node is None else [*self.node.entries]
 
     def _describe(self) -> str:
         return (

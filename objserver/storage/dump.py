@@ -3,7 +3,7 @@
 The format is JSON Lines: a header, a line for each row of a snapshot, an end.  States are readable
 (`codecs.readable`), everything else that is bytes is in hexadecimal (ids) or base64.
 
-    {"row": "store", "format": 1, "schema": 2, "id": "4f…", "made": "2026-11-23T12:00:00+00:00",
+    {"row": "store", "format": 1, "schema": 3, "id": "4f…", "made": "2026-11-23T12:00:00+00:00",
      "types": null}
     {"row": "object", "type": "Account", "key": "alice", "owner": "", "epoch": 0, "version": 3, "codec": 1,
      "state_version": 1, "state": {"balance": 7}}

@@ -8,7 +8,8 @@ are live it must have in an array: in a join PostgreSQL would compare the new ow
 the old one.  Of those that somebody took meanwhile a second statement says who it was.
 
 A message has, beside its sender, who owns that; whoever acquires or gets an object has its messages too, in
-the same statement.  So the undelivered messages of an object are always with one node, in their order, and a
+the same statement; and in a second one, if the owner before has committed while the first waited, what that
+commit sent.  So the undelivered messages of an object are always with one node, in their order, and a
 node finds its own in an index.  Those of owners that are gone are adopted by who looks first.
 
 A timer has no owner, since many are set and few of them are due: whose it is, its object tells.
@@ -52,7 +53,7 @@ WITH d AS MATERIALIZED (SELECT DISTINCT * FROM unnest(%b::text[], %b::text[]) AS
 me AS MATERIALIZED (SELECT %b::text AS life, %b::bool AS member),
 live AS MATERIALIZED (SELECT life, address FROM node WHERE {_LIVE}),
 free AS MATERIALIZED (
-    SELECT d.type, d.key, o.type IS NULL AS new
+    SELECT d.type, d.key, o.version, o.type IS NULL AS new
     FROM d CROSS JOIN me LEFT JOIN object AS o ON o.type = d.type AND o.key = d.key
     WHERE o.type IS NULL AND me.member OR o.type IS NOT NULL AND o.owner IS DISTINCT FROM me.life
         AND coalesce(o.owner <> ALL (ARRAY(SELECT life FROM live)), true)),
@@ -60,28 +61,31 @@ up AS MATERIALIZED (
     SELECT 1 FROM node WHERE EXISTS (SELECT 1 FROM free) AND life = %b::text AND state = 'up' AND {_LIVE}
     FOR SHARE),
 f AS MATERIALIZED (
-    SELECT type, key, new FROM free CROSS JOIN me WHERE NOT me.member OR EXISTS (SELECT 1 FROM up)
+    SELECT type, key, version, new FROM free CROSS JOIN me WHERE NOT me.member OR EXISTS (SELECT 1 FROM up)
     ORDER BY type, key),
 u AS (
     UPDATE object AS o SET owner = %b::text, epoch = o.epoch + 1 FROM f
     WHERE o.type = f.type AND o.key = f.key AND o.owner IS DISTINCT FROM %b::text
         AND coalesce(o.owner <> ALL (ARRAY(SELECT life FROM live)), true)
-    RETURNING o.type, o.key, {_THE_COLUMNS}),
+    RETURNING o.type, o.key, {_THE_COLUMNS}, o.version <> f.version AS late),
 n AS (
     INSERT INTO object AS o (type, key, owner, epoch, codec, state_version, deleted)
     SELECT f.type, f.key, me.life, 1, 0, 1, true FROM f CROSS JOIN me WHERE f.new
-    ON CONFLICT DO NOTHING RETURNING o.type, o.key, {_THE_COLUMNS}),
+    ON CONFLICT DO NOTHING RETURNING o.type, o.key, {_THE_COLUMNS}, false),
 m AS (
     UPDATE message SET owner = %b::text FROM u WHERE message.type = u.type AND message.key = u.key),
 taken AS (SELECT * FROM u UNION ALL SELECT * FROM n)
-SELECT type, key, {COLUMNS}, NULL AS life, NULL AS address FROM taken
-UNION ALL SELECT o.type, o.key, {_THE_COLUMNS}, NULL, NULL
+SELECT type, key, {COLUMNS}, late, NULL AS life, NULL AS address FROM taken
+UNION ALL SELECT o.type, o.key, {_THE_COLUMNS}, false, NULL, NULL
     FROM d JOIN object AS o ON o.type = d.type AND o.key = d.key JOIN me ON o.owner = me.life
-UNION ALL SELECT o.type, o.key, {_NONE}, live.life, live.address
+UNION ALL SELECT o.type, o.key, {_NONE}, false, live.life, live.address
     FROM d JOIN object AS o ON o.type = d.type AND o.key = d.key JOIN live ON live.life = o.owner
     WHERE o.owner <> (SELECT life FROM me)
-UNION ALL SELECT f.type, f.key, {_NONE}, NULL, NULL
+UNION ALL SELECT f.type, f.key, {_NONE}, false, NULL, NULL
     FROM f LEFT JOIN taken ON taken.type = f.type AND taken.key = f.key WHERE taken.type IS NULL""".encode()
+_FETCH_MESSAGES = b"""
+UPDATE message SET owner = %b::text FROM unnest(%b::text[], %b::text[]) AS d(type, key)
+WHERE message.type = d.type AND message.key = d.key AND owner <> %b::text"""
 _RELEASE = b"""
 WITH d AS MATERIALIZED (
     SELECT type, key, max(epoch) AS epoch
@@ -112,7 +116,8 @@ SELECT life, (SELECT count(*) FROM object WHERE owner = life AND NOT deleted)
 FROM node WHERE {_LIVE}""".encode()
 
 _MESSAGES = b"SELECT id, target, payload FROM message ORDER BY position LIMIT %b::int8"
-# From one owner to the next by the index, instead of over all the messages.
+# From one owner to the next by the index, instead of over all the messages.  (And from a name to itself: for
+# one name PostgreSQL would rather go through all messages in order, hoping to meet enough of it early.)
 _MY_MESSAGES = f"""
 WITH RECURSIVE o(owner) AS (
     (SELECT owner FROM message ORDER BY owner LIMIT 1) UNION ALL
@@ -133,8 +138,8 @@ adopted AS (
 SELECT id, target, payload FROM (
     SELECT * FROM adopted UNION ALL (
         SELECT position, id, target, payload FROM message
-        WHERE owner = %b::text AND EXISTS (SELECT 1 FROM may)
-        ORDER BY position LIMIT %b::int8)) AS mine
+        WHERE owner BETWEEN %b::text AND %b::text AND EXISTS (SELECT 1 FROM may)
+        ORDER BY owner, position LIMIT %b::int8)) AS mine
 ORDER BY position LIMIT %b::int8""".encode()
 _DELIVERED = b"DELETE FROM message WHERE id = ANY(%b::bytea[])"
 _FIRST_MESSAGES = b"""
@@ -201,8 +206,8 @@ class PostgresCluster(PostgresDatabase):
         found: dict[tuple[str, str], Record | Elsewhere] = {}
         wanted: Sequence[tuple[str, str]] = list(names)
         for _ in range(RETRIES_MAX):
-            again = []
-            for type, key, *row, life, address in self._rows(
+            again, late = [], []
+            for type, key, *row, was_late, life, address in self._rows(
                 "write", _ACQUIRE, *_columns(wanted), owner, member, owner, owner, owner, owner
             ):
                 if life is not None:
@@ -211,6 +216,10 @@ class PostgresCluster(PostgresDatabase):
                     found[type, key] = Record(*row)
                 else:
                     again.append((type, key))
+                if was_late:
+                    late.append((type, key))
+            if late:
+                self._run(_FETCH_MESSAGES, owner, *_columns(late), owner)
             if not again:
                 return found
             wanted = again
@@ -243,7 +252,9 @@ class PostgresCluster(PostgresDatabase):
         if owner is None:
             rows = self._rows("read", _MESSAGES, limit)
         else:
-            rows = self._rows("write", _MY_MESSAGES, member, owner, owner, limit, owner, owner, limit, limit)
+            rows = self._rows(
+                "write", _MY_MESSAGES, member, owner, owner, limit, owner, owner, owner, limit, limit
+            )
         return [Message(*row) for row in rows]
 
     def delivered(self, ids: Sequence[bytes]) -> None:

@@ -6,12 +6,13 @@ crash before it or after it; and it may get an error, which says `in_doubt` unle
 had no effect.  Of a store that several may have open, a commit may even take effect after its error has come,
 as where the connection breaks and the database goes on.
 
-It watches one rule, that no commit of an owner is accepted after another has acquired the object.
+It watches one rule, that no commit of an owner is accepted after another has acquired the object, or after
+the owner has released it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
+from collections.abc import Callable, Iterator, Sized
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Disk", "FaultyStore", "opened"]
 
-READS = frozenset({"load", "replies", "confirm", "keys", "types", "messages", "due", "next_due", "timers"})
+READS = frozenset(
+    {"load", "replies", "confirm", "keys", "types", "messages", "first_messages", "due", "next_due", "timers"}
+    | {"nodes", "owners", "owned", "tally"}
+)
 
 
 class Disk(NamedTuple):
@@ -56,6 +60,7 @@ class FaultyStore:
         self.url = store.url
         self.id = store.id
         self.alone = store.alone
+        self.changed: Callable[[str], None] | None = None
         self._owners: dict[tuple[str, str], str] = store.__dict__.setdefault("owners_seen", {})
         """Of all who have it open."""
 
@@ -119,7 +124,10 @@ class FaultyStore:
 
     def _watch(self, name: str, args: Any, result: Any) -> None:
         if name == "acquire":
-            self._owners.update(dict.fromkeys(result, args[1]))
+            taken = (what for what, found in result.items() if isinstance(found, Record))
+            self._owners.update(dict.fromkeys(taken, args[1]))
+        elif name == "release":
+            self._owners.update(dict.fromkeys(result, args[2] or ""))
         elif name == "commit":
             for change in args[0]:
                 what = change.type, change.key

@@ -185,7 +185,8 @@ def _is_ready(path: str) -> bool:
 
 
 def _watch(bin: str) -> None:
-    directory = tempfile.mkdtemp(prefix="objserver-pg-")
+    # Whatever TMPDIR says: the path of a socket has to be short, and who runs it for root must get there.
+    directory = tempfile.mkdtemp(prefix="objserver-pg-", dir="/tmp")
     try:
         with _server(bin, directory):
             print(directory, flush=True)

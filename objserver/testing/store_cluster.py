@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from objserver.storage import Elsewhere, Record, Store
-from objserver.storage.base import LOOKED_AHEAD, Due, Timer
+from objserver.storage.base import LOOKED_AHEAD, Due, Message, Session, Stored, Timer
 from objserver.testing.store_model import CLIENT, LEASE_S, change, message, reply
 
 __all__ = ["ClusterConformance"]
@@ -326,6 +326,21 @@ class ClusterConformance:
             one.id,
             two.id,
         ]
+
+    def test_a_snapshot_has_no_nodes_and_restored_objects_are_free(self, cluster: Store) -> None:
+        cluster.acquire([A, B], "me", True)
+        cluster.commit([change("a", epoch=1, messages=[message(1)], owner="me")])
+        rows = list(cluster.snapshot())
+        assert [type(row) for row in rows] == [Stored, Stored, Session, Session, Message]
+        assert rows[:2] == [Stored(*A, "me", Record(1, 1, 1, 3, b"s")), Stored(*B, "me", NEW)]
+        cluster.leave("me")
+        cluster.restore(cluster.id, rows, replace=True)
+        assert len(cluster.nodes()) == 2
+        assert cluster.messages(9, "you", True) == [message(1)]
+        assert cluster.acquire([A, B], "you", True) == {
+            A: Record(3, 1, 1, 3, b"s"),
+            B: NEW._replace(epoch=3),
+        }
 
     # Races
 

@@ -525,6 +525,18 @@ class StoreConformance(SnapshotConformance):
             lambda: store.count("T"),
             lambda: list(store.snapshot()),
             lambda: store.restore("0" * 32, []),
+            lambda: store.join("1", "me", "h:1", 1, b""),
+            lambda: store.renew("me", 1, b""),
+            lambda: store.leave("me"),
+            store.nodes,
+            lambda: store.release([("T", "a", 1)], "me", None),
+            lambda: store.owners([("T", "a")]),
+            lambda: store.owned("me", 1),
+            store.tally,
+            lambda: store.messages(1, "me", True),
+            lambda: store.first_messages([b"i"]),
+            lambda: store.due(0, ["T"], 1, "me"),
+            lambda: store.next_due(0, ["T"], "me"),
         ]
         for use in uses:
             with pytest.raises(errors.StoreError, match="closed") as caught:

@@ -10,8 +10,9 @@ proves in a frame of its own, or show a token; the answer to the first has the s
 calls itself says so, by something that nobody else knows.
 
 A server of a cluster answers with the addresses of all its servers: each leads to every object.  It answers a
-call of an object that another one has with the error `Moved`; the call is then made there, with the empty
-annotation `MOVD`, which says that it was sent there and has to be taken.
+call of an object that another one has with the error `Moved`; the call is then made there, with the
+annotation `MOVD`, which says that it was sent there and has to be taken.  It is empty, or, where a server
+makes the call for its client, has the digest of what that sent.
 
 `CallContext` travels in one request annotation, `OBJS`: a MessagePack array
 

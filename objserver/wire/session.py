@@ -21,18 +21,19 @@ T = TypeVar("T")
 class CallTable(Generic[T]):
     """Who waits for which reply.  Not locked: its owner is one thread, or locks."""
 
-    __slots__ = ("_entries", "_last")
+    __slots__ = ("_last", "entries")
 
     def __init__(self) -> None:
-        self._entries: dict[int, T | None] = {}
+        self.entries: dict[int, T | None] = {}
+        """By number; to be looked at, and to be popped, by who does that for many."""
         self._last = 0
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.entries)
 
     def add(self, entry: T) -> int:
         """A number for a new call.  OverflowError if all are taken, which bounds below must prevent."""
-        entries = self._entries
+        entries = self.entries
         sequence = self._last % SEQUENCE_MAX + 1
         if sequence in entries:
             if len(entries) >= SEQUENCE_MAX:
@@ -48,17 +49,17 @@ class CallTable(Generic[T]):
 
         KeyError if nobody ever asked.
         """
-        return self._entries.pop(sequence)
+        return self.entries.pop(sequence)
 
     def abandon(self, sequence: int) -> bool:
         """Nobody waits for it any more.  False if the reply has come already."""
-        if sequence not in self._entries:
+        if sequence not in self.entries:
             return False
-        self._entries[sequence] = None
+        self.entries[sequence] = None
         return True
 
     def clear(self) -> list[T]:
         """The connection is gone: everybody who still waits."""
-        waiting = [entry for entry in self._entries.values() if entry is not None]
-        self._entries.clear()
+        waiting = [entry for entry in self.entries.values() if entry is not None]
+        self.entries.clear()
         return waiting

@@ -19,6 +19,8 @@ from objserver import Proxy, errors
 from objserver.cli.main import main
 from objserver.naming import NameServerDaemon
 from objserver.naming.leases import Lease
+from objserver.references import CLUSTER_ID
+from objserver.testing.postgres import PostgresServer
 
 # The children run elsewhere, where a relative PYTHONPATH would not find the package.
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(pathlib.Path(objserver.__file__).parents[1])}
@@ -55,7 +57,13 @@ def start(directory: pathlib.Path, *args: str) -> tuple[subprocess.Popen[str], d
     command = [sys.executable, "-m", "objserver", "serve", "counting:Counter", *args]
     with open(directory / "stderr", "w") as stderr:
         process = subprocess.Popen(
-            command, cwd=directory, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=stderr, text=True
+            command,
+            cwd=directory,
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            process_group=0,
         )
     assert process.stdout is not None
     said = {}
@@ -212,3 +220,69 @@ def test_failures_are_logged_and_with_verbose_more(tmp_path: pathlib.Path) -> No
         assert re.search(rf"{moment} WARNING objserver.adapter: oneway Counter.lose failed$", logged, re.M)
         assert "ValueError: lost it" in logged
         assert (re.search(rf"{moment} INFO objserver.server: ", logged, re.M) is not None) == bool(options)
+
+
+# -- clusters ----------------------------------------------------------------------------------------
+
+
+def await_renewal(desk: Proxy, node: int) -> None:
+    left = desk.status()["nodes"][node]["lease_s"]
+    while (now := desk.status()["nodes"][node]["lease_s"]) <= left:
+        left = now
+
+
+def test_nodes_of_a_cluster_are_started(postgres: PostgresServer, tmp_path: pathlib.Path) -> None:
+    """... with a placement, and what is pinned."""
+    url = postgres.new_url()
+    options = ["--activation", "persistent", "--store", url, "--cluster", "shop", "--placement", "hash"]
+    started = []
+    try:
+        for node in "ab":
+            started.append(start(tmp_path, *options, "--node", node, "--pin", "Counter=b"))
+        (_, a), (_, b) = started
+        addresses = [said["Counter"].partition("@")[2] for said in (a, b)]
+        with Proxy(f"PYRO:{CLUSTER_ID}@{addresses[0]}", timeout_s=20) as desk:
+            assert [row["address"] for row in desk.status()["nodes"]] == addresses
+            await_renewal(desk, 0)  # a knows b now
+            with Proxy(f"PYRO:Counter/x@{addresses[0]}", timeout_s=20) as counter:
+                assert counter.add(2) == 2
+            assert desk.where("Counter/x")["node"] == "b"
+    finally:
+        for process, _ in started:
+            end(process)
+
+
+def test_nodes_of_a_cluster_share_their_names(postgres: PostgresServer, tmp_path: pathlib.Path) -> None:
+    with NameServerDaemon("localhost:0") as daemon:
+        options = ["--activation", "persistent", "--store", postgres.new_url(), "--cluster", "shop"]
+        options += ["--nameserver", daemon.address]
+        a, said = start(tmp_path, *options, "--node", "a")
+        b, at_b = start(tmp_path, *options, "--node", "b")
+        try:
+            assert daemon.names.list(prefix="Counter") == {"Counter": said["Counter"]}
+            with Proxy("PYRONAME:Counter/x", timeout_s=20, name_servers=daemon.address) as counter:
+                assert counter.add(2) == 2
+                with Proxy(f"PYRO:{CLUSTER_ID}@{said['Counter'].partition('@')[2]}", timeout_s=20) as desk:
+                    await_renewal(desk, 0)  # a knows b now
+                end(a)
+                assert counter.add(2) == 4
+            assert daemon.names.list(prefix="Counter") == {"Counter": at_b["Counter"]}
+        finally:
+            end(a)
+            end(b)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--cluster", "shop"], "the nodes of a cluster share a store"),
+        (["--node", "a"], "are for a node of a --cluster"),
+        (["--pin", "Counter=a"], "are for a node of a --cluster"),
+        (["--node-credentials", "a.toml"], "are for a node of a --cluster"),
+        (["--cluster", "shop", "--store", "sqlite://", "--pin", "Counter"], "'Counter' is not TYPE=NODE"),
+    ],
+)
+def test_what_is_amiss_with_a_node_is_said_before_it_serves(options: list[str], says: str) -> None:
+    done = CliRunner().invoke(main, ["serve", "json:JSONDecoder", *options])
+    assert done.exit_code == 2
+    assert says in done.stderr

@@ -33,6 +33,7 @@ class Connection:
         self.session = greeting.session
         self.codec = CODEC
         self.native = True
+        self.takes_scalars = False
         metadata = types.SimpleNamespace(
             methods=frozenset(),
             oneway=frozenset(),

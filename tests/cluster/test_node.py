@@ -8,7 +8,9 @@ import Pyro5.errors
 import pytest
 
 from objserver import AsyncProxy, ObjectServer, Persistent, Proxy, errors
+from objserver.client import pool
 from objserver.cluster import ByHash, Pinned
+from objserver.cluster.entry import Entry
 from tests.cluster.conftest import SETTINGS, Account, disappear, renewed, where
 
 
@@ -278,3 +280,101 @@ def test_a_server_outside_the_cluster_takes_nothing_of_it(cluster):
 def test_a_cluster_needs_a_store():
     with pytest.raises(errors.RegistrationError, match="needs the store"):
         ObjectServer(cluster="bank")
+
+
+# -- the entry -----------------------------------------------------------------------------------------
+
+
+def test_with_a_single_entry_clients_know_one_address_and_it_calls_for_them(cluster):
+    a, b = cluster("a"), cluster("b")
+    Entry(single=b.address).set(b._store)
+    renewed(a, b)
+    with Proxy(uri(a, "alice")) as here:
+        here.deposit(1)
+    with Proxy(uri(b, "alice"), timeout_s=10) as there:
+        assert [there.deposit(1) for _ in range(3)] == [2, 3, 4]
+        assert there.statement() == 4
+        assert [*there.entries()] == [*range(4)]
+        with pytest.raises(ValueError, match="no"):
+            there.fail()
+        assert str(there._objserver_stub.pool.location) == b.address
+    assert b.statistics()["calls_sent_on"] == b.statistics()["calls_relayed"] == 6
+    assert b.node.entries == a.node.entries == (b.address,)
+
+
+def test_the_entry_may_change_under_calls_and_then_vanish(cluster, monkeypatch):
+    monkeypatch.setattr(pool, "ENTRIES_S", 0.05)
+    a, b = cluster("a"), cluster("b")
+    Entry(single=b.address).set(b._store)
+    renewed(a, b)
+    with Proxy(uri(a, "alice")) as here:
+        here.deposit(0)
+    counted, stopping = [], threading.Event()
+
+    def call():
+        with Proxy(uri(b, "alice"), timeout_s=20) as proxy:
+            while not stopping.is_set():
+                counted.append(proxy.deposit(1))
+
+    threads = [threading.Thread(target=call) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for entry in (Entry(), Entry(single=b.address), Entry()):
+            enough = len(counted) + 30
+            while len(counted) < enough:
+                threading.Event().wait(0.01)
+            entry.set(a._store)
+            renewed(a, b)
+        enough = len(counted) + 30
+        while len(counted) < enough:
+            threading.Event().wait(0.01)
+        disappear(b)
+        enough = len(counted) + 30
+        while len(counted) < enough:
+            threading.Event().wait(0.01)
+    finally:
+        stopping.set()
+        for thread in threads:
+            thread.join(20)
+    assert sorted(counted) == [*range(1, len(counted) + 1)]
+
+
+def test_a_call_that_was_relayed_is_known_where_it_is_made_the_next_time(cluster):
+    """The reply is lost between the entry and the client, and the entry is gone."""
+    a, b = cluster("a"), cluster("b")
+    Entry(single=b.address).set(b._store)
+    renewed(a, b)
+    with Proxy(uri(a, "alice")) as here:
+        here.deposit(0)
+    with Proxy(uri(b, "alice"), timeout_s=20) as there:
+        there.deposit(1)
+        there._objserver_stub.pool._entries.told(there._objserver_stub.pool.location, [b.address, a.address])
+        sent = b.adapter._relay
+
+        def relay_and_vanish(invocation, moved):
+            sent(invocation, moved)
+            disappear(b)
+            raise OSError("and its answer is lost")
+
+        b.adapter._relay = relay_and_vanish
+        assert there.deposit(1) == 2
+        assert there.deposit(1) == 3
+    assert a.statistics()["calls_repeated"] == 1
+
+
+def test_when_the_node_dies_to_which_is_relayed_the_entry_takes_over(cluster):
+    a, b = cluster("a"), cluster("b")
+    Entry(single=b.address).set(b._store)
+    renewed(a, b)
+    with Proxy(uri(a, "alice")) as here, Proxy(uri(b, "alice"), timeout_s=20) as there:
+        here.deposit(1)
+        assert there.deposit(1) == 2
+        batch = there.batch()
+        batch.deposit(1)
+        disappear(a)
+        batch.send(oneway=True)  # comes before the next, over the same connection
+        assert there.deposit(1) in (3, 4)
+        while there.statement() < 4:
+            threading.Event().wait(0.01)
+    assert where(b, "alice") == b.address

@@ -36,6 +36,7 @@ def test_there_are_notebooks_to_run() -> None:
         "04_clients.ipynb",
         "05_failures.ipynb",
         "06_object_server.ipynb",
+        "07_clusters.ipynb",
     }
 
 

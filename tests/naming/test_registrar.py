@@ -89,6 +89,62 @@ def test_a_name_is_not_taken_from_a_living_server_but_awaited_from_a_dead_one(se
     assert served.names.list(prefix="a") == {"a": "PYRO:other@localhost:1"}
 
 
+def test_nodes_of_a_cluster_have_a_name_one_after_the_other(served: Served) -> None:
+    nodes = ["localhost:1", "localhost:2"]
+    uris = [f"PYRO:thing@{address}" for address in nodes]
+    first, second = Registrar(served.address, lease_s=4), Registrar(served.address, lease_s=4)
+    first.register("a", uris[0], same=lambda: nodes)
+    second.register("a", uris[1], same=lambda: nodes)
+    second.renew()
+    assert served.names.list(prefix="a") == {"a": uris[0]}
+    served.passes(2)
+    second.renew()
+    served.passes(2)  # the first has died, or is suspended
+    second.renew()
+    assert served.names.list(prefix="a") == {"a": uris[1]}
+    first.renew()
+    assert served.names.list(prefix="a") == {"a": uris[1]}
+    second.stop()
+    assert served.names.list(prefix="a") == {"a": uris[0]}  # handed over
+    first.renew()
+    served.passes(3)
+    first.renew()
+    served.passes(3)
+    assert served.names.list(prefix="a") == {"a": uris[0]}
+    nodes.remove("localhost:2")
+    first.stop()
+    assert served.names.list(prefix="a") == {}
+
+
+def test_a_node_that_the_cluster_knows_to_be_gone_loses_its_names_before_its_lease_is_over(
+    served: Served,
+) -> None:
+    nodes = ["localhost:1", "localhost:2"]
+    first, second = Registrar(served.address, lease_s=60), Registrar(served.address, lease_s=60)
+    first.register("a", "PYRO:thing@localhost:1", same=lambda: nodes)
+    second.register("a", "PYRO:thing@localhost:2", same=lambda: nodes)
+    nodes.remove("localhost:1")
+    second.renew()
+    assert served.names.list(prefix="a") == {"a": "PYRO:thing@localhost:2"}
+
+
+def test_a_name_that_is_handed_over_to_a_node_that_is_gone_too_ends_with_its_lease(served: Served) -> None:
+    node = Registrar(served.address, lease_s=3)
+    node.register("a", "PYRO:thing@localhost:1", same=lambda: ["localhost:1", "localhost:2"])
+    node.stop()
+    assert served.names.list(prefix="a") == {"a": "PYRO:thing@localhost:2"}
+    served.passes(3)
+    assert served.names.list(prefix="a") == {}
+
+
+def test_a_name_that_stands_for_something_else_is_not_the_clusters(served: Served) -> None:
+    served.names.register("a", "PYRO:other@localhost:3")
+    node = Registrar(served.address, lease_s=3)
+    with pytest.raises(errors.NamingError, match="already registered"):
+        node.register("a", "PYRO:thing@localhost:1", same=lambda: ["localhost:1", "localhost:2"])
+    assert served.names.list(prefix="a") == {"a": "PYRO:other@localhost:3"}
+
+
 def test_a_single_name_is_removed_only_if_it_is_still_ours(served: Served) -> None:
     registrar = Registrar(served.address)
     registrar.register("a", URI)

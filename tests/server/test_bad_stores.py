@@ -379,7 +379,7 @@ class Deaf(Faulty):
     def load(self, type, key):
         return self._answer(super().load(type, key))
 
-    def acquire(self, names, owner):
+    def acquire(self, names, owner, member=False):
         return self._answer(super().acquire(names, owner))
 
     def replies(self, type, key):

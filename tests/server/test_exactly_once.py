@@ -730,3 +730,41 @@ def test_a_server_that_stops_does_not_take_back_what_its_committer_is_about_to_t
         go.set()
         stopped.result(BOUND_S)
         assert call.result(BOUND_S) == 5
+
+
+# -- other nodes ---------------------------------------------------------------------------------------
+
+
+def test_what_a_live_node_owns_is_refused_with_where_it_is_until_that_node_is_gone():
+    store = SqliteStore("sqlite://", alone=False)
+    store.join("1", "other", "host:1234", 1000, b"")
+    store.acquire([("Account", "a")], "other", True)
+    with serving(store) as server:
+        account = Proxy(f"PYRO:Account/a@{server.address}", timeout_s=BOUND_S)
+        with pytest.raises(errors.StoreError, match="is held by a server of a cluster, at host:1234"):
+            account.deposit(10)
+        store.leave("other")
+        assert account.deposit(10) == 10
+
+
+def test_a_server_takes_up_the_messages_that_came_with_an_object():
+    """It has read the store before, so that it would not look for a while."""
+
+    class Kept(SqliteStore):
+        def close(self):
+            """The next server has it."""
+
+    store = Kept("sqlite://", alone=False)
+    with serving(store) as server:
+        a, b = (f"PYRO:Account/{key}@{server.address}" for key in "ab")
+        assert Proxy(a, timeout_s=BOUND_S).deposit(10) == 10
+        server.adapter._durability.outbox.stop()
+        Proxy(a, timeout_s=BOUND_S).tell(b, "one")
+    store.join("1", "other", "host:1234", 1000, b"")
+    assert store.acquire([("Account", "a")], "other", True)
+    with serving(store) as server:
+        assert Proxy(f"PYRO:Account/b@{server.address}", timeout_s=BOUND_S).read_notes() == []
+        assert not server.statistics()["messages_waiting"]
+        store.leave("other")
+        Proxy(f"PYRO:Account/a@{server.address}", timeout_s=BOUND_S).read()
+        until(lambda: server.statistics()["messages_waiting"] == 1)  # for an address where nobody is any more

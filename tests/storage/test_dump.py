@@ -23,7 +23,7 @@ from objserver.testing.store_model import CLIENT, LEASE_S, change, fill, reply
 MODULE = sys.modules[dump.__module__]
 NATIVE = Codecs(Limits()).native
 ID = "0123456789abcdef" * 2
-HEADER = {"row": "store", "format": 1, "schema": 2, "id": ID}
+HEADER = {"row": "store", "format": 1, "schema": 3, "id": ID}
 OBJECT = {
     "row": "object",
     "type": "T",
@@ -206,7 +206,7 @@ def test_a_broken_line_is_named_and_nothing_is_changed(store, bad, sentence):
         (OBJECT, "a dump begins with"),
         ({**HEADER, "format": 2}, "it has format 2, this release reads 1; use a newer one"),
         (without(HEADER, "format"), "it has format None"),
-        ({**HEADER, "schema": 99}, "schema version 99, this release knows up to 2; use a newer one"),
+        ({**HEADER, "schema": 99}, "schema version 99, this release knows up to 3; use a newer one"),
         ({**HEADER, "schema": "2"}, "schema version '2'"),
         ({**HEADER, "id": ID[1:]}, "32 hexadecimal digits"),
     ],
@@ -305,3 +305,15 @@ def test_a_dump_goes_from_engine_to_engine(store, postgres):
     assert {type(row) for row in back.snapshot()} >= {Stored, Answered, Session}
     shared.close()
     back.close()
+
+
+def test_an_object_that_a_node_has_reserved_is_dumped_and_loaded():
+    before, after = SqliteStore("sqlite://", alone=False), SqliteStore("sqlite://")
+    before.join("1", "me", "h:1", 60, b"")
+    before.acquire([("T", "a")], "me", True)
+    with io.BytesIO() as made:
+        dump(before, made)
+        made.seek(0)
+        load(after, made)
+    assert after.load("T", "a") == before.load("T", "a") == Record(1, 0, 0, 1, None)
+    assert after.nodes() == []

@@ -42,6 +42,7 @@ def test_relative_and_absolute_paths(tmp_path, monkeypatch):
 
 def test_without_psycopg_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    monkeypatch.delitem(sys.modules, "objserver.storage.postgres", raising=False)
+    for module in ("postgres", "postgres_cluster", "postgres_link"):
+        monkeypatch.delitem(sys.modules, f"objserver.storage.{module}", raising=False)
     with pytest.raises(errors.StoreError, match=r"pip install 'objserver\[postgres\]'"):
         storage.open_store("postgresql://me:secret@host/db")

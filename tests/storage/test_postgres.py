@@ -10,10 +10,11 @@ import pytest
 from objserver import errors
 from objserver.storage import Unstorable, open_store
 from objserver.storage import postgres as engine
+from objserver.storage import postgres_link as link
 from objserver.storage.base import Record
 from objserver.testing.durable_stores import SqlStoreConformance
 from objserver.testing.postgres import PostgresServer
-from objserver.testing.store_model import CLIENT, change, fight, race, reply
+from objserver.testing.store_model import CLIENT, change, fight, message, race, reply
 from objserver.testing.stores import SharedStoreConformance
 
 SECRET = "s3cret"
@@ -107,6 +108,17 @@ def test_who_takes_over_waits_for_a_commit_under_way(store):
     with held_up(store, lambda: store.acquire([("T", "a")], "new")) as begin:
         found = begin("UPDATE object SET version = 2, state = 'late'")
     assert found == {("T", "a"): Record(1, 2, 1, 3, b"late")}
+
+
+def test_who_takes_over_has_the_messages_of_a_commit_under_way(store):
+    store.commit([change("a", owner="old", messages=[message(1)])])
+    with held_up(store, lambda: store.acquire([("T", "a")], "new")) as begin:
+        begin(
+            "WITH o AS (UPDATE object SET version = 2 RETURNING type, key) INSERT INTO message"
+            " (id, target, payload, type, key, owner) SELECT %s, %s, %s, type, key, 'old' FROM o",
+            *message(2),
+        )
+    assert store._rows("read", b"SELECT owner FROM message") == [("new",), ("new",)]
 
 
 def test_a_commit_that_waited_for_who_takes_over_is_refused(store):
@@ -254,6 +266,91 @@ def test_too_large_for_one_transaction(store, monkeypatch):
     with pytest.raises(Unstorable, match="101 bytes are too many"):
         store.commit([change("a", state=b"x" * 50), change("b", state=b"x" * 43, replies=[reply(1)])])
     assert store.commit([change("a", state=b"x" * 100)])
+
+
+def another_history(postgres, store, monkeypatch, timeline, system="1"):
+    """From now on its server shows this one, to new connections; and there are no others."""
+    history = f"SELECT '{system}', '{timeline}'".encode()
+    monkeypatch.setattr(link, "_HISTORY", history)
+    disconnect(postgres)
+
+
+def test_what_was_based_on_another_history_is_refused_once_and_somebody_is_told(
+    postgres, url, monkeypatch, caplog
+):
+    monkeypatch.setattr(link, "_HISTORY", b"SELECT '1', '00000001'")
+    store, said = open_store(url), []
+    store.changed = said.append
+    store.commit([change("a")])
+    assert store.confirm([("T", "a", 0, 1)]) == {("T", "a")}
+    disconnect(postgres)
+    assert store.commit([change("a", 1)]) == {("T", "a")}  # the same server again
+    another_history(postgres, store, monkeypatch, "00000002")
+    assert store.load("T", "a").version == 2  # what is read now is of now
+    (sentence,) = said
+    assert "(timeline 00000001 before and 00000002 now): what was loaded before may never" in sentence
+    assert sentence in caplog.text
+    for accepted in (set(), {("T", "a")}):
+        assert store.commit([change("a", 2)]) == accepted
+        assert store.confirm([("T", "a", 0, 2 + len(accepted))]) == accepted
+    another_history(postgres, store, monkeypatch, "00000002", system="2")
+    assert store.commit([change("a", 3)]) == set()
+    assert "(another database system, 1 before and 2 now)" in said[1]
+    assert len(said) == 2
+    store.close()
+
+
+def test_a_server_that_does_not_show_its_history_is_used_with_a_warning(url, monkeypatch, caplog):
+    monkeypatch.setattr(link, "_HISTORY", b"SELECT no_such_function()")
+    store = open_store(url)
+    assert store.commit([change("a")])
+    assert "does not show which history it has" in caplog.text
+    store.close()
+
+
+def test_everybody_may_see_which_history_a_server_has(postgres, url):
+    postgres.execute("CREATE ROLE plain LOGIN")
+    plain = url.replace("objserver@", "plain@")
+    ((system, timeline),) = postgres.execute(link._HISTORY.decode(), plain)
+    assert system.isdigit()
+    assert timeline == "00000001"
+
+
+def test_a_database_that_is_called_replicated_and_is_not_is_refused(postgres, url):
+    for replicated in (f"{url}&durability=replicated", url.replace("?", "?durability=replicated&")):
+        with pytest.raises(errors.StoreError, match=r"synchronous_standby_names is ''.*name the standbys"):
+            open_store(replicated)
+    with pytest.raises(errors.StoreError, match="durability that is unknown"):
+        open_store(f"{url}&durability=some")
+    open_store(url).close()
+
+
+def test_whether_a_database_is_replicated_is_looked_at_with_each_connection(postgres, url):
+    def standbys(value):
+        postgres.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{value}'")
+        postgres.execute("SELECT pg_reload_conf()")
+        with contextlib.closing(psycopg.connect(postgres.url.replace("+psycopg", ""))) as other:
+            end = time.monotonic() + 20
+            while other.execute("SHOW synchronous_standby_names").fetchone() != (value,):
+                assert time.monotonic() < end
+
+    open_store(url).close()  # where nobody waits for a standby yet
+    standbys("ANY 1 (s1, s2)")
+    try:
+        store = open_store(f"{url}&durability=replicated")
+        assert store.url == url.replace("+psycopg", "")
+        assert store.load("T", "a") is None
+        standbys("")
+        disconnect(postgres)
+        for use in (lambda: store.load("T", "a"), lambda: store.commit([change("a")])):
+            with pytest.raises(errors.StoreError, match="URL says durability=replicated") as caught:
+                use()
+            assert not caught.value.in_doubt
+        standbys("s1")
+        assert store.load("T", "a") is None
+    finally:
+        standbys("")
+    store.close()
 
 
 def test_settings_in_force(postgres, url):

@@ -9,6 +9,7 @@ from objserver.testing.faulty_store import Disk, opened
 from objserver.testing.world import START_S, World
 
 CHANGE = Change("T", "a", 0, 0, 1, 1, b"state")
+NAME = ("T", "a")
 ALWAYS = 1.0
 
 
@@ -94,3 +95,26 @@ def test_a_crash_comes_before_the_write_or_after_it(store):
 def test_closing_leaves_it_open_for_the_others(world, store):
     do(world, store, Disk(), lambda s: s.close())
     assert store.load("T", "a") is None
+
+
+def test_who_released_an_object_can_commit_no_more(world):
+    store = SqliteStore("sqlite://", alone=False, clock=lambda: world.now)
+    for name, life in (("1", "me"), ("2", "you")):
+        store.join(name, life, "h:1", 1000, b"")
+    mine = CHANGE._replace(epoch=1, owner="me")
+    came = do(
+        world,
+        store,
+        Disk(),
+        lambda store: store.acquire([NAME], "me", True),
+        lambda store: store.acquire([NAME], "you", True),  # which has it elsewhere, and changes nothing
+        lambda store: store.commit([mine]),
+        lambda store: store.release([(*NAME, 1)], "me", "you"),
+        lambda store: store.commit([mine._replace(version=1)]),
+        lambda store: store.commit([mine._replace(version=1, epoch=2, owner="you")]),
+    )
+    assert came[2:] == [{NAME}, {NAME}, set(), {NAME}]
+    assert not world.failures
+    # One that would be accepted nevertheless is a failure.
+    do(world, store, Disk(), lambda store: store.commit([mine._replace(version=2, epoch=2)]))
+    assert world.failures
