@@ -73,6 +73,9 @@ class ServerSettings:
     node_lease_s: float = 3.0
     """How long a node of a cluster that is silent keeps its objects: so long they are not to be had when it
     dies, and so long it may pause without losing them.  It is renewed three times as often."""
+    rebalanced_per_lease_max: int = 100
+    """Objects that a node of a cluster gives to others in the time of a lease, when it has more of them than
+    they: each makes its callers wait for a few milliseconds.  0: objects stay where they are."""
     stream_linger_s: float = 30.0
     """How long an item stream outlives the connection it was opened on (Pyro5's ITER_STREAM_LINGER)."""
     stream_lifetime_s: float = 0.0

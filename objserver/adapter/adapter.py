@@ -1035,6 +1035,15 @@ class ObjectAdapter:
         """Whether a Persistent object is active."""
         return any(activation.registration.persistent for activation in self._active.all())
 
+    def called_since(self, count: int) -> list[tuple[str, str]]:
+        """Type and key of the active Persistent objects that were called after the first `count` invocations;
+        without those of which a stream is open."""
+        return [
+            (activation.registration.name, activation.key)
+            for activation in self._active.all()
+            if activation.registration.persistent and activation.last_used > count and not activation.streams
+        ]
+
     def touch(self, object_id: str, done: Callable[[], None]) -> None:
         """Activate a Persistent object in its turn, if that may be, and do nothing with it; then `done`."""
         invocation = Invocation(_Touch(done), object_id, "<touch>")

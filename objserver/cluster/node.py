@@ -16,6 +16,8 @@ import logging
 import math
 import threading
 from collections.abc import Sequence
+from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import ormsgpack
@@ -23,6 +25,7 @@ import ormsgpack
 import objserver
 from objserver import errors
 from objserver.adapter import Concurrent, Shared
+from objserver.cluster.balance import Given, gives
 from objserver.cluster.desk import Desk
 from objserver.cluster.entry import Entry
 from objserver.cluster.placement import Candidate, Placement, PreferLocal
@@ -43,6 +46,8 @@ log = escaping(logging.getLogger("objserver.cluster"))
 
 RENEWALS = 3
 """In the time of a lease: one may be late, and one may fail."""
+GIVING_S = 1.0
+"""How long is waited for one object that is to be given away: another will do."""
 CLOCKS_DIFFER = 0.1
 """By what part of a lease this machine's clock may be slower than the database's, before fast reads are
 stale."""
@@ -76,6 +81,13 @@ class ClusterNode:
         self._relays = Relays(Location.parse(server.address), server.itself)
         self.relay = self._relays.call
         self._moved = self._handed_over = self._lives = self._failed_renewals = 0
+        self._given = Given()
+        self._is_giving = False
+        self._giving: Any = None
+        """The thread that gives objects away."""
+        self._objects_given = 0
+        self._balanced_at = 0
+        """How many calls there had been then."""
         self._trusted_until = -math.inf
         self._counted = self._machine.monotonic(), 0
         """When the calls were counted last, and how many there had been."""
@@ -99,12 +111,14 @@ class ClusterNode:
         self._thread = self._machine.start(self._run, "objserver-node")
 
     def _run(self) -> None:
-        while True:
+        for turn in count(1):
             with self._wake:
                 self._wake.wait_for(lambda: self._stopping, self._lease_s / RENEWALS)
                 if self._stopping:
                     return
             self.renew()
+            if turn % RENEWALS == 0:
+                self.balance()  # not every time: what was given before shows in what the others say now
 
     def renew(self) -> None:
         """Say that we live, and see who else does; begin another life if this one is over."""
@@ -236,6 +250,7 @@ class ClusterNode:
         with self._wake:
             self._stopping = True
             self._wake.notify_all()
+        self.balanced()
         if self._thread is not None:
             self._thread.join()
             try:
@@ -374,6 +389,63 @@ class ClusterNode:
                 f"{whole} was not handed over to {to}: what runs in it did not end in {timeout_s} s"
             )
 
+    def balance(self) -> None:
+        """Begin to give objects to nodes that have fewer, if there are some, in a thread of its own."""
+        if self._is_giving:
+            return
+        adapter, now = self._server.adapter, self._machine.monotonic()
+        since, self._balanced_at = self._balanced_at, adapter.invocations
+        shown = {node.life: node.objects for node in self.candidates()}
+        objects = {life: self._given.estimate(life, n, now) for life, n in shown.items()}
+        if self.owner in objects:
+            objects[self.owner] = adapter.active_persistent
+        wanted = gives(
+            objects, self.owner, self._server.settings.rebalanced_per_lease_max, self._machine.uniform
+        )
+        if wanted:
+            self._is_giving = True
+            self._giving = self._machine.start(partial(self._give, wanted, shown, since), "objserver-balance")
+
+    def balanced(self) -> None:
+        """Wait until what `balance` has begun is done."""
+        if self._giving is not None:
+            self._giving.join()
+
+    def _give(self, wanted: dict[str, int], shown: dict[str, int], since: int) -> None:
+        try:
+            self._give_some(wanted, shown, since)
+        except errors.StoreError as problem:
+            log.warning("node %s gives no more objects away for now: %s", self.name, problem)
+        finally:
+            self._is_giving = False
+
+    def _give_some(self, wanted: dict[str, int], shown: dict[str, int], since: int) -> None:
+        able: dict[str, list[Candidate]] = {}
+        for type, key in self._server.adapter.called_since(since):
+            if not wanted or self._stopping or self._state != "up":
+                return
+            if type not in able:
+                able[type] = self._able(type)
+            nodes = able[type]
+            neediest = max(wanted, key=lambda life: wanted[life])
+            if not any(node.life == neediest for node in nodes):
+                continue
+            # It goes where it would stay if it were asked for there.
+            to = self.placement.place(type, key, nodes, neediest)
+            if to.life not in wanted:
+                continue
+            try:
+                self.migrate(type, key, to.name, GIVING_S)
+            except errors.StoreError:
+                raise
+            except (errors.ObjServerError, ValueError):
+                continue  # it is busy, or not here any more
+            self._objects_given += 1
+            self._given.add(to.life, 1, shown[to.life], self._machine.monotonic())
+            wanted[to.life] -= 1
+            if not wanted[to.life]:
+                del wanted[to.life]
+
     # -- looking in ----------------------------------------------------------------------------------
 
     def statistics(self) -> dict[str, Any]:
@@ -387,7 +459,10 @@ class ClusterNode:
             "renewals_failed": self._failed_renewals,
             "calls_sent_on": self._moved,
             "calls_relayed": self._relays.relayed,
+            "objects": self._server.adapter.active_persistent,
             "objects_handed_over": self._handed_over,
+            "objects_given": self._objects_given,
+            "rebalanced_per_lease_max": self._server.settings.rebalanced_per_lease_max,
             "routes": len(self._routes),
             "routes_max": ROUTES_MAX,
         }
