@@ -431,6 +431,8 @@ class ObjectAdapter:
 
     def refuse(self, invocation: Invocation, problem: BaseException) -> None:
         """Answer with an error; or have the call made where the object is, for who would not go there."""
+        if isinstance(problem, errors.StoreError) and problem.away and invocation.work is None:
+            problem = self._ownership.instead(problem)
         stays = invocation.oneway or invocation.caller.session_is_connection
         if type(problem) is errors.Moved and stays and self._relay is not None and not invocation.errand:
             self._engine.submit(partial(self._make_elsewhere, self._relay, invocation, problem))
@@ -649,7 +651,9 @@ class ObjectAdapter:
                 assert self._durability is not None
                 self._durability.repeat(invocation, error)
                 return self._leave(invocation)
-            if type(error) is errors.Moved:
+            away = isinstance(error, errors.StoreError) and error.away and not invocation.begun
+            if type(error) is errors.Moved or away:
+                assert error is not None
                 following = self._leave(invocation)  # first: who makes it elsewhere may be quick
                 self.refuse(invocation, error)
                 return following
@@ -900,7 +904,10 @@ class ObjectAdapter:
         """From now on the calls of this client are remembered; StoreError if there is no store."""
         if self._durability is None:
             raise errors.StoreError("this server has no store, so it remembers no calls")
-        self._durability.sessions.open(client, self._clock.monotonic(), forever)
+        try:
+            self._durability.sessions.open(client, self._clock.monotonic(), forever)
+        except errors.StoreError as problem:
+            raise self._ownership.instead(problem) if problem.away else problem from None
 
     def keeps_calls(self, object_id: str) -> bool:
         """Whether calls of the object happen exactly once, if they have an id."""

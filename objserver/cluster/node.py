@@ -268,6 +268,14 @@ class ClusterNode:
         moved.address = address
         return moved
 
+    def instead(self, problem: errors.StoreError) -> BaseException:
+        """See Ownership.  Another node may reach it, or this one a little later."""
+        self._moved += 1
+        ways = self.entries[1:] or self.entries
+        moved = errors.Moved(f"node {self.name} does not reach the store of {self.cluster}: {problem}")
+        moved.address = ways[int(self._machine.uniform(0, len(ways)))]
+        return moved
+
     # -- moving objects ------------------------------------------------------------------------------
 
     def migrate(self, type: str, key: str, to: str, timeout_s: float) -> None:
