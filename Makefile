@@ -40,6 +40,8 @@ soak: $(VENV)/test
 	FUZZED_FRAMES=1000000000 FUZZED_FROM=1000 $(PY) -m pytest -n 2 --dist load -k broken_frames \
 	  -o faulthandler_timeout=0 tests/testing/test_fuzz.py
 	KILL_CYCLES=5000 $(PY) -m pytest -n 2 --dist load -o faulthandler_timeout=0 tests/testing/test_kills.py
+	CLUSTER_KILLS=2000 CLUSTER_PAUSES=2000 CLUSTER_PARTITIONS=500 CLUSTER_FAILOVERS=200 \
+	  $(PY) -m pytest -n 2 --dist load -k notices -o faulthandler_timeout=0 tests/testing/test_cluster_faults.py
 
 # Coverage-guided fuzzing with atheris; for as long as you like.
 FUZZ_S ?= 600

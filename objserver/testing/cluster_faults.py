@@ -57,8 +57,10 @@ ACCOUNTS = 12
 TOGETHER = 2
 """Nodes that something happens to at a time."""
 LEASE_S = 0.5
+TAKEN_OVER = 0.5
+"""Of the nodes that are away for longer than their lease, so many until something of theirs is taken over."""
 LINGER_S = 0.3
-"""A node may be away for so long after its lease has ended."""
+"""... and then up to so long."""
 CUT_S = 1.0
 """A node is cut off from the clients, and keeps its lease, for up to so long."""
 PROGRESS_SIZE = 8_000
@@ -189,7 +191,7 @@ class Campaign:
         pid = self._kill(slot)
         yield lambda: pid not in self._nodes
         if self._chance.random() < 0.5:
-            yield self._ended(slot, life)
+            yield from self._is_over(slot, life)
             self._counts["killed for longer than the lease"] += 1
         self._start_node(slot)
         yield self._back(slot, life)
@@ -198,8 +200,7 @@ class Campaign:
         life = self._lives[slot]
         (pid,) = (pid for pid, of in self._nodes.items() if of == slot)
         os.kill(pid, signal.SIGSTOP)
-        yield self._ended(slot, life)
-        yield self._later(self._chance.uniform(0, LINGER_S))
+        yield from self._is_over(slot, life)
         os.kill(pid, signal.SIGCONT)
         yield lambda: slot in self._lives
 
@@ -212,8 +213,7 @@ class Campaign:
         if kind == "the clients":
             yield self._later(self._chance.uniform(0, CUT_S))
         else:
-            yield self._ended(slot, life)
-            yield self._later(self._chance.uniform(0, LINGER_S))
+            yield from self._is_over(slot, life)
         self._lan.heal(slot, towards)
         yield lambda: slot in self._lives
 
@@ -228,8 +228,19 @@ class Campaign:
         replicas.begin_again(killed)
         yield replicas.has_begun_again
 
-    def _ended(self, slot: int, life: str) -> Condition:
-        return lambda: self._lives.get(slot) != life
+    def _is_over(self, slot: int, life: str) -> Iterator[Condition]:
+        """Steps until the lease of this life has ended, and perhaps others have what it had."""
+        yield lambda: self._lives.get(slot) != life
+        had = self._owns(life)
+        if had and self._chance.random() < TAKEN_OVER:
+            yield lambda: self._owns(life) < had
+        yield self._later(self._chance.uniform(0, LINGER_S))
+
+    def _owns(self, life: str) -> int:
+        """How many objects the database says this life has; that they cannot be had is not in it."""
+        with contextlib.suppress(psycopg.Error):
+            return int(self._rows("SELECT count(*) FROM object WHERE owner = %s", life)[0][0])
+        return 0
 
     def _back(self, slot: int, life: str) -> Condition:
         return lambda: self._lives.get(slot, life) != life
@@ -247,10 +258,10 @@ class Campaign:
         with contextlib.suppress(psycopg.Error):
             self._lives = {int(name): life for name, life in self._rows(sql)}
 
-    def _rows(self, sql: str) -> list[tuple[Any, ...]]:
+    def _rows(self, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
         if self._connection is None or self._connection.closed:
             self._connection = psycopg.connect(self._url.replace("+psycopg", ""), autocommit=True)
-        return self._connection.execute(sql.encode()).fetchall()
+        return self._connection.execute(sql.encode(), parameters or None).fetchall()
 
     # -- processes -----------------------------------------------------------------------------------
 

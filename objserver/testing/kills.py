@@ -313,12 +313,14 @@ def run(
             postgres.stop()
 
 
-def run_apart(*options: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def run_apart(*options: str, module: str = "kills") -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The reports and their sum, of a process of its own, with these options of the command line.
+
+    `module`: of what makes them, as `cluster_faults` does too.
 
     For a process that may have threads, as under pytest.  Prints the command.
     """
-    command = [sys.executable, "-m", "objserver.testing.kills", *options]
+    command = [sys.executable, "-m", f"objserver.testing.{module}", *options]
     print("to see it again:", shlex.join(command[1:]))
     ended = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     *reports, total = map(json.loads, ended.stdout.splitlines() or ["{}"])
