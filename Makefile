@@ -6,7 +6,7 @@ PY     := $(VENV)/bin/python
 
 PYTHONS ?= 3.11 3.12 3.13
 
-.PHONY: demo test test-all soak fuzz check docs notebooks bench clean
+.PHONY: demo test test-all soak fuzz check docs notebooks bench bench-cluster clean
 
 # One stamp per set of needs, so that a second run installs nothing.
 $(VENV)/base: setup.cfg setup.py pyproject.toml objserver/wire/_kernel.c objserver/codecs/_budget.c
@@ -80,6 +80,10 @@ bench: $(VENV)/bench
 	  $(PY) -m pip install --quiet --disable-pip-version-check $$peer || echo "$$peer does not install here"; \
 	done
 	$(PY) -m benchmarks $(BENCH)
+
+# The figures of clusters alone, and the curve of their cost against their size.
+bench-cluster: $(VENV)/bench
+	$(PY) -m benchmarks.cluster --plot docs/reference/cluster_size.svg
 
 clean:
 	rm -f objserver/*/_*.so

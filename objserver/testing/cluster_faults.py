@@ -184,7 +184,9 @@ class Campaign:
                     del self._going[slot]
                     self._counts[fault.kind] += 1
             elif now > fault.since + STUCK_S:
-                self._wrong.append(f"{fault.kind} of node {slot} did not go on in {STUCK_S} s:\n{self._log()}")
+                self._wrong.append(
+                    f"{fault.kind} of node {slot} did not go on in {STUCK_S} s:\n{self._log()}"
+                )
 
     def _kills(self, slot: int) -> Iterator[Condition]:
         life = self._lives[slot]
@@ -403,7 +405,8 @@ def run(wanted: dict[str, int], seed: int, *, mutant: str = "") -> Iterator[dict
 
 def _main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m objserver.testing.cluster_faults", description="a cluster with real faults, under load"
+        prog="python -m objserver.testing.cluster_faults",
+        description="a cluster with real faults, under load",
     )
     for kind in KINDS:
         parser.add_argument(f"--{kind}", type=int, default=0, help="how many (default %(default)s)")
@@ -414,9 +417,7 @@ def _main() -> int:
         parser.error("partitions are of a network, and the replicas are not in it: run them one by one")
     counts: collections.Counter[str] = collections.Counter()
     wrong = 0
-    for report in run(
-        {kind: getattr(options, kind) for kind in KINDS}, options.seed, mutant=options.mutant
-    ):
+    for report in run({kind: getattr(options, kind) for kind in KINDS}, options.seed, mutant=options.mutant):
         print(json.dumps(report), flush=True)
         counts.update(report["counts"])
         wrong += len(report["wrong"])

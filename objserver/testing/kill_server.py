@@ -44,7 +44,18 @@ from objserver.invocation import CallId, Facts
 from objserver.storage import Change, Message, Store, open_store
 from objserver.storage.sqlite import SqliteStore
 
-__all__ = ["MOMENTS", "MUTANTS", "OUTSIDE", "START_AGAIN", "Account", "Board", "Room", "reach", "serve", "serve_node"]
+__all__ = [
+    "MOMENTS",
+    "MUTANTS",
+    "OUTSIDE",
+    "START_AGAIN",
+    "Account",
+    "Board",
+    "Room",
+    "reach",
+    "serve",
+    "serve_node",
+]
 
 OUTSIDE = "outside"
 """In place of a moment: killed by another process, at a random time."""
@@ -298,7 +309,13 @@ def serve(
 
 
 def serve_node(
-    board: Board, slot: int, address: str, url: str, lease_s: float, enter: Callable[[], None], mutant: str = ""
+    board: Board,
+    slot: int,
+    address: str,
+    url: str,
+    lease_s: float,
+    enter: Callable[[], None],
+    mutant: str = "",
 ) -> NoReturn:
     """Serve accounts as a node of a cluster, until killed; `enter` moves this process into its network."""
     global _doom

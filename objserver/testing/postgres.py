@@ -9,8 +9,8 @@ input, which comes when the tests end, in whatever way: also by kill -9, after w
 up.  Then it stops the server and removes the directory.  Because it is run by its path, this module imports
 nothing but the standard library before it is asked to.
 
-`PostgresReplicas` are a primary and two standbys, of which one has to confirm every commit; the primary can be
-killed, at the worst moment, and another promoted.
+`PostgresReplicas` are a primary and two standbys, of which one has to confirm every commit; the primary can
+be killed, at the worst moment, and another promoted.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A cluster of real processes, with real faults, under load: what was answered is there, once, and is not stale.
+"""A cluster of real processes, with real faults, under load: what was answered is there, once, and not stale.
 
-CLUSTER_KILLS, CLUSTER_PAUSES, CLUSTER_PARTITIONS and CLUSTER_FAILOVERS say how many of each there are (`make soak`
-sets 2,000, 2,000, 500 and 200), CLUSTER_SEED in which order they meet whom.
+CLUSTER_KILLS, CLUSTER_PAUSES, CLUSTER_PARTITIONS and CLUSTER_FAILOVERS say how many of each there are (`make
+soak` sets 2,000, 2,000, 500 and 200), CLUSTER_SEED in which order they meet whom.
 """
 
 import os

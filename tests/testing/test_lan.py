@@ -9,12 +9,13 @@ import pytest
 from objserver.testing import lan
 
 CODE = """
-import json, os, socket
+import json, os, signal, socket
 from objserver.testing.lan import CLIENTS, Lan
 
 lan = Lan(2)
 inside, outside = socket.socketpair()
-if not os.fork():
+child = os.fork()
+if not child:
     lan.enter(1)
     listener = socket.create_server((lan.address(1), 7000))
     inside.sendall(b"!")
@@ -36,7 +37,9 @@ for towards in ("", CLIENTS):
     lan.cut(1, towards)
     found.append(answers())
     lan.heal(1, towards)
-    found.append(answers())
+    while not answers():  # whose address it is has to be asked for again
+        pass
+os.kill(child, signal.SIGKILL)
 print(json.dumps([found, [name for _, name in socket.if_nameindex()]]))
 """
 
@@ -48,7 +51,7 @@ def test_a_link_can_be_cut_and_healed_and_the_machine_has_no_part_in_it():
         pytest.skip(f"no networks of our own: {reason}")
     ran = subprocess.run([sys.executable, "-c", CODE], stdout=subprocess.PIPE, text=True, timeout=60)
     found, interfaces = json.loads(ran.stdout)
-    assert found == [True, False, True, False, True]
+    assert found == [True, False, False]
     assert set(interfaces) == {"lo", "switch", "port0", "port1"}
 
 
