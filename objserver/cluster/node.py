@@ -60,6 +60,8 @@ class ClusterNode:
         self._wake = self._machine.Condition()
         self._thread: Any = None
         self._stopping = False
+        self._renewed_at = 0.0
+        """When the last renewal that succeeded was sent: the lease ends no earlier than its time after that."""
         self._view: Sequence[Row] = ()
         self._routes = Routes()
         self._leaving: dict[tuple[str, str], str] = {}
@@ -80,6 +82,7 @@ class ClusterNode:
 
     def start(self) -> None:
         """Join.  StoreError if the store does not let us."""
+        self._renewed_at = self._machine.monotonic()
         self._store.join(self.name, self.owner, self.address, self._lease_s, self._facts())
         self._lives += 1
         self._seen(self._store.nodes())
@@ -94,11 +97,17 @@ class ClusterNode:
             self.renew()
 
     def renew(self) -> None:
-        """Say that we live, and see who else does; begin another life if this one is over."""
-        life = self.owner
+        """Say that we live, and see who else does; begin another life if this one is over.
+
+        It is also over if its lease may have ended, though nobody has taken anything yet: others were free to
+        send our messages, and must not meet with those that the same life sends later.
+        """
+        life, sent_at = self.owner, self._machine.monotonic()
         try:
             nodes = self._store.renew(life, self._lease_s, self._facts(), self._state)
-            if nodes is None:
+            lapsed = self._machine.monotonic() - self._renewed_at > self._lease_s
+            self._renewed_at = sent_at
+            if nodes is None or lapsed:
                 self._begin_again(life)
                 nodes = self._store.nodes()
         except errors.StoreError as problem:

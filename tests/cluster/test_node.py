@@ -9,7 +9,7 @@ import pytest
 
 from objserver import AsyncProxy, ObjectServer, Proxy, errors
 from objserver.cluster import ByHash, Pinned
-from tests.cluster.conftest import SETTINGS, Account, disappear, renewed, where
+from tests.cluster.conftest import LEASE_S, SETTINGS, Account, disappear, renewed, where
 
 
 def uri(node, key):
@@ -263,6 +263,17 @@ def test_a_server_outside_the_cluster_takes_nothing_of_it(cluster):
 def test_a_cluster_needs_a_store():
     with pytest.raises(errors.RegistrationError, match="needs the store"):
         ObjectServer(cluster="bank")
+
+
+def test_a_node_whose_lease_may_have_ended_begins_another_life_though_nobody_took_its_place(cluster):
+    a = cluster("a")
+    with Proxy(uri(a, "alice"), timeout_s=20) as proxy:
+        proxy.deposit(5)
+        life = a.node.owner
+        a.node._renewed_at -= LEASE_S
+        a.node.renew()
+        assert a.node.owner != life
+        assert proxy.deposit(5) == 10
 
 
 def without_a_store(node, monkeypatch):
