@@ -61,7 +61,7 @@ class ClusterNode:
         self._thread: Any = None
         self._stopping = False
         self._renewed_at = 0.0
-        """When the last renewal that succeeded was sent: the lease ends no earlier than its time after that."""
+        """When the last renewal that succeeded was sent: the lease lasts from then on, at least."""
         self._view: Sequence[Row] = ()
         self._routes = Routes()
         self._leaving: dict[tuple[str, str], str] = {}
@@ -210,6 +210,7 @@ class ClusterNode:
         elif self._state == "draining":
             self._send_away(name)
         elif not sent:
+            self.look(type, key)  # who waited behind what was handed over need not ask the store again
             self._place(name)
         found = self._acquire(name)
         if found is None:

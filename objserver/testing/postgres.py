@@ -106,6 +106,7 @@ class _Watcher:
     @property
     def has_begun(self) -> bool:
         """`begun` would not wait."""
+        assert self._process.stdout is not None
         return bool(select.select([self._process.stdout], [], [], 0)[0])
 
     def begun(self) -> str:
