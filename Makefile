@@ -6,7 +6,7 @@ PY     := $(VENV)/bin/python
 
 PYTHONS ?= 3.11 3.12 3.13
 
-.PHONY: demo test test-all soak fuzz check docs notebooks bench clean
+.PHONY: demo test test-all soak fuzz check docs notebooks bench bench-cluster clean
 
 # One stamp per set of needs, so that a second run installs nothing.
 $(VENV)/base: setup.cfg setup.py pyproject.toml objserver/wire/_kernel.c objserver/codecs/_budget.c objserver/security/_records.c
@@ -40,6 +40,8 @@ soak: $(VENV)/test
 	FUZZED_FRAMES=1000000000 FUZZED_FROM=1000 $(PY) -m pytest -n 2 --dist load -k broken_frames \
 	  -o faulthandler_timeout=0 tests/testing/test_fuzz.py
 	KILL_CYCLES=5000 $(PY) -m pytest -n 2 --dist load -o faulthandler_timeout=0 tests/testing/test_kills.py
+	CLUSTER_KILLS=2000 CLUSTER_PAUSES=2000 CLUSTER_PARTITIONS=500 CLUSTER_FAILOVERS=200 \
+	  $(PY) -m pytest -n 2 --dist load -k notices -o faulthandler_timeout=0 tests/testing/test_cluster_faults.py
 
 # Coverage-guided fuzzing with atheris; for as long as you like.
 FUZZ_S ?= 600
@@ -78,6 +80,10 @@ bench: $(VENV)/bench
 	  $(PY) -m pip install --quiet --disable-pip-version-check $$peer || echo "$$peer does not install here"; \
 	done
 	$(PY) -m benchmarks $(BENCH)
+
+# The figures of clusters alone, and the curve of their cost against their size.
+bench-cluster: $(VENV)/bench
+	$(PY) -m benchmarks.cluster --plot docs/reference/cluster_size.svg
 
 clean:
 	rm -f objserver/*/_*.so

@@ -26,9 +26,9 @@ MEASUREMENTS: dict[str, Callable[[bool], Any]] = {
     "sleeping": measures.sleeping,
     "imports": measures.imports,
 }
-MODULES = ("large", "durable", "secure", "authorized", "hostile", "names")
-"""Large values, stored objects, TLS, who may call, hostile peers, the name server: modules that have
-`tables(quick) -> report.Tables`."""
+MODULES = ("large", "durable", "secure", "authorized", "hostile", "names", "cluster")
+"""Large values, stored objects, TLS, who may call, hostile peers, the name server, clusters: modules
+that have `tables(quick) -> report.Tables`."""
 
 
 def main() -> None:

@@ -8,15 +8,12 @@ client over loopback to two servers in one process, one with authorization and o
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
-from rich.console import Console
-
 from benchmarks.measures import Spread
-from benchmarks.report import Sheet, Tables
+from benchmarks.report import Sheet, Tables, run_alone
 from objserver import ObjectServer, Proxy, ServerSettings, expose
 from objserver.adapter import Invocation
 from objserver.adapter.guard import Guard
@@ -152,9 +149,4 @@ def tables(quick: bool) -> Tables:
 
 
 if __name__ == "__main__":
-    console = Console()
-    result = tables(quick="--quick" in sys.argv)
-    for sheet in result.sheets:
-        sheet.print(console)
-    for goal in result.goals:
-        console.print(" | ".join(goal))
+    run_alone(tables)

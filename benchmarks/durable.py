@@ -24,7 +24,6 @@ import multiprocessing
 import os
 import shutil
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -33,10 +32,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from benchmarks.measures import Spread
-from benchmarks.report import Sheet, Tables
+from benchmarks.report import Sheet, Tables, run_alone
 from objserver import AsyncProxy, ObjectServer, Persistent, Proxy, expose, idempotent, readonly
 from objserver.adapter import durability, servants
 from objserver.client.connection import ClientConnection
@@ -387,9 +384,4 @@ def tables(quick: bool = False) -> Tables:
 
 
 if __name__ == "__main__":
-    console = Console()
-    result = tables(quick="--quick" in sys.argv)
-    for sheet in result.sheets:
-        sheet.print(console)
-    for goal in result.goals:
-        console.print(" | ".join(goal))
+    run_alone(tables)

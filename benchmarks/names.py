@@ -31,10 +31,9 @@ from random import Random
 from typing import Any
 
 import Pyro5.api
-from rich.console import Console
 
 from benchmarks.measures import Spread
-from benchmarks.report import Sheet, Tables
+from benchmarks.report import Sheet, Tables, run_alone
 from objserver import Proxy
 from objserver.testing.postgres import PostgresServer, Unavailable
 
@@ -237,9 +236,4 @@ def tables(quick: bool = False) -> Tables:
 
 
 if __name__ == "__main__":
-    console = Console()
-    result = tables(quick="--quick" in sys.argv)
-    for sheet in result.sheets:
-        sheet.print(console)
-    for goal in result.goals:
-        console.print(" | ".join(goal))
+    run_alone(tables)

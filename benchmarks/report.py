@@ -12,6 +12,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -233,6 +234,16 @@ def imports(result: dict[str, Spread]) -> Tables:
     )
     tables.at_most("import objserver: at most 1.5x import Pyro5.api", ours.over(stock), 1.5)
     return tables
+
+
+def run_alone(tables: Callable[[bool], Tables]) -> None:
+    """What a module of the benchmarks does that is run by itself, with --quick or without."""
+    console = Console()
+    result = tables("--quick" in sys.argv)
+    for sheet in result.sheets:
+        sheet.print(console)
+    for goal in result.goals:
+        console.print(" | ".join(goal))
 
 
 TABLES: dict[str, Callable[[Any], Tables]] = {

@@ -21,17 +21,14 @@ import shutil
 import socket
 import ssl
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
-from rich.console import Console
-
 from benchmarks.measures import Spread
-from benchmarks.report import Sheet, Tables
+from benchmarks.report import Sheet, Tables, run_alone
 from objserver import ObjectServer, Proxy, expose
 from objserver.codecs import Codecs
 from objserver.security import ALLOW_AUTHENTICATED, Authentication, ClientTLS, ServerTLS, SharedKey, authority
@@ -258,9 +255,4 @@ def tables(quick: bool = False) -> Tables:
 
 
 if __name__ == "__main__":
-    console = Console()
-    result = tables(quick="--quick" in sys.argv)
-    for sheet in result.sheets:
-        sheet.print(console)
-    for goal in result.goals:
-        console.print(" | ".join(goal))
+    run_alone(tables)

@@ -185,10 +185,12 @@ class Cancelled(ObjServerError):
 class StoreError(ObjServerError):
     """The store could not read or keep an object's state.
 
-    `in_doubt`: its answer to a commit did not come, so the change may be stored all the same.
+    `in_doubt`: its answer to a commit did not come, so the change may be stored all the same.  `away`: it was
+    not reached, so nothing was done; another time, or from another server, it may be.
     """
 
     in_doubt: bool = False
+    away: bool = False
 
 
 class StateError(StoreError, TypeError):

@@ -480,6 +480,8 @@ class ObjectAdapter:
     def refuse(self, invocation: Invocation, problem: BaseException) -> None:
         """Answer with an error.  But a call for an object that is elsewhere a copy may answer, and else it is
         made where the object is, for who would not go there."""
+        if isinstance(problem, errors.StoreError) and problem.away and invocation.work is None:
+            problem = self._ownership.instead(problem)
         if type(problem) is errors.Moved:
             try:
                 if self._copies.read_instead(invocation, problem):
@@ -733,7 +735,9 @@ class ObjectAdapter:
                 assert self._durability is not None
                 self._durability.repeat(invocation, error)
                 return self._leave(invocation)
-            if type(error) is errors.Moved:
+            away = isinstance(error, errors.StoreError) and error.away and not invocation.begun
+            if type(error) is errors.Moved or away:
+                assert error is not None
                 following = self._leave(invocation)  # first: who makes it elsewhere may be quick
                 self.refuse(invocation, error)
                 return following
@@ -993,7 +997,10 @@ class ObjectAdapter:
         """From now on the calls of this client are remembered; StoreError if there is no store."""
         if self._durability is None:
             raise errors.StoreError("this server has no store, so it remembers no calls")
-        self._durability.sessions.open(client, self._clock.monotonic(), forever)
+        try:
+            self._durability.sessions.open(client, self._clock.monotonic(), forever)
+        except errors.StoreError as problem:
+            raise self._ownership.instead(problem) if problem.away else problem from None
 
     def keeps_calls(self, object_id: str) -> bool:
         """Whether calls of the object happen exactly once, if they have an id."""

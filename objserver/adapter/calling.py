@@ -176,7 +176,8 @@ class Nobody:
         return b""
 
     def encode_error(self, invocation: Invocation, error: BaseException) -> bytes:
-        log.error("ending %s: %s", invocation.object_id, error, exc_info=error)
+        if not isinstance(error, errors.Moved):  # it has been handed over: that was the purpose
+            log.error("ending %s: %s", invocation.object_id, error, exc_info=error)
         return b""
 
     def pyro5_context(self, invocation: Invocation) -> dict[str, Any]:

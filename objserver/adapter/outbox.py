@@ -96,6 +96,8 @@ class Outbox:
         self._more = True
         """There may be messages in the store that are not here.  Newer ones then stay there too, and are read
         in their order."""
+        self._looks = 0
+        """How often that was said: a look at the store that had begun before does not answer it."""
         self._arrived: OrderedDict[bytes, int] = OrderedDict()
         """By sender, the number of the last message that has arrived since the store was read."""
         self._through: OrderedDict[bytes, int] = OrderedDict()
@@ -120,6 +122,7 @@ class Outbox:
         """There may be one in the store that nobody was told of."""
         with self._lock:
             self._more = True
+            self._looks += 1
 
     def _take_in(self, messages: Iterable[Message]) -> None:
         for message in messages:
@@ -153,6 +156,7 @@ class Outbox:
     def _load(self) -> None:
         with self._lock:
             arrived, self._arrived = self._arrived, OrderedDict()
+            looks = self._looks
         try:
             messages = self._store.messages(WAITING_MAX, *self._owner())
             first = self._store.first_messages(list(arrived)) if arrived else []
@@ -167,7 +171,7 @@ class Outbox:
                 self._through.move_to_end(sender)
             while len(self._through) > WAITING_MAX:
                 self._through.popitem(last=False)
-            if self._more and not self._known:
+            if self._more and not self._known and looks == self._looks:
                 self._more = False
                 self._take_in(messages)
 

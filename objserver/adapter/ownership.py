@@ -48,6 +48,9 @@ class Ownership(Protocol):
         Moved, to a server whose class knows it.  Returns if there is none.
         """
 
+    def instead(self, problem: errors.StoreError) -> BaseException:
+        """What to tell a caller whose call was not made because this server does not reach the store."""
+
 
 class Alone:
     """Of a server that shares its objects with nobody."""
@@ -63,6 +66,10 @@ class Alone:
 
     def look(self, type: str, key: str) -> None:
         """It is here."""
+
+    def instead(self, problem: errors.StoreError) -> BaseException:
+        """That."""
+        return problem
 
     def acquire(self, type: str, key: str, sent: bool) -> Record | None:
         """See Ownership.  StoreError if a cluster has the object."""

@@ -159,6 +159,8 @@ class Answering:
 
 def _traceback_of(error: BaseException) -> list[str]:
     """The lines of a traceback that begins in the servant: how we got there is of no interest."""
+    if isinstance(error, errors.Unsettled):
+        return []  # its proxy makes the call again, and nobody sees it
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_OURS):
         trace = trace.tb_next

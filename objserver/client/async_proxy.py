@@ -408,7 +408,11 @@ async def _again(
             if isinstance(problem, errors.SessionExpired) and stub.may_introduce(attempts):
                 assert attempts.id is not None
                 facts = in_progress.get()
-                await _open_session(stub, attempts.id.client, facts is not None and facts.is_of_object)
+                try:
+                    await _open_session(stub, attempts.id.client, facts is not None and facts.is_of_object)
+                except errors.Moved as elsewhere:
+                    problem, attempts.session_opened = elsewhere, False
+                    continue
             elif problem is not None:
                 pause_s = attempts.pause(problem, monotonic())
                 if isinstance(problem, errors.Moved):

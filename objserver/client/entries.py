@@ -47,6 +47,13 @@ class Entries:
             while len(self._same) > ADDRESSES_MAX:
                 self._failed.pop(self._same.popitem(last=False)[0], None)
 
+    def alone(self, location: Location) -> None:
+        """The server there is in no cluster, whatever was there before."""
+        if location in self._same:
+            with self._lock:
+                self._same.pop(location, None)
+                self._failed.pop(location, None)
+
     def failed(self, location: Location, now: float) -> None:
         """Nobody answered there."""
         if location in self._same:

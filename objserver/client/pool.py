@@ -337,6 +337,8 @@ class ConnectionPool:
         if greeted.entries:
             self._entries.told(greeting.location, greeted.entries)
             self._ask_at = self._monotonic() + ENTRIES_S
+        else:
+            self._entries.alone(greeting.location)
         self._entries.answered(greeting.location)
         if self.begin_lease is not None:
             self.lease, self.begin_lease = self.begin_lease(), None

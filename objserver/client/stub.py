@@ -300,7 +300,11 @@ class Stub:
                 if isinstance(problem, errors.SessionExpired) and self.may_introduce(attempts):
                     assert attempts.id is not None
                     facts = in_progress.get()
-                    self.open_session(attempts.id.client, facts is not None and facts.is_of_object)
+                    try:
+                        self.open_session(attempts.id.client, facts is not None and facts.is_of_object)
+                    except errors.Moved as elsewhere:
+                        problem, attempts.session_opened = elsewhere, False
+                        continue
                 elif problem is not None:
                     pause_s = attempts.pause(problem, here.monotonic())
                     if isinstance(problem, errors.Moved):

@@ -73,6 +73,8 @@ class ClusterNode:
         self._wake = self._machine.Condition()
         self._thread: Any = None
         self._stopping = False
+        self._renewed_at = -math.inf
+        """When the last renewal that succeeded was sent: the lease lasts from then on, at least."""
         self._view: Sequence[Row] = ()
         self._entry = Entry()
         self._routes = Routes()
@@ -88,7 +90,6 @@ class ClusterNode:
         self._objects_given = 0
         self._balanced_at = 0
         """How many calls there had been then."""
-        self._trusted_until = -math.inf
         self._counted = self._machine.monotonic(), 0
         """When the calls were counted last, and how many there had been."""
 
@@ -121,36 +122,37 @@ class ClusterNode:
                 self.balance()  # not every time: what was given before shows in what the others say now
 
     def renew(self) -> None:
-        """Say that we live, and see who else does; begin another life if this one is over."""
+        """Say that we live, and see who else does; begin another life if this one is over.
+
+        It is also over if its lease may have ended, though nobody has taken anything yet: others were free to
+        send our messages, and must not meet with those that the same life sends later.
+        """
         life, sent_at = self.owner, self._machine.monotonic()
         try:
             nodes = self._store.renew(life, self._lease_s, self._facts(), self._state)
-            if nodes is None:
+            if nodes is None or self._machine.monotonic() - self._renewed_at > self._lease_s:
                 self._begin_again(life)
                 nodes = self._store.nodes()
+            else:
+                self._renewed_at = sent_at
             self._entry = Entry.of(self._store)
         except errors.StoreError as problem:
             self._failed_renewals += 1
             log.warning("node %s could not renew its lease: %s", self.name, problem)
             return
-        if life == self.owner:
-            self._trust(sent_at)
         self._seen(nodes)
 
     def _join(self) -> None:
         sent_at = self._machine.monotonic()
         self._store.join(self.name, self.owner, self.address, self._lease_s, self._facts())
         self._lives += 1
-        self._trust(sent_at)
-
-    def _trust(self, renewed_at: float) -> None:
-        self._trusted_until = renewed_at + self._lease_s * (1 - CLOCKS_DIFFER)
+        self._renewed_at = sent_at
 
     @property
     def trusted(self) -> bool:
         """Whether our lease runs: nobody can have acquired what is ours.  A pause between this and the reply
         is harmless, since what was read was true when it was asked."""
-        return self._machine.monotonic() < self._trusted_until
+        return self._machine.monotonic() < self._renewed_at + self._lease_s * (1 - CLOCKS_DIFFER)
 
     def _begin_again(self, over: str) -> None:
         with self._lock:
@@ -277,6 +279,7 @@ class ClusterNode:
         elif self._state == "draining":
             self._send_away(name)
         elif not sent:
+            self.look(type, key)  # who waited behind what was handed over need not ask the store again
             self._place(name)
         found = self._acquire(name)
         if found is None:
@@ -355,6 +358,14 @@ class ClusterNode:
         self._moved += 1
         moved = errors.Moved(f"{object_id(type, key) if key else type} is at {address}")
         moved.address = address
+        return moved
+
+    def instead(self, problem: errors.StoreError) -> BaseException:
+        """See Ownership.  Another node may reach it, or this one a little later."""
+        self._moved += 1
+        ways = self.entries[1:] or self.entries
+        moved = errors.Moved(f"node {self.name} does not reach the store of {self.cluster}: {problem}")
+        moved.address = ways[int(self._machine.uniform(0, len(ways)))]
         return moved
 
     # -- moving objects ------------------------------------------------------------------------------

@@ -154,7 +154,7 @@ class Committer:
                 what = "may or may not have been stored" if in_doubt else "was not stored"
                 outcome = errors.StoreError(f"{change.type} {change.key!r} {what}: {failure}")
                 outcome.__cause__ = failure
-                outcome.in_doubt = in_doubt
+                outcome.in_doubt, outcome.away = in_doubt, getattr(failure, "away", False)
             elif (change.type, change.key) not in accepted:
                 outcome = Superseded(
                     f"{change.type} {change.key!r} was not stored: it is no longer at epoch {change.epoch}, "
@@ -176,6 +176,7 @@ class Committer:
             if failure is not None:
                 outcome = errors.StoreError(f"{type} {key!r} could not be confirmed: {failure}")
                 outcome.__cause__ = failure
+                outcome.away = getattr(failure, "away", False)
             elif (type, key) not in confirmed:
                 outcome = Superseded(
                     f"{type} {key!r} was read at epoch {epoch}, version {version}, where it is no longer"

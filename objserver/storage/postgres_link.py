@@ -186,7 +186,9 @@ class PostgresDatabase:
             row = connection.execute(_SETTINGS).fetchone()
         except FAILURES as error:
             link.drop()
-            raise self._error("open" if what == "open" else "reach", error) from None
+            failure = self._error("open" if what == "open" else "reach", error)
+            failure.away = True
+            raise failure from None
         if row is None or row[-1] != "UTF8":
             link.drop()
             raise errors.StoreError(
@@ -268,7 +270,9 @@ class PostgresDatabase:
                     else:
                         raise self._error(what, error) from None
                     if lost > 1 or undone > RETRIES_MAX:
-                        raise self._error(what, error) from None
+                        failure = self._error(what, error)
+                        failure.away = lost > 1
+                        raise failure from None
                     continue
                 if what == "write" and link.warning:
                     raise errors.StoreError(f"cannot {what} {self._name}: {link.warning}")

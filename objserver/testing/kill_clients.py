@@ -1,10 +1,11 @@
 """The clients of a kill campaign: processes that call, and write down what they did and what they were told.
 
-Three kinds, each a process of several threads:
+Four kinds, each a process of several threads:
 
     steady   have time: each of their calls must come to an end, whatever is killed
     hasty    have some milliseconds: what became of many calls they do not know, and of some they ask
     mortal   have time, but are killed themselves
+    stock    are Pyro5's own: a call that fails they do not make again, and what became of it they do not know
 
 Each call is written down before it is made, and again when it has come to something, with one write to a
 file, so that nothing is missing there when its process is killed.
@@ -22,19 +23,25 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, NoReturn
 
+import Pyro5.api
+import Pyro5.errors
+
 from objserver import AsyncProxy, Proxy, errors
 from objserver.testing.kill_server import MUTANTS, REFUSAL, Board, reach
 
-__all__ = ["ANSWERED", "FAILED", "HASTY", "KINDS", "MORTAL", "UNKNOWN", "Call", "call", "read"]
+__all__ = ["ANSWERED", "FAILED", "HASTY", "KINDS", "MORTAL", "STOCK", "UNKNOWN", "Call", "call", "read"]
 
 STEADY, HASTY, MORTAL = KINDS = "steady", "hasty", "mortal"
-TIMEOUT_S = {STEADY: 120.0, HASTY: 0.05, MORTAL: 120.0}
+STOCK = "stock"
+TIMEOUT_S = {STEADY: 120.0, HASTY: 0.05, MORTAL: 120.0, STOCK: 2.0}
 """The least that a hasty client allows is a tenth of that.  Who has time has more than all restarts take."""
-THREADS = {STEADY: 3, HASTY: 2, MORTAL: 2}
-TASKS = {STEADY: 4, HASTY: 2, MORTAL: 0}
+THREADS = {STEADY: 3, HASTY: 2, MORTAL: 2, STOCK: 2}
+TASKS = {STEADY: 4, HASTY: 2, MORTAL: 0, STOCK: 0}
 """... of one event loop, with AsyncProxy."""
 ASKS = 0.5
 """Of the calls whose outcome they do not know, hasty clients ask for so many."""
+PAUSE_S = 0.02
+"""Of a stock client that cannot connect."""
 PARTS = 4
 """Entries that one call may make: they are numbered from a multiple of it."""
 ANSWERED, FAILED, UNKNOWN = "answered", "failed", "unknown"
@@ -159,6 +166,30 @@ def _thread(choices: _Choices, uris: list[str], scribe: Scribe, board: Board) ->
         scribe.write(call)
 
 
+def _stock_thread(choices: _Choices, uris: list[str], scribe: Scribe, board: Board) -> None:
+    proxies = [Pyro5.api.Proxy(uri) for uri in uris]
+    for proxy in proxies:
+        proxy._pyroTimeout = TIMEOUT_S[STOCK]
+    while not board.over:
+        call = choices.next()
+        proxy = proxies[call.object]
+        try:
+            proxy._pyroBind()
+        except Pyro5.errors.CommunicationError:
+            time.sleep(PAUSE_S)
+            continue  # nobody has been called
+        method = "deposit" if call.method == "batch" else call.method
+        call = call._replace(method=method)
+        scribe.write(call)
+        try:
+            call = _ended(call, ANSWERED, getattr(proxy, method)(*_arguments(call, uris)))
+        except Exception as problem:
+            refused = isinstance(problem, ValueError) and str(problem) == REFUSAL
+            words = REFUSAL if refused else f"{type(problem).__name__}: {problem}"
+            call = _ended(call, ANSWERED if refused else UNKNOWN, words)
+        scribe.write(call)
+
+
 def _made(proxy: Proxy, call: Call, uris: list[str]) -> Any:
     if call.method != "batch":
         return getattr(proxy, call.method)(*_arguments(call, uris))
@@ -232,8 +263,9 @@ def call(
             failures.append(problem)
             raise
 
+    work = _stock_thread if kind == STOCK else _thread
     threads = [
-        threading.Thread(target=guarded, args=(_thread, each, uris, scribe, board))
+        threading.Thread(target=guarded, args=(work, each, uris, scribe, board))
         for each in choices[TASKS[kind] :]
     ]
     for thread in threads:

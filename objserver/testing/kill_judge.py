@@ -23,7 +23,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from objserver.testing import linearizability
-from objserver.testing.kill_clients import ANSWERED, FAILED, HASTY, MORTAL, UNKNOWN, Call
+from objserver.testing.kill_clients import ANSWERED, FAILED, HASTY, MORTAL, STOCK, UNKNOWN, Call
 from objserver.testing.kill_server import REFUSAL
 from objserver.testing.linearizability import REFUSED, Model, Operation, Outcome, Verdict
 
@@ -31,7 +31,7 @@ __all__ = ["Findings", "judge"]
 
 COMPLAINTS_MAX = 20
 """Of each kind that are told in words; all are counted."""
-HURRY = ("DeadlineExceeded", "ConnectFailed", "NotExecuted", "CallTimeout")
+HURRY = ("DeadlineExceeded", "ConnectFailed", "NotExecuted", "CallTimeout", "ServerBusy")
 """With what a call of a client in a hurry may certainly fail."""
 CONFIGURATIONS_MAX = 5_000
 """For one account while nothing is known of unknown outcomes; beyond it, its entries tell them."""
@@ -147,7 +147,7 @@ class _Case:
             self.found.note("untrue", f"it should have been answered {answers}: {call}")
 
     def _look_at_errors(self, call: Call) -> None:
-        if call.outcome == ANSWERED or (call.kind == MORTAL and not call.returned):
+        if call.outcome == ANSWERED or call.kind == STOCK or (call.kind == MORTAL and not call.returned):
             return
         name = str(call.result).partition(":")[0]
         if self.outages and name == "StoreError" and call.outcome == FAILED:

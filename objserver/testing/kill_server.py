@@ -22,17 +22,40 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
-from objserver import Concurrent, ObjectServer, Persistent, Proxy, Shared, errors, expose, oneway, readonly
+from objserver import (
+    Concurrent,
+    ObjectServer,
+    Persistent,
+    Proxy,
+    ServerSettings,
+    Shared,
+    errors,
+    expose,
+    oneway,
+    readonly,
+)
 from objserver.adapter.durability import Durability
 from objserver.adapter.gate import Gate, Held
 from objserver.adapter.invocation import Invocation
 from objserver.client.attempts import Attempts
 from objserver.client.pool import ConnectionPool
+from objserver.cluster import ByHash
 from objserver.invocation import CallId, Facts
 from objserver.storage import Change, Message, Store, open_store
 from objserver.storage.sqlite import SqliteStore
 
-__all__ = ["MOMENTS", "MUTANTS", "OUTSIDE", "Account", "Board", "reach", "serve"]
+__all__ = [
+    "MOMENTS",
+    "MUTANTS",
+    "OUTSIDE",
+    "START_AGAIN",
+    "Account",
+    "Board",
+    "Room",
+    "reach",
+    "serve",
+    "serve_node",
+]
 
 OUTSIDE = "outside"
 """In place of a moment: killed by another process, at a random time."""
@@ -53,6 +76,8 @@ MOMENTS = {
 }
 """With each, at most how often it is passed before the process dies there."""
 REFUSAL = "there is not so much in the account"
+START_AGAIN = 75
+"""How a node ends that could not join, because the database was away."""
 PATIENCE_S = 60.0
 """For what another process has to do first; it takes milliseconds."""
 
@@ -279,6 +304,42 @@ def serve(
     server.register(Room(store), "Room", activation=Shared(), threading=Concurrent())
     server.start()
     board.put(slot, "ready", os.getpid())
+    while True:
+        signal.pause()
+
+
+def serve_node(
+    board: Board,
+    slot: int,
+    address: str,
+    url: str,
+    lease_s: float,
+    enter: Callable[[], None],
+    mutant: str = "",
+) -> NoReturn:
+    """Serve accounts as a node of a cluster, until killed; `enter` moves this process into its network."""
+    global _doom
+    _doom = Doom(board, slot)
+    if mutant:
+        MUTANTS[mutant]()
+    _replace_methods()
+    enter()
+    store = _opened(url)
+    server = ObjectServer(
+        address,
+        store=store,
+        cluster="bank",
+        node=str(slot),
+        placement=ByHash(),
+        settings=ServerSettings(node_lease_s=lease_s),
+        insecure=True,  # a network of its own
+    )
+    server.register(Account, "Account", activation=Persistent())
+    server.register(Room(store), "Room", activation=Shared(), threading=Concurrent())
+    try:
+        server.start()
+    except errors.StoreError:
+        os._exit(START_AGAIN)
     while True:
         signal.pause()
 

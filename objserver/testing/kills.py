@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
-import ctypes
 import json
 import os
 import pathlib
@@ -32,12 +31,12 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from objserver import Proxy, errors
 from objserver.testing import kill_clients, kill_server
+from objserver.testing.forks import fork
 from objserver.testing.kill_clients import KINDS, MORTAL
 from objserver.testing.kill_judge import judge
 from objserver.testing.kill_server import MOMENTS, MUTANTS, OUTSIDE, Board, reach
@@ -61,7 +60,6 @@ POSTGRES_CRASHES = 6
 """After so many lives of servers PostgreSQL loses a process."""
 PORT = 21_909
 """Below those that the system gives to connections: one of them could be to itself."""
-_PR_SET_PDEATHSIG = 1
 
 
 class Campaign:
@@ -146,22 +144,7 @@ class Campaign:
         self._clients[pid] = kind, time.monotonic() + within
 
     def _fork(self, work: Callable[..., NoReturn], *arguments: Any) -> int:
-        sys.stdout.flush()
-        parent = os.getpid()
-        pid = os.fork()
-        if pid:
-            return pid
-        try:
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() == parent:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
-                log = os.open(f"{self._directory}/log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-                os.dup2(log, 2)
-                work(*arguments)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(70)
+        return fork(f"{self._directory}/log", work, *arguments)
 
     def _wait(self) -> None:
         """Until a process has ended, or a moment."""
@@ -288,22 +271,14 @@ def _kill_a_process_of(postgres: PostgresServer) -> Callable[[random.Random], bo
     """Kills a process that serves a connection; PostgreSQL then ends all others and recovers."""
 
     def kill(chance: random.Random) -> bool:
-        postmaster = pathlib.Path(f"{postgres.directory}/data/postmaster.pid").read_text().split()[0]
-        children = pathlib.Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()
-        ours = [pid for pid in children if b"objserver" in _command(pid)]
+        ours = postgres.processes(b"objserver")
         if not ours:
             return False
         with contextlib.suppress(ProcessLookupError):
-            os.kill(int(chance.choice(ours)), signal.SIGKILL)
+            os.kill(chance.choice(ours), signal.SIGKILL)
         return True
 
     return kill
-
-
-def _command(pid: str) -> bytes:
-    with contextlib.suppress(OSError):
-        return pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
-    return b""
 
 
 def run(
@@ -338,12 +313,14 @@ def run(
             postgres.stop()
 
 
-def run_apart(*options: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def run_apart(*options: str, module: str = "kills") -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The reports and their sum, of a process of its own, with these options of the command line.
+
+    `module`: of what makes them, as `cluster_faults` does too.
 
     For a process that may have threads, as under pytest.  Prints the command.
     """
-    command = [sys.executable, "-m", "objserver.testing.kills", *options]
+    command = [sys.executable, "-m", f"objserver.testing.{module}", *options]
     print("to see it again:", shlex.join(command[1:]))
     ended = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     *reports, total = map(json.loads, ended.stdout.splitlines() or ["{}"])

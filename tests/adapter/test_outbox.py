@@ -142,3 +142,20 @@ def test_a_store_that_cannot_be_read_is_read_later(place, monkeypatch):
     assert place.sent == []
     place.keep_house()
     assert [number for number, _ in place.sent] == [5]
+
+
+def test_what_comes_with_an_object_while_the_store_is_read_goes_before_what_that_object_sends_next():
+    place = Place(alone=False)
+    read = place.messages
+
+    def taken_over_meanwhile(*what):
+        found = read(*what)
+        if not place.stored:
+            place.stored.append(message(5))
+            place.outbox.look()
+        return found
+
+    place.messages = taken_over_meanwhile
+    place.keep_house()
+    place.send(message(6))
+    assert [number for number, _ in place.sent] == [5, 6]

@@ -30,6 +30,14 @@ def test_what_failed_is_tried_last_for_a_while():
     assert [*entries.of(A, 101.0)] == [A, B, C]
 
 
+def test_who_is_alone_leads_to_no_others_any_more():
+    entries = Entries()
+    entries.told(A, ["h:1", "h:2"])
+    entries.alone(A)
+    assert [*entries.of(A, 0.0)] == [A]
+    assert [*entries.of(B, 0.0)] == [B, A]
+
+
 def test_what_is_no_address_is_refused():
     with pytest.raises(errors.ProtocolError, match="h:1 names an address that is none"):
         Entries().told(A, ["h:1", "nonsense"])

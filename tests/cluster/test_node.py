@@ -11,7 +11,7 @@ from objserver import AsyncProxy, ObjectServer, Persistent, Proxy, errors
 from objserver.client import pool
 from objserver.cluster import ByHash, Pinned
 from objserver.cluster.entry import Entry
-from tests.cluster.conftest import SETTINGS, Account, disappear, renewed, where
+from tests.cluster.conftest import LEASE_S, SETTINGS, Account, disappear, renewed, where
 
 
 def uri(node, key):
@@ -261,8 +261,8 @@ def test_fast_reads_ask_the_store_only_when_the_lease_may_be_over(cluster, monke
         proxy.deposit(5)
         assert proxy.statement() == 5
         assert not asked
-        monkeypatch.setattr(a.node, "_trust", lambda renewed_at: None)
-        a.node._trusted_until = 0.0
+        monkeypatch.setattr(a.node, "renew", lambda: None)
+        a.node._renewed_at -= LEASE_S
         assert proxy.statement() == 5
         assert asked
 
@@ -280,6 +280,51 @@ def test_a_server_outside_the_cluster_takes_nothing_of_it(cluster):
 def test_a_cluster_needs_a_store():
     with pytest.raises(errors.RegistrationError, match="needs the store"):
         ObjectServer(cluster="bank")
+
+
+def test_a_node_whose_lease_may_have_ended_begins_another_life_though_nobody_took_its_place(cluster):
+    a = cluster("a")
+    with Proxy(uri(a, "alice"), timeout_s=20) as proxy:
+        proxy.deposit(5)
+        life = a.node.owner
+        a.node._renewed_at -= LEASE_S
+        a.node.renew()
+        assert a.node.owner != life
+        assert proxy.deposit(5) == 10
+
+
+def without_a_store(node, monkeypatch):
+    """As when the network between them is cut."""
+
+    def fails(*what, **options):
+        raise unreachable
+
+    unreachable = errors.StoreError("cannot reach postgres: nobody there")
+    unreachable.away = True
+    for name in ("acquire", "commit", "confirm", "renew", "open_session", "renew_sessions", "owners"):
+        monkeypatch.setattr(node.node._store, name, fails)
+
+
+def test_a_call_of_a_node_that_does_not_reach_the_store_is_made_at_another(cluster, monkeypatch):
+    a, b = cluster("a"), cluster("b")
+    renewed(a, b)
+    with Proxy(uri(a, "alice"), timeout_s=20) as proxy, Pyro5.api.Proxy(uri(a, "bob")) as stock:
+        assert proxy.deposit(5) == 5
+        without_a_store(a, monkeypatch)
+        assert proxy.deposit(5) == 10
+        assert stock.deposit(1) == 1
+    assert where(b, "alice") == b.address
+
+
+def test_a_call_waits_while_no_node_reaches_the_store(cluster, monkeypatch):
+    a = cluster("a")
+    with Proxy(uri(a, "alice"), timeout_s=20) as proxy:
+        assert proxy.deposit(5) == 5
+        without_a_store(a, monkeypatch)
+        with pytest.raises(errors.ServerBusy, match="no server of the cluster had the object in time"):
+            proxy.calling(timeout_s=0.2).deposit(1)
+        monkeypatch.undo()
+        assert proxy.deposit(5) == 10
 
 
 # -- the entry -----------------------------------------------------------------------------------------

@@ -4,11 +4,12 @@ import select
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 from objserver.testing import postgres as module
-from objserver.testing.postgres import PostgresServer, Unavailable
+from objserver.testing.postgres import PostgresReplicas, PostgresServer, Unavailable
 
 
 def processes(directory):
@@ -61,3 +62,30 @@ def test_a_start_that_fails_says_why(tmp_path):
         (place / name).chmod(0o755)
     with pytest.raises(Unavailable, match=r"did not start: .*no luck today"):
         PostgresServer(place)
+
+
+def wait_until(holds):
+    end = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_of_three_any_two_have_what_was_committed_whichever_is_killed():
+    try:
+        replicas = PostgresReplicas()
+    except Unavailable as reason:
+        pytest.skip(f"no PostgreSQL: {reason}")
+    replicas.execute("CREATE TABLE kept (number int)")
+    replicas.execute("INSERT INTO kept VALUES (1)")
+    replicas.stop_replicating()
+    assert replicas.fail_over() == "a"
+    assert replicas.primary != "a"
+    replicas.execute("INSERT INTO kept VALUES (2)")
+    replicas.begin_again("a")
+    wait_until(replicas.has_begun_again)
+    wait_until(lambda: replicas.followers == 2)
+    assert replicas.execute("SELECT * FROM kept") == [(1,), (2,)]
+    assert replicas.execute("SHOW synchronous_standby_names") == [("ANY 1 (a, b, c)",)]
+    replicas.stop()
+    assert not os.path.exists(replicas.directory)
