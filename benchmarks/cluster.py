@@ -42,7 +42,7 @@ LEASE_S = ServerSettings().node_lease_s
 OBJECTS = 20
 CALLERS = 4
 CLIENTS, PER_CLIENT = 3, 8
-SIZES = ((3, 1_000), (10, 10_000), (30, 100_000), (100, 1_000_000))
+SIZES = ((3, 10_000), (10, 30_000), (30, 100_000), (100, 1_000_000))
 """Nodes, and objects that they have."""
 STATEMENTS = "renew", "acquire", "acquire_new", "owners", "confirm"
 SAYS = {
