@@ -97,7 +97,7 @@ class Outbox:
         """There may be messages in the store that are not here.  Newer ones then stay there too, and are read
         in their order."""
         self._looks = 0
-        """How often that was said: a look at the store that had begun before does not answer it."""
+        """How often there was a new reason for that: who began to read before does not know of it."""
         self._arrived: OrderedDict[bytes, int] = OrderedDict()
         """By sender, the number of the last message that has arrived since the store was read."""
         self._through: OrderedDict[bytes, int] = OrderedDict()
@@ -115,7 +115,9 @@ class Outbox:
         with self._lock:
             if not self._more:
                 self._take_in(messages)
-            elif not self._known and not self._stopped:
+                return
+            self._looks += 1  # who reads the store just now may have read it before they were there
+            if not self._known and not self._stopped:
                 self._engine.submit(self._load)
 
     def look(self) -> None:

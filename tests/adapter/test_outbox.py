@@ -159,3 +159,20 @@ def test_what_comes_with_an_object_while_the_store_is_read_goes_before_what_that
     place.keep_house()
     place.send(message(6))
     assert [number for number, _ in place.sent] == [5, 6]
+
+
+def test_what_is_stored_while_the_store_is_read_goes_before_what_is_stored_next():
+    place = Place(alone=False)
+    read = place.messages
+
+    def stored_meanwhile(*what):
+        found = read(*what)
+        if not place.stored:
+            place.stored.append(message(5))
+            place.outbox.add([message(5)])
+        return found
+
+    place.messages = stored_meanwhile
+    place.keep_house()
+    place.send(message(6))
+    assert [number for number, _ in place.sent] == [5, 6]
