@@ -9,7 +9,8 @@ the old one.  Of those that somebody took meanwhile a second statement says who 
 
 A message has, beside its sender, who owns that; whoever acquires or gets an object has its messages too, in
 the same statement.  So the undelivered messages of an object are always with one node, in their order, and a
-node finds its own in an index.  Those of owners that are gone are adopted by who looks first.
+node finds its own in an index.  Those of owners that are gone are adopted by who looks first; but what came
+with an owner's last commit, while another was acquiring the object, is left to that one, who looks next.
 
 A timer has no owner, since many are set and few of them are due: whose it is, its object tells.
 """
@@ -125,8 +126,10 @@ gone AS MATERIALIZED (
         AND EXISTS (SELECT 1 FROM may)),
 orphan AS MATERIALIZED (
     SELECT m.position FROM gone, LATERAL (
-        SELECT position FROM message WHERE owner = gone.owner ORDER BY position LIMIT %b::int8
-        FOR UPDATE SKIP LOCKED) AS m),
+        SELECT position FROM message WHERE owner = gone.owner AND NOT EXISTS (
+            SELECT 1 FROM object AS o WHERE o.type = message.type AND o.key = message.key
+                AND o.owner <> %b::text AND o.owner = ANY (ARRAY(SELECT life FROM node WHERE {_LIVE})))
+        ORDER BY position LIMIT %b::int8 FOR UPDATE SKIP LOCKED) AS m),
 adopted AS (
     UPDATE message SET owner = %b::text WHERE position = ANY (ARRAY(SELECT position FROM orphan))
     RETURNING position, id, target, payload)
@@ -243,7 +246,7 @@ class PostgresCluster(PostgresDatabase):
         if owner is None:
             rows = self._rows("read", _MESSAGES, limit)
         else:
-            rows = self._rows("write", _MY_MESSAGES, member, owner, owner, limit, owner, owner, limit, limit)
+            rows = self._rows("write", _MY_MESSAGES, member, owner, owner, owner, limit, owner, owner, limit, limit)
         return [Message(*row) for row in rows]
 
     def delivered(self, ids: Sequence[bytes]) -> None:
