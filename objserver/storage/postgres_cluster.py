@@ -246,7 +246,9 @@ class PostgresCluster(PostgresDatabase):
         if owner is None:
             rows = self._rows("read", _MESSAGES, limit)
         else:
-            rows = self._rows("write", _MY_MESSAGES, member, owner, owner, owner, limit, owner, owner, limit, limit)
+            rows = self._rows(
+                "write", _MY_MESSAGES, member, owner, owner, owner, limit, owner, owner, limit, limit
+            )
         return [Message(*row) for row in rows]
 
     def delivered(self, ids: Sequence[bytes]) -> None:
