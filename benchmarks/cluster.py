@@ -5,8 +5,8 @@
 Nodes and the database are processes of this machine, and nothing is pinned.  What is compared is called in
 turns.  Calls are of a @readonly member, the cheapest that a Persistent object has: its answer is confirmed by
 the database, and not written.  The time of a migration is that of the longest call of each caller that was
-under way during it.  A killed node's objects are called all the time: what counts is how long each had no
-answer.
+under way during it; callers rest for 2 ms after each call.  A killed node's objects are called all the time:
+what counts is how long each had no answer.
 
 Size is measured in the database: rows of as many live nodes and owned objects as a cluster would have, and
 what each statement of the directory takes beside them.
@@ -40,9 +40,10 @@ from objserver.testing.postgres import PostgresServer, Unavailable
 
 LEASE_S = ServerSettings().node_lease_s
 OBJECTS = 20
-CALLERS = 4
+CALLERS, REST_S = 4, 0.002
+"""Of an object that is moved, and how long each rests after a call: it is not the load that is measured."""
 CLIENTS, PER_CLIENT = 3, 8
-SIZES = ((3, 1_000), (10, 10_000), (30, 100_000), (100, 1_000_000))
+SIZES = ((3, 10_000), (10, 30_000), (30, 100_000), (100, 1_000_000))
 """Nodes, and objects that they have."""
 STATEMENTS = "renew", "acquire", "acquire_new", "owners", "confirm"
 SAYS = {
@@ -181,22 +182,26 @@ def _forwarding(url: str, quick: bool) -> dict[str, Spread]:
     return {kind: Spread(tuple(us)) for kind, us in found.items()}
 
 
-def _calling(uri: str, method: str, over: threading.Event, calls: list[tuple[float, float]]) -> None:
+def _calling(
+    uri: str, method: str, rest_s: float, over: threading.Event, calls: list[tuple[float, float]]
+) -> None:
     with Proxy(uri, timeout_s=60) as proxy:
         call = getattr(proxy, method)
         while not over.is_set():
             begun = time.perf_counter()
             call()
             calls.append((begun, time.perf_counter()))
+            if rest_s:
+                over.wait(rest_s)
 
 
 @contextlib.contextmanager
-def _called(uris: list[str], method: str) -> Iterator[list[list[tuple[float, float]]]]:
-    """Each of them is called all the time; when each call began and ended."""
+def _called(uris: list[str], method: str, rest_s: float = 0.0) -> Iterator[list[list[tuple[float, float]]]]:
+    """Each of them is called all the time, with so long a rest; when each call began and ended."""
     over = threading.Event()
     calls: list[list[tuple[float, float]]] = [[] for _ in uris]
     threads = [
-        threading.Thread(target=_calling, args=(uri, method, over, its))
+        threading.Thread(target=_calling, args=(uri, method, rest_s, over, its))
         for uri, its in zip(uris, calls, strict=True)
     ]
     for thread in threads:
@@ -215,7 +220,7 @@ def _migrations(url: str, quick: bool) -> tuple[list[float], float, float]:
     """In ms: the longest call of a caller during each migration; the median call; the median migration."""
     moves: list[tuple[float, float]] = []
     with _nodes(url, "ab") as nodes:
-        with _called([nodes[0].uri("hot")] * CALLERS, "deposit") as calls:
+        with _called([nodes[0].uri("hot")] * CALLERS, "deposit", REST_S) as calls:
             for n in range(60 if quick else 400):
                 here, there = nodes[n % 2], nodes[1 - n % 2]
                 before = [len(its) for its in calls]

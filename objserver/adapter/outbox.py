@@ -97,7 +97,7 @@ class Outbox:
         """There may be messages in the store that are not here.  Newer ones then stay there too, and are read
         in their order."""
         self._looks = 0
-        """How often that was said: a look at the store that had begun before does not answer it."""
+        """How often there was a new reason for that: who began to read before does not know of it."""
         self._arrived: OrderedDict[bytes, int] = OrderedDict()
         """By sender, the number of the last message that has arrived since the store was read."""
         self._through: OrderedDict[bytes, int] = OrderedDict()
@@ -115,7 +115,9 @@ class Outbox:
         with self._lock:
             if not self._more:
                 self._take_in(messages)
-            elif not self._known and not self._stopped:
+                return
+            self._looks += 1  # who reads the store just now may have read it before they were there
+            if not self._known and not self._stopped:
                 self._engine.submit(self._load)
 
     def look(self) -> None:
@@ -157,8 +159,11 @@ class Outbox:
         with self._lock:
             arrived, self._arrived = self._arrived, OrderedDict()
             looks = self._looks
+        owner, member = self._owner()
         try:
-            messages = self._store.messages(WAITING_MAX, *self._owner())
+            messages = self._store.messages(WAITING_MAX, owner, member)
+            # To a node whose lease has ended the store shows none: that does not say that there is none.
+            told = bool(messages) or not member or self._is_live(owner)
             first = self._store.first_messages(list(arrived)) if arrived else []
         except errors.StoreError as problem:
             log.warning("messages could not be read: %s", problem)
@@ -171,9 +176,12 @@ class Outbox:
                 self._through.move_to_end(sender)
             while len(self._through) > WAITING_MAX:
                 self._through.popitem(last=False)
-            if self._more and not self._known and looks == self._looks:
+            if self._more and not self._known and looks == self._looks and told:
                 self._more = False
                 self._take_in(messages)
+
+    def _is_live(self, life: str) -> bool:
+        return any(node.life == life and node.left_s > 0 for node in self._store.nodes())
 
     def _begin(self, line: _Line, name: tuple[bytes, str]) -> None:
         if not self._stopped:

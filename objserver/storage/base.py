@@ -303,7 +303,7 @@ class Store(Protocol):
 
         With `owner` only its own; those of lives that are not live become its own before.  A message is whose
         the object is that sent it.  With `member` the owner is the life of a node, and has none, and gets
-        none, while it is not live.
+        none, while it is not live; and it acquires the objects of those that become its own.
         """
 
     def delivered(self, ids: Sequence[bytes]) -> None:

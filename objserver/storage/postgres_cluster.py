@@ -10,7 +10,8 @@ the old one.  Of those that somebody took meanwhile a second statement says who 
 A message has, beside its sender, who owns that; whoever acquires or gets an object has its messages too, in
 the same statement; and in a second one, if the owner before has committed while the first waited, what that
 commit sent.  So the undelivered messages of an object are always with one node, in their order, and a
-node finds its own in an index.  Those of owners that are gone are adopted by who looks first.
+node finds its own in an index.  Whoever looks first for those of owners that are gone acquires their objects:
+else an owner that only slept could commit more of them, and two nodes would send those of one object.
 
 A timer has no owner, since many are set and few of them are due: whose it is, its object tells.
 """
@@ -130,8 +131,10 @@ gone AS MATERIALIZED (
         AND EXISTS (SELECT 1 FROM may)),
 orphan AS MATERIALIZED (
     SELECT m.position FROM gone, LATERAL (
-        SELECT position FROM message WHERE owner = gone.owner ORDER BY position LIMIT %b::int8
-        FOR UPDATE SKIP LOCKED) AS m),
+        SELECT position FROM message WHERE owner = gone.owner AND (NOT %b::bool OR type = '' OR EXISTS (
+            SELECT 1 FROM object AS o
+            WHERE o.type = message.type AND o.key = message.key AND o.owner = %b::text))
+        ORDER BY position LIMIT %b::int8 FOR UPDATE SKIP LOCKED) AS m),
 adopted AS (
     UPDATE message SET owner = %b::text WHERE position = ANY (ARRAY(SELECT position FROM orphan))
     RETURNING position, id, target, payload)
@@ -141,6 +144,15 @@ SELECT id, target, payload FROM (
         WHERE owner BETWEEN %b::text AND %b::text AND EXISTS (SELECT 1 FROM may)
         ORDER BY owner, position LIMIT %b::int8)) AS mine
 ORDER BY position LIMIT %b::int8""".encode()
+# Of nodes.  What a plain server finds is its own, whoever sent it.
+_ORPHANED = f"""
+WITH RECURSIVE o(owner) AS (
+    (SELECT owner FROM message ORDER BY owner LIMIT 1) UNION ALL
+    SELECT (SELECT m.owner FROM message AS m WHERE m.owner > o.owner ORDER BY m.owner LIMIT 1)
+    FROM o WHERE o.owner IS NOT NULL)
+SELECT DISTINCT m.type, m.key FROM o, LATERAL (
+    SELECT type, key FROM message WHERE owner = o.owner AND type <> '' ORDER BY position LIMIT %b::int8) AS m
+WHERE o.owner <> %b::text AND o.owner <> ALL (ARRAY(SELECT life FROM node WHERE {_LIVE}))""".encode()
 _DELIVERED = b"DELETE FROM message WHERE id = ANY(%b::bytea[])"
 _FIRST_MESSAGES = b"""
 SELECT m.id FROM unnest(%b::bytea[]) AS p(prefix), LATERAL (
@@ -252,8 +264,24 @@ class PostgresCluster(PostgresDatabase):
         if owner is None:
             rows = self._rows("read", _MESSAGES, limit)
         else:
+            if member:
+                orphaned = self._rows("read", _ORPHANED, limit, owner)
+                if orphaned:
+                    self.acquire(orphaned, owner, True)
             rows = self._rows(
-                "write", _MY_MESSAGES, member, owner, owner, limit, owner, owner, owner, limit, limit
+                "write",
+                _MY_MESSAGES,
+                member,
+                owner,
+                owner,
+                member,
+                owner,
+                limit,
+                owner,
+                owner,
+                owner,
+                limit,
+                limit,
             )
         return [Message(*row) for row in rows]
 

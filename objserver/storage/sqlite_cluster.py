@@ -58,6 +58,11 @@ _SENDERS = (
     " SELECT owner FROM o WHERE owner IS NOT NULL"
 )
 _ADOPT = "UPDATE message SET owner = ? WHERE owner = ?"
+_ADOPT_OWN = (
+    f"{_ADOPT} AND (type = '' OR (SELECT owner FROM object AS o WHERE o.type = message.type"
+    " AND o.key = message.key) = ?)"
+)
+_ORPHANED = "SELECT DISTINCT type, key FROM message WHERE owner = ? AND type <> ''"
 _DELIVERED = "DELETE FROM message WHERE id = ?"
 _FIRST_MESSAGE = "SELECT min(id) FROM message WHERE id >= ?"
 # The timer's object, in the index; it is another's if a life has it that is live and not mine.
@@ -169,10 +174,15 @@ class SqliteCluster(SqliteFile):
         if member and not self._rows(_IS_LIVE, owner, now):
             return []
         lives = {life for life, _ in self._rows(_LIVES, now)}
-        gone = [(owner, one) for (one,) in self._rows(_SENDERS) if one not in lives and one != owner]
-        if gone:
+        gone = [one for (one,) in self._rows(_SENDERS) if one not in lives and one != owner]
+        if gone and member:
+            # Else an owner that only slept could commit more, and two nodes would send those of one object.
+            self.acquire([name for one in gone for name in self._rows(_ORPHANED, one)], owner, True)
             with self._transaction() as cursor:
-                cursor.executemany(_ADOPT, gone)
+                cursor.executemany(_ADOPT_OWN, [(owner, one, owner) for one in gone])
+        elif gone:
+            with self._transaction() as cursor:
+                cursor.executemany(_ADOPT, [(owner, one) for one in gone])
         return [Message(*row) for row in self._rows(_MY_MESSAGES, owner, limit)]
 
     def delivered(self, ids: Sequence[bytes]) -> None:

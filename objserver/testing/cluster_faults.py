@@ -59,6 +59,8 @@ TOGETHER = 2
 LEASE_S = 0.5
 TAKEN_OVER = 0.5
 """Of the nodes that are away for longer than their lease, so many until something of theirs is taken over."""
+PATIENCE_S = 2.0
+"""... but no longer: those who would take it over may all be waiting for that very node."""
 LINGER_S = 0.3
 """... and then up to so long."""
 CUT_S = 1.0
@@ -67,7 +69,7 @@ PROGRESS_SIZE = 8_000
 """Bytes that the clients write down, some 30 calls, before the next thing happens."""
 MORTAL_S = 1.5
 """A client that is killed is, within that time."""
-STUCK_S = 20.0
+STUCK_S = 60.0
 """For a condition to hold; most take the time of a lease."""
 LOOK_S = 0.02
 FAULTS_MAX = 50
@@ -235,7 +237,8 @@ class Campaign:
         yield lambda: self._lives.get(slot) != life
         had = self._owns(life)
         if had and self._chance.random() < TAKEN_OVER:
-            yield lambda: self._owns(life) < had
+            patience = self._later(PATIENCE_S)
+            yield lambda: self._owns(life) < had or patience()
         yield self._later(self._chance.uniform(0, LINGER_S))
 
     def _owns(self, life: str) -> int:

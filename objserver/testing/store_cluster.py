@@ -276,9 +276,12 @@ class ClusterConformance:
         cluster.join("3", "third", "h:3", LEASE_S, b"")
         cluster.leave("me")
         assert cluster.messages(9, "third", True) == [message(1)]
-        assert record(cluster.acquire([A], "you", True), A).epoch == 2
+        # A life that only slept sends no more of them.
+        assert cluster.commit([change("a", 1, epoch=1, messages=[message(3)], owner="me")]) == set()
+        assert cluster.acquire([A], "you", True) == {A: Elsewhere("third", "h:3")}
+        cluster.release([(*A, 2)], "third", "you")
         assert cluster.messages(9, "third", True) == []
-        cluster.commit([change("a", 1, epoch=2, messages=[message(2)], owner="you")])
+        cluster.commit([change("a", 1, epoch=3, messages=[message(2)], owner="you")])
         assert cluster.messages(9, "you", True) == [message(1), message(2)]
 
     def test_timers_of_others_are_not_due_here(self, cluster: Store) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from objserver import errors
 from objserver.adapter.outbox import LOOK_S, PAUSE_S, Outbox
-from objserver.storage import Message
+from objserver.storage import Message, Node
 
 SENDER, OTHER = b"s" * 16, b"o" * 16
 
@@ -28,6 +28,7 @@ class Place:
         self.elsewhere = []  # of the stored, those that are another's to send
         self.sent = []
         self.problem = None
+        self.lives = {"me"}
         self.outbox = self.new()
 
     def new(self):
@@ -39,6 +40,9 @@ class Place:
     def messages(self, limit, owner, member):
         assert (owner, member) == ("me", True)
         return [m for m in self.stored if m not in self.elsewhere][:limit]
+
+    def nodes(self):
+        return [Node(life, life, "h:1", "up", 1.0, b"") for life in self.lives]
 
     def first_messages(self, prefixes):
         firsts = (min((m.id for m in self.stored if m.id[:16] == p), default=None) for p in prefixes)
@@ -158,4 +162,33 @@ def test_what_comes_with_an_object_while_the_store_is_read_goes_before_what_that
     place.messages = taken_over_meanwhile
     place.keep_house()
     place.send(message(6))
+    assert [number for number, _ in place.sent] == [5, 6]
+
+
+def test_what_is_stored_while_the_store_is_read_goes_before_what_is_stored_next():
+    place = Place(alone=False)
+    read = place.messages
+
+    def stored_meanwhile(*what):
+        found = read(*what)
+        if not place.stored:
+            place.stored.append(message(5))
+            place.outbox.add([message(5)])
+        return found
+
+    place.messages = stored_meanwhile
+    place.keep_house()
+    place.send(message(6))
+    assert [number for number, _ in place.sent] == [5, 6]
+
+
+def test_a_node_whose_lease_has_ended_does_not_take_it_that_there_is_nothing_to_send():
+    place = Place(alone=False)
+    place.stored, place.lives = [message(5)], set()
+    place.elsewhere = [message(5), message(6)]  # nothing is shown
+    place.keep_house()
+    place.send(message(6))
+    assert place.sent == []
+    place.lives, place.elsewhere = {"me"}, []
+    place.keep_house()
     assert [number for number, _ in place.sent] == [5, 6]

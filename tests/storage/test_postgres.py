@@ -420,3 +420,16 @@ def test_a_database_that_cannot_hold_every_text_is_refused(postgres):
     postgres.execute("CREATE DATABASE latin ENCODING 'LATIN1' TEMPLATE template0")
     with pytest.raises(errors.StoreError, match="its encoding is LATIN1"):
         open_store(postgres.url.replace("/postgres", "/latin"))
+
+
+def test_what_came_with_an_owners_last_commit_is_adopted_by_the_next_owner_only(postgres):
+    url = postgres.new_url()
+    store = open_store(url)
+    for name in ("next", "other"):
+        store.join(name, name, f"{name}:1", 60.0, b"")
+    store.acquire([("T", "a")], "next", True)
+    columns, values = "id, target, payload, type, key, owner", "'x', 't', 'p', 'T', 'a', 'gone'"
+    postgres.execute(f"INSERT INTO message ({columns}) VALUES ({values})", url)
+    assert store.messages(9, "other", True) == []
+    assert [message.id for message in store.messages(9, "next", True)] == [b"x"]
+    store.close()
