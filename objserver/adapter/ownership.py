@@ -28,8 +28,8 @@ class Ownership(Protocol):
         Asks nobody.
         """
 
-    def acquire(self, type: str, key: str, sent: bool) -> Record | None:
-        """From now on the object is this server's: what the store has of it, None if nothing.
+    def acquire(self, type: str, key: str, sent: bool) -> tuple[str, Record | None]:
+        """From now on the object is this server's: as which owner, and what the store has of it, if anything.
 
         Moved, if it is another's, or is better placed there.  `sent`: the caller was told that it is here.
         """
@@ -47,7 +47,7 @@ class Alone:
     def look(self, type: str, key: str) -> None:
         """It is here."""
 
-    def acquire(self, type: str, key: str, sent: bool) -> Record | None:
+    def acquire(self, type: str, key: str, sent: bool) -> tuple[str, Record | None]:
         """See Ownership.  StoreError if a cluster has the object."""
         assert self._store is not None
         name = type, key
@@ -57,4 +57,4 @@ class Alone:
                 f"{type} {key!r} is held by a server of a cluster, at {found.address}; join it with "
                 "cluster=..., or use another store"
             )
-        return found
+        return self.owner, found
