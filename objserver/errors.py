@@ -202,7 +202,10 @@ class CommunicationError(ObjServerError, pyro5.CommunicationError):
 
 
 class ConnectFailed(CommunicationError, ConnectionError):
-    """No usable connection could be made, so the call was certainly not executed."""
+    """No usable connection could be made, so the call was certainly not executed.  `after_s`: it took so
+    long to find out, of the call's time."""
+
+    after_s: float = 0.0
 
 
 class AuthenticationFailed(ConnectFailed, PermissionError):

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from objserver import errors
+from objserver.client.attempts import LEFT_MIN_S
 from objserver.client.greeting import HANDSHAKE_TIMEOUT_S, NOBODY, Greeted, Greeting, too_large
 from objserver.client.sharing import ended, offered, settled
 from objserver.codecs import Codec, Codecs
@@ -61,7 +62,10 @@ class _Request(Awaited):
 
 class ClientConnection:
     """A connected and greeted socket.  `native` says whether the other side is one of our peers, `session` in
-    whose name it was greeted."""
+    whose name it was greeted.  To connect and to be greeted may take `timeout_s` together."""
+
+    is_new = True
+    """Nobody has used it yet: what it took to make it was the time of its first call."""
 
     def __init__(
         self, greeting: Greeting, *, codecs: Codecs, timeout_s: float | None, limits: Limits
@@ -78,7 +82,10 @@ class ClientConnection:
         self._sock: Any = _connect(greeting.location, timeout_s)
         self._receives_in_place = greeting.tls is None
         try:
-            self._set_timeout(HANDSHAKE_TIMEOUT_S if timeout_s is None else timeout_s)
+            left_s = HANDSHAKE_TIMEOUT_S
+            if timeout_s is not None:
+                left_s = max(timeout_s - (self._monotonic() - self.last_used), LEFT_MIN_S)
+            self._set_timeout(left_s)
             binding = b"" if greeting.tls is None else self._encrypt(greeting)
             self._sendall = self._sock.sendall
             self._recv = self._sock.recv

@@ -95,6 +95,7 @@ class MultiplexedConnection(asyncio.Protocol, Answering):
     greeted: Greeted
     native: bool
     codec: Codec
+    is_new = False
     _start: bytes
 
     def __init__(self, greeting: Greeting, codecs: Codecs, home: Home, limits: Limits) -> None:
