@@ -42,6 +42,8 @@ _ONEWAY, _EXCEPTION = Flag.ONEWAY, Flag.EXCEPTION  # as globals: reading an attr
 _GOODBYE = FrameType.GOODBYE
 _RESULT = FrameType.RESULT  # as a global: reading an attribute of a class takes longer
 _TIMEVAL = struct.Struct("ll")
+DROPS_S = 0.1
+"""A reply that has not come whole in that time comes in drops: each of them is waited for no longer than all."""
 
 
 class _Request(Awaited):
@@ -238,7 +240,8 @@ class ClientConnection:
         """Read on until the reply is whole."""
         parser = self._parser
         # The kernel bounds each wait; a reply that comes in drops is bounded here.
-        deadline = None if self._timeout_s is None else self._monotonic() + self._timeout_s
+        timeout_s = self._timeout_s
+        deadline = None if timeout_s is None else self._monotonic() + timeout_s
         while True:
             space = parser.space() if self._receives_in_place else None
             data: Any
@@ -251,8 +254,12 @@ class ClientConnection:
             frames = parser.receive_data(data) if space is None else parser.received(data)
             if frames:
                 return frames
-            if deadline is not None and self._monotonic() >= deadline:
-                raise errors.CallTimeout(f"the reply of {self.location} did not end in {self._timeout_s} s")
+            if deadline is not None and timeout_s is not None:
+                left_s = deadline - self._monotonic()
+                if left_s <= 0:
+                    raise errors.CallTimeout(f"the reply of {self.location} did not end in {timeout_s} s")
+                if timeout_s - left_s > DROPS_S:
+                    self._set_timeout(left_s)
 
     def _send_cancel(self, sequence: int) -> None:
         """From another thread, while `call` waits for the reply, so nothing else is being sent."""

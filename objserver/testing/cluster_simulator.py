@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import socket
 from collections.abc import Callable, Iterable
 from functools import partial
 from random import Random
@@ -90,6 +91,8 @@ class ClusterPlan(Plan):
 
 class StockSocket:
     """A simulated socket, as Pyro5's client uses it: with timeouts that are errors of their own."""
+
+    family = socket.AF_INET
 
     def __init__(self, sock: MemorySocket, timeout_s: float | None) -> None:
         self._sock = sock
@@ -225,10 +228,10 @@ class ClusterSimulation(Simulation):
             result, error = Outcome.UNKNOWN, None
             try:
                 [result] = self._call_live(proxy, method, [call])
-            except Exception as problem:
+            except (ValueError, RuntimeError, Pyro5.errors.PyroError) as problem:
                 error = problem
             process.check()
-            if isinstance(error, (ValueError, RuntimeError)) and str(error) in (REFUSED, STUCK):
+            if str(error) in (REFUSED, STUCK):
                 call.end(world.now, None, error)
             else:
                 call.end(world.now, result)
