@@ -51,6 +51,8 @@ KINDS = (
     *("freeze", "nodes apart", "store apart", "store one way", "evicted", "failover"),
     *GENTLE,
 )
+GENTLE_MAX_S = 1.5
+"""So long nobody waits for an object that its node hands over: less than the longest of the leases."""
 MIGRATIONS_PER_FAULT = 3
 AVAILABLE_S = 1.0
 """So long after the lease of a node that was killed its objects answer again."""
@@ -296,7 +298,8 @@ class ClusterSimulation(Simulation):
         world = self.world
         world.run(world.now + REST_S, lambda: len(self._servers) == self.plan.servers)
         lease_s = self.plan.node_lease_s
-        world.run(world.now + lease_s)  # all have seen each other
+        over = max(world.network.cut_last(), self.site.down_until, *(p.paused_until for p in self._objects))
+        world.run(max(over, world.now) + lease_s)  # all have seen each other
         if world.failures:
             return
         victim = self.random.randrange(self.plan.servers)
@@ -322,8 +325,11 @@ class ClusterSimulation(Simulation):
 
     def _judge(self) -> Iterable[str]:
         yield from super()._judge()
-        if self.plan.gentle:
-            yield from (f"{call} failed without a reason" for call in self.ledger.calls if _failed(call))
+        for call in self.ledger.calls if self.plan.gentle else ():
+            if _failed(call):
+                yield f"{call} failed without a reason"
+            elif call.ended and call.returned - call.invoked > GENTLE_MAX_S:
+                yield f"{call} took {call.returned - call.invoked:.3f} s without a reason"
 
 
 def _failed(call: Call) -> bool:
