@@ -178,6 +178,14 @@ def messages_stay_with_the_dead(monkeypatch):
 
 DEPOSED = {"kinds": ("evicted", "freeze"), "faults_per_s": 1.5, "accounts": 1, "threads": 3, "think_s": 0.3}
 """Owners that do not know yet that they are owners no more, and are asked all the same."""
+APART = {
+    **DEPOSED,
+    "kinds": ("store apart", "evicted", "partition", "client crash"),
+    "node_lease_s": 3.0,
+    "servers": 2,
+    "stock": 0.0,
+}
+"""Owners that the store does not reach, and some clients do."""
 KILLED = {"kinds": ("crash", "silent crash"), "faults_per_s": 1.5, "threads": 3, "think_s": 0.5}
 GENTLY = {"kinds": GENTLE, "weather": Weather(), "disk": Disk(), "faults_per_s": 1.5, "stock": 0.5, "node_lease_s": 3.0}
 MUTANTS = [
@@ -187,7 +195,7 @@ MUTANTS = [
     (a_lease_is_for_ever, {}),
     (two_may_make_it, {}),
     (hand_over_without_epoch, {}),
-    (replies_of_the_deposed, DEPOSED),
+    (replies_of_the_deposed, APART),
     (a_life_never_ends, {}),
     (routes_are_believed_for_ever, {}),
     (clients_believe_for_ever, {}),
