@@ -269,7 +269,7 @@ class Simulation:
                 for _ in range(count)
             ]
             results, error = [], None
-            latest = world.now + self._patience() * proxy._objserver_stub.timeout_s + LATE_MAX_S
+            latest = world.now + self._patience(proxy) * proxy._objserver_stub.timeout_s + LATE_MAX_S
             if method == "forge":
                 self._forge_live(proxy, *calls)
                 continue
@@ -279,7 +279,7 @@ class Simulation:
                 error = problem
                 if isinstance(error, errors.OutcomeUnknown) and error.call and random.random() < 0.5:
                     world.note("ask", calls[0])
-                    latest += self._patience() * max(TIMEOUTS_S) + LATE_MAX_S
+                    latest += self._patience(proxy) * max(TIMEOUTS_S) + LATE_MAX_S
                     asked = self._proxy_live(proxies, name, self._entry())
                     results, error = self._ask_live(asked, error, method)
             process.check()
@@ -299,9 +299,10 @@ class Simulation:
     def _timeout_s(self) -> float:
         return self.random.choice(TIMEOUTS_S)
 
-    def _patience(self) -> int:
-        """A reply that comes in two parts has the time of its call once more for the second."""
-        return 2 if self.plan.weather.split else 1
+    def _patience(self, proxy: Any) -> int:
+        """How often a call may have its time: to find out what there is to call is one of its own, and a
+        reply that comes in two parts has it once more for the second."""
+        return 1 + (proxy._objserver_stub.pool.metadata is None) + bool(self.plan.weather.split)
 
     def _entry(self) -> int:
         return self.random.randrange(self.plan.servers)
