@@ -457,12 +457,6 @@ class Stub:
         if attempts is not None:
             id, acked = self.number(attempts, method, flags, in_progress.get())
             asks = attempts.asks
-            if timeout_s is not None:
-                try:
-                    timeout_s = attempts.left(machine.get().monotonic())
-                except BaseException:
-                    pool.put(connection)
-                    raise
             if attempts.moved:
                 annotations = {**(annotations or {}), MOVED: b""}
         codec, correlation = connection.codec, self.correlation
