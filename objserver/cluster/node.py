@@ -193,7 +193,18 @@ class ClusterNode:
             raise self._moved_to(type, key, where.address)
 
     def acquire(self, type: str, key: str, sent: bool) -> tuple[str, Record]:
-        """See Ownership."""
+        """See Ownership.  A node that the store does not answer sends callers to another: it may be luckier, and
+        if it is not they come back."""
+        try:
+            return self._take(type, key, sent)
+        except errors.StoreError as problem:
+            others = [node for node in self._view if node.left_s > 0 and node.life != self.owner]
+            if not others:
+                raise
+            other = others[int(self._machine.uniform(0, len(others))) % len(others)]
+            raise self._moved_to(type, key, other.address) from problem
+
+    def _take(self, type: str, key: str, sent: bool) -> tuple[str, Record]:
         name = type, key
         to = self._leaving.get(name)
         if to is not None:
@@ -309,10 +320,10 @@ class ClusterNode:
                 )
             return
         found = outcome.pop()
-        if isinstance(found, errors.Moved) and found.address == target.address:
+        if isinstance(found, errors.Moved) and found.__cause__ is None and found.address == target.address:
             return
         self._leaving.pop(name, None)
-        raise found or errors.ServerBusy(
+        raise (found and (found.__cause__ or found)) or errors.ServerBusy(
             f"{whole} was not handed over to {to}: {to} is gone, or a stream of the object is open"
         )
 

@@ -325,3 +325,28 @@ def test_what_a_node_acquires_is_of_the_life_in_which_it_did(cluster, monkeypatc
         b._store.leave(a.node.owner)
         assert proxy.deposit(5) == 5  # in a life that began while it acquired
     assert owners == [a.node.owner]
+
+
+def test_a_node_that_the_store_does_not_answer_sends_its_callers_to_another(cluster, monkeypatch):
+    a, b = cluster("a"), cluster("b")
+    renewed(a, b)
+
+    def acquire(*_, **__):
+        raise errors.StoreError("the store is away")
+
+    monkeypatch.setattr(a._store, "acquire", acquire)
+    with Proxy(uri(a, "alice"), timeout_s=10) as proxy, Pyro5.api.Proxy(uri(a, "alice")) as stock:
+        assert proxy.deposit(5) == 5
+        assert stock.deposit(5) == 10
+    assert where(b, "alice") == b.address
+
+
+def test_a_node_that_is_the_only_one_says_that_the_store_does_not_answer(cluster, monkeypatch):
+    a = cluster("a")
+
+    def acquire(*_, **__):
+        raise errors.StoreError("the store is away")
+
+    monkeypatch.setattr(a._store, "acquire", acquire)
+    with Proxy(uri(a, "alice"), timeout_s=10) as proxy, pytest.raises(errors.StoreError, match="away"):
+        proxy.deposit(5)
