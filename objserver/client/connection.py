@@ -43,7 +43,7 @@ _GOODBYE = FrameType.GOODBYE
 _RESULT = FrameType.RESULT  # as a global: reading an attribute of a class takes longer
 _TIMEVAL = struct.Struct("ll")
 DROPS_S = 0.1
-"""A reply that has not come whole in that time comes in drops: each of them is waited for no longer than all."""
+"""A reply that is not whole after that time comes in drops: each is waited for no longer than all."""
 
 
 class _Request(Awaited):

@@ -193,8 +193,11 @@ class ClusterNode:
             raise self._moved_to(type, key, where.address)
 
     def acquire(self, type: str, key: str, sent: bool) -> tuple[str, Record]:
-        """See Ownership.  A node that the store does not answer sends callers to another: it may be luckier, and
-        if it is not they come back."""
+        """See Ownership.
+
+        A node that the store does not answer sends its callers to another: that may be luckier, and if it is
+        not they come back.
+        """
         try:
             return self._take(type, key, sent)
         except errors.StoreError as problem:

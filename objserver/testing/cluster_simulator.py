@@ -1,9 +1,9 @@
 """Clusters in the simulator: nodes that share a store, and lose each other, it, and their lives.
 
 Everything is as in `objserver.testing.simulator`, but that the servers are nodes of one cluster, with the
-production code for that: leases, owners, routes, relays, migrations.  The store they share is on a host of its
-own, and its clock is the world's.  Clients enter at any node; some are stock Pyro5 proxies, on the simulated
-sockets.
+production code for that: leases, owners, routes, relays, migrations.  The store that they share is on a host
+of its own, and its clock is the world's.  Clients enter at any node; some are stock Pyro5 proxies, on the
+simulated sockets.
 
 The faults are those of servers, and: nodes that freeze for longer than their lease, are cut off from the
 store or from each other in both directions or in one, are declared dead while they live, stay away for long,
@@ -252,7 +252,7 @@ class ClusterSimulation(Simulation):
     def _do(self, kind: str, number: int, other: int, seconds: float) -> None:
         random, network, lease_s = self.random, self.world.network, self.plan.node_lease_s
         process, host = self._servers.get(other), f"10.0.0.{other}"
-        node = self._objects[process].node if process in self._objects else None  # type: ignore[index]
+        node = self._objects[process].node if process in self._objects else None
         if kind in GENTLE and self.plan.gentle and kind != "migrate" and other == 0:
             return  # somebody has to be there
         if kind == "freeze" and process is not None:
@@ -265,7 +265,8 @@ class ClusterSimulation(Simulation):
             for here, to in ((host, self.site.host), (self.site.host, host)):
                 network.cut(here, to, lease_s * seconds)
         elif kind == "store one way":
-            network.cut(*random.sample((host, self.site.host), 2), lease_s * seconds)
+            here, to = random.sample((host, self.site.host), 2)
+            network.cut(here, to, lease_s * seconds)
         elif kind == "evicted" and node is not None:
             self._store.leave(node.owner)
         elif kind == "failover":
@@ -275,10 +276,10 @@ class ClusterSimulation(Simulation):
             self._stop_server(other)
         elif kind == "migrate":
             for _ in range(MIGRATIONS_PER_FAULT):
-                key, to = random.choice(self._accounts()), random.randrange(self.plan.servers)
+                account, target = random.choice(self._accounts()), random.randrange(self.plan.servers)
                 for giver in self._servers.values():  # who has it gives it away, the others say where it is
                     if giver in self._objects:
-                        giver.start(partial(self._migrate_live, giver, key, to), "migrate")
+                        giver.start(partial(self._migrate_live, giver, account, target), "migrate")
         else:
             super()._do(kind, number, other, seconds)
 

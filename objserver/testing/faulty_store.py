@@ -6,8 +6,8 @@ crash before it or after it; and it may get an error, which says `in_doubt` unle
 had no effect.  Of a store that several may have open, a commit may even take effect after its error has come,
 as where the connection breaks and the database goes on.
 
-A store may also be at a `Site` of its own: then what is asked of it goes over the network, which may be cut in
-either direction, and the database there may fail over, to a standby that has all that was acknowledged.
+A store may also be at a `Site` of its own: then what is asked of it goes over the network, which may be cut
+in either direction, and the database there may fail over, to a standby that has all that was acknowledged.
 
 It watches some rules: that no commit of an owner is accepted after another has acquired the object, that the
 epoch grows whenever the owner changes, and that nobody acquires anything in a life that is over.
@@ -65,7 +65,7 @@ class Site:
     histories: int = 0
 
     def fail_over(self, until: float) -> None:
-        """A standby takes over.  It has everything that was acknowledged; who asks has to believe otherwise."""
+        """A standby takes over.  It has all that was acknowledged; who asks has to believe otherwise."""
         self.down_until = max(self.down_until, until)
         self.histories += 1
 

@@ -1,4 +1,4 @@
-"""A call ends at its deadline, whatever its time was spent on.  On a simulated machine: time is exact there."""
+"""A call ends at its deadline, whatever its time was spent on.  On a simulated machine: time is exact."""
 
 import pytest
 

@@ -287,9 +287,10 @@ def test_a_migration_that_the_store_did_not_take_says_so_and_is_not_pending(clus
         def release(*_):
             raise errors.StoreError("the store is away")
 
-        with monkeypatch.context() as patch, pytest.raises(errors.StoreError, match="away"):
+        with monkeypatch.context() as patch:
             patch.setattr(a._store, "release", release)
-            a.node.migrate("Account", "alice", "b", 10)
+            with pytest.raises(errors.StoreError, match="away"):
+                a.node.migrate("Account", "alice", "b", 10)
         assert proxy.deposit(5) == 10
     assert where(a, "alice") == a.address
 

@@ -187,7 +187,15 @@ APART = {
 }
 """Owners that the store does not reach, and some clients do."""
 KILLED = {"kinds": ("crash", "silent crash"), "faults_per_s": 1.5, "threads": 3, "think_s": 0.5}
-GENTLY = {"kinds": GENTLE, "weather": Weather(), "disk": Disk(), "faults_per_s": 1.5, "stock": 0.5, "node_lease_s": 3.0}
+GENTLY = {
+    "kinds": GENTLE,
+    "weather": Weather(),
+    "disk": Disk(),
+    "faults_per_s": 1.5,
+    "stock": 0.5,
+    "node_lease_s": 3.0,
+}
+"""What operators do, and nothing else.  The lease is longer than anybody may wait then."""
 MUTANTS = [
     (a_life_that_is_over_acquires, {}),
     (lease_only, {}),

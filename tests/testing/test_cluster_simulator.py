@@ -1,5 +1,5 @@
-"""Runs of clusters in the simulator: `make test` has twelve virtual minutes of them, `make soak` as many hours
-as it is told.  A run has two to five nodes."""
+"""Runs of clusters in the simulator: `make test` has twelve virtual minutes of them, `make soak` as many
+hours as it is told.  A run has two to five nodes."""
 
 import os
 
