@@ -35,6 +35,8 @@ HOURS ?= 1000
 soak: $(VENV)/test
 	SIMULATED_HOURS=$(HOURS) SIMULATED_FROM=1000000 $(PY) -m pytest -n 2 --dist load -k nothing_is_lost \
 	  -o faulthandler_timeout=0 tests/testing/test_simulator.py
+	SIMULATED_HOURS=$$(( $(HOURS) / 10 + 1 )) SIMULATED_FROM=1000000 $(PY) -m pytest -n 2 --dist load -k nothing_is_lost \
+	  -o faulthandler_timeout=0 tests/testing/test_cluster_simulator.py
 	POWER_LOSS_POINTS=2000000 $(PY) -m pytest -n 2 --dist load -k acknowledged_commit_is \
 	  -o faulthandler_timeout=0 tests/testing/test_power_loss.py
 	FUZZED_FRAMES=1000000000 FUZZED_FROM=1000 $(PY) -m pytest -n 2 --dist load -k broken_frames \

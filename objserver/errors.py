@@ -207,9 +207,11 @@ class ConnectFailed(CommunicationError, ConnectionError):
     """No usable connection could be made, so the call was certainly not executed.
 
     `refused`: it is not that nobody answers; one of the two did not want the other, or could not speak to it.
+    `after_s`: it took so long to find out, of the call's time.
     """
 
     refused: bool = False
+    after_s: float = 0.0
 
 
 class AuthenticationFailed(ConnectFailed, PermissionError):

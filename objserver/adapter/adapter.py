@@ -81,16 +81,17 @@ _VALUES = frozenset({type(None), bool, int, float, str, bytes, list, tuple, dict
 class _Touch(Nobody):
     """The caller of what calls nothing."""
 
-    def __init__(self, done: Callable[[], None]) -> None:
+    def __init__(self, done: Callable[[BaseException | None], None]) -> None:
         self._done = done
+        self._problem: BaseException | None = None
 
     def encode_error(self, invocation: Invocation, error: BaseException) -> bytes:
-        if isinstance(error, errors.Moved):
-            return b""  # what a node hands over is touched so that it is
-        return super().encode_error(invocation, error)
+        self._problem = error
+        return b""
 
     def send(self, reply: bytes) -> None:
-        self._done()
+        problem, self._problem = self._problem, None  # its traceback has frames that have us
+        self._done(problem)
 
 
 Relay = Callable[[Invocation, errors.Moved], Any]
@@ -1051,8 +1052,9 @@ class ObjectAdapter:
             if activation.registration.persistent and activation.last_used > count and not activation.streams
         ]
 
-    def touch(self, object_id: str, done: Callable[[], None]) -> None:
-        """Activate a Persistent object in its turn, if that may be, and do nothing with it; then `done`."""
+    def touch(self, object_id: str, done: Callable[[BaseException | None], None]) -> None:
+        """Activate a Persistent object in its turn, and do nothing with it; then `done`, with what was in the
+        way."""
         invocation = Invocation(_Touch(done), object_id, "<touch>")
         invocation.errand, invocation.work = True, lambda servant: None
         self.run_in_turn(invocation)

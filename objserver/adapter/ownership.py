@@ -36,8 +36,8 @@ class Ownership(Protocol):
         Asks nobody.
         """
 
-    def acquire(self, type: str, key: str, sent: bool) -> Record | None:
-        """From now on the object is this server's: what the store has of it, None if nothing.
+    def acquire(self, type: str, key: str, sent: bool) -> tuple[str, Record | None]:
+        """From now on the object is this server's: as which owner, and what the store has of it, if anything.
 
         Moved, if it is another's, or is better placed there.  `sent`: the caller was told that it is here.
         """
@@ -71,7 +71,7 @@ class Alone:
         """That."""
         return problem
 
-    def acquire(self, type: str, key: str, sent: bool) -> Record | None:
+    def acquire(self, type: str, key: str, sent: bool) -> tuple[str, Record | None]:
         """See Ownership.  StoreError if a cluster has the object."""
         assert self._store is not None
         name = type, key
@@ -81,7 +81,7 @@ class Alone:
                 f"{type} {key!r} is held by a server of a cluster, at {found.address}; join it with "
                 "cluster=..., or use another store"
             )
-        return found
+        return self.owner, found
 
     def pass_on(self, type: str, key: str, owner: str, record: Record) -> None:
         """There is nobody."""

@@ -128,8 +128,7 @@ class ServantManager:
         store = self._store
         assert store is not None
         name = type, key
-        owner = self._ownership.owner  # before: what another life of this server acquired is not this one's
-        record = self._ownership.acquire(type, key, sent)
+        owner, record = self._ownership.acquire(type, key, sent)
         replies = store.replies(*name) if record is not None else []
         # As a client of other objects it is the same in all its lives.
         source = hashlib.blake2b(repr((store.id, *name)).encode(), digest_size=16).digest()

@@ -23,7 +23,7 @@ from objserver.client.books import Book, close
 from objserver.invocation import CallId
 from objserver.logs import escaping
 
-__all__ = ["Attempts"]
+__all__ = ["LEFT_MIN_S", "Attempts"]
 
 log = escaping(logging.getLogger("objserver.client"))
 

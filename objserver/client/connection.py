@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from objserver import errors
+from objserver.client.attempts import LEFT_MIN_S
 from objserver.client.greeting import HANDSHAKE_TIMEOUT_S, NOBODY, Greeted, Greeting, too_large
 from objserver.client.sharing import ended, offered, settled
 from objserver.codecs import Codec, Codecs, NativeCodec
@@ -42,6 +43,8 @@ _ONEWAY, _EXCEPTION = Flag.ONEWAY, Flag.EXCEPTION  # as globals: reading an attr
 _GOODBYE = FrameType.GOODBYE
 _RESULT = FrameType.RESULT  # as a global: reading an attribute of a class takes longer
 _TIMEVAL = struct.Struct("ll")
+DROPS_S = 0.1
+"""A reply that is not whole after that time comes in drops: each is waited for no longer than all."""
 
 
 class _Request(Awaited):
@@ -62,7 +65,10 @@ class _Request(Awaited):
 
 class ClientConnection:
     """A connected and greeted socket.  `native` says whether the other side is one of our peers, `session` in
-    whose name it was greeted."""
+    whose name it was greeted.  To connect and to be greeted may take `timeout_s` together."""
+
+    is_new = True
+    """Nobody has used it yet: what it took to make it was the time of its first call."""
 
     def __init__(
         self, greeting: Greeting, *, codecs: Codecs, timeout_s: float | None, limits: Limits
@@ -79,7 +85,10 @@ class ClientConnection:
         self._sock: Any = _connect(greeting.location, timeout_s)
         self._receives_in_place = greeting.tls is None
         try:
-            self._set_timeout(HANDSHAKE_TIMEOUT_S if timeout_s is None else timeout_s)
+            left_s = HANDSHAKE_TIMEOUT_S
+            if timeout_s is not None:
+                left_s = max(timeout_s - (self._monotonic() - self.last_used), LEFT_MIN_S)
+            self._set_timeout(left_s)
             binding = b"" if greeting.tls is None else self._encrypt(greeting)
             self._sendall = self._sock.sendall
             self._recv = self._sock.recv
@@ -269,7 +278,8 @@ class ClientConnection:
         """Read on until the reply is whole."""
         parser = self._parser
         # The kernel bounds each wait; a reply that comes in drops is bounded here.
-        deadline = None if self._timeout_s is None else self._monotonic() + self._timeout_s
+        timeout_s = self._timeout_s
+        deadline = None if timeout_s is None else self._monotonic() + timeout_s
         while True:
             space = parser.space() if self._receives_in_place else None
             data: Any
@@ -282,8 +292,12 @@ class ClientConnection:
             frames = parser.receive_data(data) if space is None else parser.received(data)
             if frames:
                 return frames
-            if deadline is not None and self._monotonic() >= deadline:
-                raise errors.CallTimeout(f"the reply of {self.location} did not end in {self._timeout_s} s")
+            if deadline is not None and timeout_s is not None:
+                left_s = deadline - self._monotonic()
+                if left_s <= 0:
+                    raise errors.CallTimeout(f"the reply of {self.location} did not end in {timeout_s} s")
+                if timeout_s - left_s > DROPS_S:
+                    self._set_timeout(left_s)
 
     def _send_cancel(self, sequence: int) -> None:
         """From another thread, while `call` waits for the reply, so nothing else is being sent."""

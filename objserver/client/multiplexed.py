@@ -99,6 +99,7 @@ class MultiplexedConnection(asyncio.Protocol, Answering):
     oneway: Collection[str]
     """Members of the object that give no answer."""
     codec: Codec
+    is_new = False
     _start: bytes
     _takes_scalars = False
 

@@ -232,19 +232,26 @@ class ConnectionPool:
 
     def _connect(self, timeout_s: float | None) -> ClientConnection:
         tried: set[Location] = set()
+        began, left_s = self._monotonic(), timeout_s
         while True:
-            greeting = self.greeting(timeout_s, tried)
+            greeting = self.greeting(left_s, tried)
             try:
                 connection = ClientConnection(
                     greeting,
                     codecs=self.codecs,
-                    timeout_s=self.patience(timeout_s, greeting, tried),
+                    timeout_s=self.patience(left_s, greeting, tried),
                     limits=CLIENT_LIMITS,
                 )
             except (errors.ConnectFailed, errors.ObjectNotFound) as problem:
-                if self.may_be_elsewhere(greeting, tried, problem):
+                after_s = self._monotonic() - began
+                if timeout_s is not None:
+                    left_s = timeout_s - after_s
+                if self.may_be_elsewhere(greeting, tried, problem) and (left_s is None or left_s > 0):
                     continue
+                if isinstance(problem, errors.ConnectFailed):
+                    problem.after_s = after_s
                 raise
+            connection.last_used = began
             self.met(greeting, connection.greeted)
             return connection
 

@@ -16,7 +16,7 @@ from types import EllipsisType
 from typing import TYPE_CHECKING, Any, cast
 
 from objserver import errors, pyro5
-from objserver.client.attempts import Attempts
+from objserver.client.attempts import LEFT_MIN_S, Attempts
 from objserver.client.books import book_of, introduced, is_introduced
 from objserver.client.connection import ClientConnection
 from objserver.client.greeting import Metadata, stream_id
@@ -105,7 +105,14 @@ class Stub:
         except errors.ConnectFailed as problem:
             if attempts is not None or timeout_s is None or pool.metadata is None:
                 raise  # of who was never reached, it may be the address that is wrong
-            return self._after(problem, method, args, kwargs, flags, call, machine.get().monotonic())
+            began = machine.get().monotonic() - problem.after_s
+            return self._after(problem, method, args, kwargs, flags, call, began)
+        if timeout_s is not None and attempts is None and connection.is_new:
+            connection.is_new = False
+            pool.put(connection)  # to make it took a part of the time
+            return self._again(
+                method, args, kwargs, flags, call, self.attempts(method, connection.last_used)
+            )
         id, acked = None, 0
         if attempts is None:
             if (pool.exactly_once or (facts is not None and facts.call is not None)) and self.counts(
@@ -121,9 +128,16 @@ class Stub:
             client = self.stranger(attempts)
             if client is not None:
                 pool.put(connection)
-                self.open_session(client, facts is not None and facts.is_of_object)
+                here = machine.get()
+                stub = self.calling(attempts.left(here.monotonic()), None, None)
+                stub.open_session(client, facts is not None and facts.is_of_object)
                 self.introduced(attempts)
-                connection = pool.take(timeout_s)
+                connection = pool.take(attempts.left(here.monotonic()))
+            try:
+                timeout_s = attempts.left(machine.get().monotonic())
+            except BaseException:
+                pool.put(connection)
+                raise
             if attempts.moved:
                 annotations = {MOVED: b"", **(annotations or {})}
         codec = connection.codec
@@ -396,9 +410,13 @@ class Stub:
 
     def open_session(self, client: bytes, forever: bool = False) -> None:
         """Have the server remember the calls of `client`."""
-        connection = self.pool.take(self.timeout_s)
+        here, timeout_s = machine.get(), self.timeout_s
+        began = here.monotonic()
+        connection = self.pool.take(timeout_s)
+        if timeout_s is not None:
+            timeout_s = max(timeout_s - (here.monotonic() - began), LEFT_MIN_S)
         try:
-            ask_daemon(connection, "open_session", (client, forever), self.timeout_s)
+            ask_daemon(connection, "open_session", (client, forever), timeout_s)
         finally:
             self.pool.put_if_open(connection)
 

@@ -270,7 +270,7 @@ class ClusterNode:
         if where is not None:
             raise self._moved_to(type, key, where.address)
 
-    def acquire(self, type: str, key: str, sent: bool) -> Record | None:
+    def acquire(self, type: str, key: str, sent: bool) -> tuple[str, Record]:
         """See Ownership."""
         name = type, key
         to = self._leaving.get(name)
@@ -281,10 +281,10 @@ class ClusterNode:
         elif not sent:
             self.look(type, key)  # who waited behind what was handed over need not ask the store again
             self._place(name)
-        found = self._acquire(name)
+        life, found = self._acquire(name)
         if found is None:
             self.renew()  # we were silent for too long
-            found = self._acquire(name)
+            life, found = self._acquire(name)
         if found is None:
             raise errors.Unsettled(f"{type} {key!r} is not acquired: this node is taken for dead")
         if isinstance(found, Elsewhere):
@@ -292,10 +292,11 @@ class ClusterNode:
             raise self._moved_to(type, key, found.address)
         with self._lock:
             self._routes.forget(type, key)
-        return found
+        return life, found
 
-    def _acquire(self, name: tuple[str, str]) -> Record | Elsewhere | None:
-        return self._store.acquire([name], self.owner, member=True).get(name)
+    def _acquire(self, name: tuple[str, str]) -> tuple[str, Record | Elsewhere | None]:
+        life = self.owner  # it may be over when this returns, and then so is what it has
+        return life, self._store.acquire([name], life, member=True).get(name)
 
     def _place(self, name: tuple[str, str]) -> None:
         """Moved, if the object is better placed elsewhere, and nobody has it yet."""
@@ -325,13 +326,13 @@ class ClusterNode:
         if target is None:
             self._leaving.pop(name, None)
             return  # it has gone meanwhile: the object stays
-        found = self._acquire(name)
+        life, found = self._acquire(name)
         if isinstance(found, Elsewhere):
             target_address = found.address
         else:
             target_address = target.address
             if found is not None:
-                self._store.release([(*name, found.epoch)], self.owner, to)
+                self._store.release([(*name, found.epoch)], life, to)
                 self._handed_over += 1
         self._leaving.pop(name, None)
         self._learn(name, Elsewhere(to, target_address))
@@ -394,11 +395,29 @@ class ClusterNode:
         self._server.adapter.passivate(whole)
         # In its turn, after what runs: if nobody else has called it by then, this hands it over.
         touched = self._machine.Event()
-        self._server.adapter.touch(whole, touched.set)
-        if not touched.wait(timeout_s) and self._leaving.pop(name, None) is not None:
-            raise errors.CallTimeout(
-                f"{whole} was not handed over to {to}: what runs in it did not end in {timeout_s} s"
-            )
+        outcome: list[BaseException | None] = []
+
+        def done(problem: BaseException | None) -> None:
+            outcome.append(problem)
+            touched.set()
+
+        try:
+            self._server.adapter.touch(whole, done)
+        except errors.ObjServerError as problem:
+            done(problem)
+        if not touched.wait(timeout_s):
+            if self._leaving.pop(name, None) is not None:
+                raise errors.CallTimeout(
+                    f"{whole} was not handed over to {to}: what runs in it did not end in {timeout_s} s"
+                )
+            return
+        found = outcome.pop()
+        if isinstance(found, errors.Moved) and found.__cause__ is None and found.address == target.address:
+            return
+        self._leaving.pop(name, None)
+        raise (found and (found.__cause__ or found)) or errors.ServerBusy(
+            f"{whole} was not handed over to {to}: {to} is gone, or a stream of the object is open"
+        )
 
     def balance(self) -> None:
         """Begin to give objects to nodes that have fewer, if there are some, in a thread of its own."""

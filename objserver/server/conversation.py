@@ -449,6 +449,7 @@ class Conversation:
     # -- calls to the peer: the same face as a client's connection -----------------------------------
 
     native = True
+    is_new = False
     last_used = 0.0
     handshake: Any = None
 

@@ -521,6 +521,10 @@ class Network:
     def cut_until(self, here: str, there: str) -> float:
         return self._cut.get((here, there), 0.0)
 
+    def cut_last(self) -> float:
+        """When the last of the partitions ends, or has."""
+        return max(self._cut.values(), default=0.0)
+
     def cut(self, here: str, there: str, seconds: float) -> None:
         """Nothing gets from one host to the other for so long."""
         self.faults += 1

@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from random import Random
 from typing import Any
@@ -36,7 +36,7 @@ from objserver.testing.linearizability import Outcome
 from objserver.testing.network import Weather
 from objserver.testing.world import Process, World
 
-__all__ = ["Plan", "Result", "simulate"]
+__all__ = ["Plan", "Result", "Simulation", "simulate"]
 
 PORT = 9000
 REST_S = 180.0
@@ -44,6 +44,8 @@ REST_S = 180.0
 LOOK_S = 0.02
 """The engine's monitor looks a little less often: half of all events would be its looks."""
 TIMEOUTS_S = (0.5, 2.0, 10.0)
+LATE_MAX_S = 1.0
+"""How long after its deadline a call may end: what is slow is slow at the end too."""
 KINDS = (
     "crash",
     "silent crash",
@@ -129,12 +131,14 @@ class Result:
 class Simulation:
     """See the module's essay.  Its methods run on the hub, except those named `_live`."""
 
+    plans: type[Plan] = Plan
+
     def __init__(
         self, seed: int, seconds: float, tell: Callable[[str], None] | None, changes: dict[str, Any]
     ) -> None:
         self.world = World(seed, tell)
         self.random = self.world.random
-        self.plan = dataclasses.replace(Plan.of(self.random), **changes)
+        self.plan = dataclasses.replace(self.plans.of(self.random), **changes)
         self.ends = self.world.now + seconds
         self.ledger = Ledger()
         self.disk = [Disk()]
@@ -154,8 +158,7 @@ class Simulation:
         world.note("plan", plan)
         with world.in_place(), mock.patch.object(engine, "LOOK_S", LOOK_S):
             self._store = SqliteStore("sqlite://", alone=plan.alone, clock=lambda: world.now)
-            for number in range(plan.servers):
-                self._start_server(number)
+            self._start_servers()
             world.run(world.now + 1.0)
             world.network.weather, self.disk[0] = plan.weather, plan.disk
             for number in range(plan.clients):
@@ -166,24 +169,38 @@ class Simulation:
             self._rest()
             self._audit()
             self._stop_all()
-            for failure in () if world.failures else self.ledger.judge(self._statements, world.now):
+            for failure in () if world.failures else self._judge():
                 world.fail(failure)
         self._store.close()
+
+    def _judge(self) -> Iterable[str]:
+        return self.ledger.judge(self._statements, self.world.now)
 
     # -- processes -----------------------------------------------------------------------------------
 
     def _uri(self, name: str, server: int) -> str:
         return f"PYRO:{name}@10.0.0.{server}:{PORT}"
 
+    def _start_servers(self) -> None:
+        for number in range(self.plan.servers):
+            self._start_server(number)
+
     def _start_server(self, number: int) -> None:
         if number not in self._servers:
             self._lives += 1
             self._servers[number] = process = self.world.process(f"server-{self._lives}", f"10.0.0.{number}")
             self.world.note("start", process)
-            process.start(partial(self._server_live, process), "main")
+            process.start(partial(self._server_live, process, number), "main")
 
-    def _server_live(self, process: Process) -> None:
-        server = ObjectServer(
+    def _server_live(self, process: Process, number: int) -> None:
+        server = self._objects[process] = self._make_live(process, number)
+        server.register(
+            Account, "Account", activation=Persistent(idle_timeout_s=5.0, capacity=2), threading=Serial()
+        )
+        server.start()
+
+    def _make_live(self, process: Process, number: int) -> ObjectServer:
+        return ObjectServer(
             f"{process.host}:{PORT}",
             store=opened(process, self._store, self.disk),
             settings=ServerSettings(
@@ -191,11 +208,6 @@ class Simulation:
             ),
             insecure=True,
         )
-        self._objects[process] = server
-        server.register(
-            Account, "Account", activation=Persistent(idle_timeout_s=5.0, capacity=2), threading=Serial()
-        )
-        server.start()
 
     def _stop_server(self, number: int) -> None:
         process = self._servers.get(number)
@@ -214,7 +226,11 @@ class Simulation:
             self._objects.pop(process, None)
             if process is self._servers.get(number):
                 del self._servers[number]
-                self.world.at(self.random.expovariate(1.0), partial(self._start_server, number))
+                self.world.at(self._away_s(), partial(self._start_server, number))
+
+    def _away_s(self) -> float:
+        """How long a server that is gone stays away."""
+        return self.random.expovariate(1.0)
 
     def _start_client(self, number: int) -> None:
         if self.world.now < self.ends:
@@ -234,7 +250,7 @@ class Simulation:
         random, world = self.random, self.world
         while world.now < self.ends:
             process.sleep(random.expovariate(1 / self.plan.think_s))
-            name, server = random.choice(self._accounts()), random.randrange(self.plan.servers)
+            name, server = random.choice(self._accounts()), self._entry()
             proxy = self._proxy_live(proxies, name, server)
             method, others = random.choice(METHODS), [other for other in self._accounts() if other != name]
             if method in ("transfer", "pay") and not others:
@@ -253,6 +269,7 @@ class Simulation:
                 for _ in range(count)
             ]
             results, error = [], None
+            latest = world.now + self._patience(proxy) * proxy._objserver_stub.timeout_s + LATE_MAX_S
             if method == "forge":
                 self._forge_live(proxy, *calls)
                 continue
@@ -262,9 +279,12 @@ class Simulation:
                 error = problem
                 if isinstance(error, errors.OutcomeUnknown) and error.call and random.random() < 0.5:
                     world.note("ask", calls[0])
-                    asked = self._proxy_live(proxies, name, random.randrange(self.plan.servers))
+                    latest += self._patience(proxy) * max(TIMEOUTS_S) + LATE_MAX_S
+                    asked = self._proxy_live(proxies, name, self._entry())
                     results, error = self._ask_live(asked, error, method)
             process.check()
+            if world.now > max(latest, process.paused_until + LATE_MAX_S):
+                world.fail(f"{calls[0]} ended {world.now - latest:.1f} s after its deadline with {error}")
             for call in calls:
                 call.end(world.now, results.pop(0) if error is None else None, error)
                 world.note(call)
@@ -274,7 +294,18 @@ class Simulation:
         at = name, server
         if at not in proxies:
             proxies[at] = Proxy(self._uri(name, server))
-        return proxies[at].calling(timeout_s=self.random.choice(TIMEOUTS_S))
+        return proxies[at].calling(timeout_s=self._timeout_s())
+
+    def _timeout_s(self) -> float:
+        return self.random.choice(TIMEOUTS_S)
+
+    def _patience(self, proxy: Any) -> int:
+        """How often a call may have its time: to find out what there is to call is one of its own, and a
+        reply that comes in two parts has it once more for the second."""
+        return 1 + (proxy._objserver_stub.pool.metadata is None) + bool(self.plan.weather.split)
+
+    def _entry(self) -> int:
+        return self.random.randrange(self.plan.servers)
 
     def _call_live(self, proxy: Any, method: str, calls: list[Call]) -> list[Any]:
         call = calls[0]
@@ -285,7 +316,7 @@ class Simulation:
                 for call in calls:
                     batch.deposit(call.tag, call.amount)
             return list(batch.results())
-        to = [self._uri(call.other, self.random.randrange(self.plan.servers))] if call.other else []
+        to = [self._uri(call.other, self._entry())] if call.other else []
         return [getattr(proxy, method)(call.tag, call.amount, *to)]
 
     def _forge_live(self, proxy: Any, *calls: Call) -> None:
@@ -333,7 +364,7 @@ class Simulation:
 
     def _strike(self) -> None:
         """A fault, and the next one later."""
-        random, world, network = self.random, self.world, self.world.network
+        random, world = self.random, self.world
         if world.now >= self.ends:
             return
         world.at(random.expovariate(self.plan.faults_per_s), self._strike)
@@ -342,6 +373,11 @@ class Simulation:
         seconds = random.expovariate(1.0)
         self.faults += 1
         world.note("fault", kind, number, other, seconds)
+        self._do(kind, number, other, seconds)
+
+    def _do(self, kind: str, number: int, other: int, seconds: float) -> None:
+        """The fault of this kind, to this client or this server, for so long."""
+        random, world, network = self.random, self.world, self.world.network
         server, client, host = self._servers.get(other), self._clients[number], f"10.0.0.{other}"
         if kind == "crash":
             self._crash_server(other, server)
@@ -421,13 +457,17 @@ class Simulation:
 
 
 def simulate(
-    seed: int, seconds: float = 60.0, tell: Callable[[str], None] | None = None, **changes: Any
+    seed: int,
+    seconds: float = 60.0,
+    tell: Callable[[str], None] | None = None,
+    kind: type[Simulation] = Simulation,
+    **changes: Any,
 ) -> Result:
     """Run one seed for so many virtual seconds; `tell` gets a line for everything that happens.
 
     `changes` are what shall be otherwise than the seed's `Plan` says.
     """
-    simulation = Simulation(seed, seconds, tell, changes)
+    simulation = kind(seed, seconds, tell, changes)
     simulation.run()
     world = simulation.world
     return Result(

@@ -27,6 +27,7 @@ class Connection:
     """Answers every call with its method's name, or raises `problem`, having closed itself if `breaks`."""
 
     made: list = []
+    is_new = True
 
     def __init__(self, greeting, **options):
         self.location = greeting.location

@@ -423,3 +423,77 @@ def test_when_the_node_dies_to_which_is_relayed_the_entry_takes_over(cluster):
         while there.statement() < 4:
             threading.Event().wait(0.01)
     assert where(b, "alice") == b.address
+
+
+# -- what the simulator of clusters has found ----------------------------------------------------------
+
+
+def test_a_migration_is_no_error_in_the_log(cluster, caplog):
+    a, b = cluster("a"), cluster("b")
+    renewed(a, b)
+    with Proxy(uri(a, "alice")) as proxy:
+        proxy.deposit(5)
+        a.node.migrate("Account", "alice", "b", 10)
+    assert where(a, "alice") == b.address
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def test_a_migration_that_the_store_did_not_take_says_so_and_is_not_pending(cluster, monkeypatch):
+    a, b = cluster("a"), cluster("b")
+    renewed(a, b)
+    with Proxy(uri(a, "alice"), timeout_s=20) as proxy:
+        proxy.deposit(5)
+
+        def release(*_):
+            raise errors.StoreError("the store is away")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(a._store, "release", release)
+            with pytest.raises(errors.StoreError, match="away"):
+                a.node.migrate("Account", "alice", "b", 10)
+        assert proxy.deposit(5) == 10
+    assert where(a, "alice") == a.address
+
+
+def test_a_migration_of_what_has_moved_meanwhile_has_happened(cluster, monkeypatch):
+    a, b = cluster("a"), cluster("b")
+    renewed(a, b)
+    touch = a.adapter.touch
+
+    def called_before(whole, done):
+        with Proxy(uri(a, "alice"), timeout_s=20) as other:
+            assert other.deposit(5) == 10  # it finds that the object is leaving
+        touch(whole, done)
+
+    with Proxy(uri(a, "alice"), timeout_s=20) as proxy:
+        proxy.deposit(5)
+        monkeypatch.setattr(a.adapter, "touch", called_before)
+        a.node.migrate("Account", "alice", "b", 10)
+    assert where(a, "alice") == b.address
+
+
+def test_what_a_node_acquires_is_of_the_life_in_which_it_did(cluster, monkeypatch):
+    a, b = cluster("a"), cluster("b")
+    renewed(a, b)
+    commit, owners = a._store.commit, []
+
+    def seen(changes):
+        owners.extend(change.owner for change in changes)
+        return commit(changes)
+
+    monkeypatch.setattr(a._store, "commit", seen)
+    with Proxy(uri(a, "alice"), timeout_s=10) as proxy:
+        b._store.leave(a.node.owner)
+        assert proxy.deposit(5) == 5  # in a life that began while it acquired
+    assert owners == [a.node.owner]
+
+
+def test_a_node_that_is_the_only_one_says_that_the_store_does_not_answer(cluster, monkeypatch):
+    a = cluster("a")
+
+    def acquire(*_, **__):
+        raise errors.StoreError("the store is away")
+
+    monkeypatch.setattr(a._store, "acquire", acquire)
+    with Proxy(uri(a, "alice"), timeout_s=10) as proxy, pytest.raises(errors.StoreError, match="away"):
+        proxy.deposit(5)

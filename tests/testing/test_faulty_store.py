@@ -3,9 +3,9 @@
 import pytest
 
 from objserver import errors
-from objserver.storage import Change
+from objserver.storage import Change, sqlite_cluster
 from objserver.storage.sqlite import SqliteStore
-from objserver.testing.faulty_store import Disk, opened
+from objserver.testing.faulty_store import Disk, Site, opened
 from objserver.testing.world import START_S, World
 
 CHANGE = Change("T", "a", 0, 0, 1, 1, b"state")
@@ -118,3 +118,76 @@ def test_who_released_an_object_can_commit_no_more(world):
     # One that would be accepted nevertheless is a failure.
     do(world, store, Disk(), lambda store: store.commit([mine._replace(version=2, epoch=2)]))
     assert world.failures
+
+
+# -- a store at a site of its own ----------------------------------------------------------------------
+
+
+def at_site(world, store, site, *operations, host="h"):
+    process, came = world.process("p", host), []
+    mine = opened(process, store, [Disk()], site)
+    mine.changed = came.append
+
+    def run():
+        for operation in operations:
+            try:
+                came.append(operation(mine))
+            except errors.StoreError as problem:
+                came.append(problem)
+
+    process.start(run, "run")
+    world.run(world.now + 100)
+    return came
+
+
+def test_what_is_asked_into_a_partition_did_not_happen(world, store):
+    world.network.cut("h", "s", 50.0)
+    (problem,) = at_site(world, store, Site("s"), lambda s: s.commit([CHANGE]))
+    assert not problem.in_doubt
+    assert store.load("T", "a") is None
+
+
+def test_what_is_answered_into_a_partition_did_happen_and_nobody_knows(world, store):
+    world.network.cut("s", "h", 50.0)
+    (problem,) = at_site(world, store, Site("s"), lambda s: s.commit([CHANGE]))
+    assert problem.in_doubt
+    assert store.load("T", "a") is not None
+
+
+def test_a_short_partition_is_only_time(world, store):
+    world.network.cut("h", "s", 0.5)
+    assert at_site(world, store, Site("s"), lambda s: s.commit([CHANGE])) == [{("T", "a")}]
+
+
+def test_after_a_failover_it_is_told_once_and_what_is_based_on_before_is_refused_once(world, store):
+    site = Site("s")
+
+    def fail_over(_):
+        site.fail_over(world.now + 0.5)
+
+    commit = [lambda s: s.commit([CHANGE])] * 2
+    _, told, refused, accepted = at_site(world, store, site, fail_over, *commit)
+    assert "another history" in told
+    assert (refused, accepted) == (set(), {("T", "a")})
+
+
+def test_who_acquires_in_a_life_that_is_over_is_found(world, monkeypatch):
+    monkeypatch.setattr(sqlite_cluster, "_IS_UP", "SELECT 1 WHERE ? <> '' AND ? > 0")
+    shared = SqliteStore("sqlite://", alone=False, clock=lambda: world.now)
+    at_site(world, shared, Site("s"), lambda s: s.acquire([("T", "a")], "a life", member=True))
+    assert world.failures == ["('T', 'a') was acquired in a life that is over"]
+
+
+def test_an_owner_that_changes_at_the_same_epoch_is_found(world, monkeypatch):
+    give = sqlite_cluster._GIVE.replace(", epoch = epoch + 1", "")
+    monkeypatch.setattr(sqlite_cluster, "_GIVE", give)
+    shared = SqliteStore("sqlite://", alone=False, clock=lambda: world.now)
+    at_site(
+        world,
+        shared,
+        Site("s"),
+        lambda s: s.join("n", "a life", "n:1", 1000.0, b""),
+        lambda s: s.acquire([("T", "a")], "a life", member=True),
+        lambda s: s.release([("T", "a", 1)], "a life", "another"),
+    )
+    assert world.failures == ["('T', 'a') has another owner at the same epoch, 1"]
