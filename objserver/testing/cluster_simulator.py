@@ -297,10 +297,11 @@ class ClusterSimulation(Simulation):
     def _audit(self) -> None:
         """When all is well one node is killed, and every account answers at the others in time."""
         world = self.world
-        world.run(world.now + REST_S, lambda: len(self._servers) == self.plan.servers)
         lease_s = self.plan.node_lease_s
         over = max(world.network.cut_last(), self.site.down_until, *(p.paused_until for p in self._objects))
-        world.run(max(over, world.now) + lease_s)  # all have seen each other
+        world.run(max(over, world.now))  # until then one that starts may not get as far as to join
+        world.run(world.now + REST_S, lambda: len(self._servers) == self.plan.servers)
+        world.run(world.now + lease_s)  # all have seen each other
         if world.failures:
             return
         victim = self.random.randrange(self.plan.servers)
@@ -320,8 +321,9 @@ class ClusterSimulation(Simulation):
         here = machine.get()
         for name in self._accounts():
             uri = self._uri(name, self.random.choice(nodes))
-            with contextlib.suppress(errors.ObjServerError):
-                proxy = Proxy(uri, timeout_s=max(until - here.monotonic(), 0.01))
+            # Closed here, and not whenever the collector comes: every run of a seed is the same.
+            left_s = max(until - here.monotonic(), 0.01)
+            with contextlib.suppress(errors.ObjServerError), Proxy(uri, timeout_s=left_s) as proxy:
                 self._statements[name] = proxy.statement()
 
     def _judge(self) -> Iterable[str]:

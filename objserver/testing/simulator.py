@@ -336,7 +336,7 @@ class Simulation:
             except Exception as problem:
                 error = problem
             machine.get().check()  # type: ignore[attr-defined]
-            if isinstance(error, errors.ProtocolError):
+            if isinstance(error, (errors.ProtocolError, errors.Moved)):  # the second: no session was opened
                 call.result, call.ended = Outcome.FAILED, True
             else:
                 call.end(world.now, result, error)
