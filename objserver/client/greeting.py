@@ -141,9 +141,10 @@ class Greeting(NamedTuple):
 
     def unanswered(self, timeout_s: float | None) -> errors.ConnectFailed:
         """The error for a server that keeps silent."""
+        time = f"{timeout_s:.3g} s" if timeout_s is not None else "time"
         return errors.ConnectFailed(
             f"{self.location} accepted the connection, but did not answer the handshake in "
-            f"{timeout_s} s: is it a Pyro5 or objserver server, and has it been started?"
+            f"{time}: is it a Pyro5 or objserver server, and has it been started?"
         )
 
 

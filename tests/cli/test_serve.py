@@ -265,8 +265,9 @@ def test_nodes_of_a_cluster_share_their_names(postgres: PostgresServer, tmp_path
                 with Proxy(f"PYRO:{CLUSTER_ID}@{said['Counter'].partition('@')[2]}", timeout_s=20) as desk:
                     await_renewal(desk, 0)  # a knows b now
                 end(a)
+                while daemon.names.list(prefix="Counter") != {"Counter": at_b["Counter"]}:
+                    assert b.poll() is None
                 assert counter.add(2) == 4
-            assert daemon.names.list(prefix="Counter") == {"Counter": at_b["Counter"]}
         finally:
             end(a)
             end(b)
