@@ -20,14 +20,14 @@ $(VENV)/%: $(VENV)/base
 demo: $(VENV)/base
 	$(PY) -m objserver demo
 
-# First the many short tests, by files; then the few long ones, shared out one by one, or a last file would leave
+# First the many short tests, by files, and one more at a time than there are cores, for they often wait; then the few long ones, shared out one by one, or a last file would leave
 # a core idle for minutes.  The third run is without the compiled part.
 LONG := tests/testing tests/demos
 PURE := tests/wire tests/codecs tests/client tests/server/test_connection.py tests/server/test_interop.py \
   tests/server/test_bad_input.py tests/security/test_channel.py tests/server/test_encrypted.py
 test: $(VENV)/test
-	$(PY) -m pytest -n 2 --dist loadfile $(addprefix --ignore ,$(LONG))
-	$(PY) -m pytest -n 2 --dist worksteal $(LONG)
+	$(PY) -m pytest -n 3 --dist loadfile $(addprefix --ignore ,$(LONG))
+	$(PY) -m pytest -n 2 --dist worksteal -o faulthandler_timeout=600 $(LONG)
 	OBJSERVER_PURE=1 $(PY) -m pytest -n 2 --dist loadfile $(PURE)
 
 # What takes hours: the searches of the tests with large numbers.
