@@ -20,8 +20,9 @@ $(VENV)/%: $(VENV)/base
 demo: $(VENV)/base
 	$(PY) -m objserver demo
 
-# First the many short tests, by files, and one more at a time than there are cores, for they often wait; then the few long ones, shared out one by one, or a last file would leave
-# a core idle for minutes.  The third run is without the compiled part.
+# First the many short tests, by files, and one more at a time than there are cores, for they often wait; then the
+# few long ones, shared out one by one, or a last file would leave a core idle for minutes.  The third run is
+# without the compiled part.
 LONG := tests/testing tests/demos
 PURE := tests/wire tests/codecs tests/client tests/server/test_connection.py tests/server/test_interop.py \
   tests/server/test_bad_input.py tests/security/test_channel.py tests/server/test_encrypted.py
