@@ -110,7 +110,12 @@ def until_stopped(announced: bool = True) -> Iterator[None]:
 
     Not `announced`: somebody else does.
     """
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    def end(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: a second would come in the middle
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, end)
     try:
         yield
         if announced:
@@ -122,7 +127,8 @@ def until_stopped(announced: bool = True) -> Iterator[None]:
         if announced:
             click.echo("stopping", err=True)
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        if announced:  # else its supervisor, and what sees that this is gone, may both say so
+            signal.signal(signal.SIGTERM, previous)
 
 
 def log_to_stderr(verbose: bool) -> None:
