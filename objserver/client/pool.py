@@ -233,7 +233,7 @@ class ConnectionPool:
     def _connect(self, timeout_s: float | None) -> ClientConnection:
         tried: set[Location] = set()
         began, left_s = self._monotonic(), timeout_s
-        absent: errors.ObjectNotFound | None = None
+        absent = ""
         while True:
             greeting = self.greeting(left_s, tried)
             try:
@@ -247,12 +247,12 @@ class ConnectionPool:
                 after_s = self._monotonic() - began
                 if timeout_s is not None:
                     left_s = timeout_s - after_s
-                if isinstance(problem, errors.ObjectNotFound):
-                    absent = problem
                 if self.may_be_elsewhere(greeting, tried, problem) and (left_s is None or left_s > 0):
+                    if isinstance(problem, errors.ObjectNotFound):
+                        absent = str(problem)
                     continue
-                if absent is not None:
-                    raise absent from None  # who did answer knows more than who did not
+                if absent:
+                    raise errors.ObjectNotFound(absent) from None  # who answered knows more than who did not
                 if isinstance(problem, errors.ConnectFailed):
                     problem.after_s = after_s
                 raise
