@@ -72,7 +72,7 @@ def status(as_json: bool, at: str, shown: Shown) -> None:
     waiting  calls that wait for a busy object
     clients  connections
     moved    objects handed over to others since it began
-    relayed  calls made elsewhere for clients of stock Pyro5 since it began
+    relayed  calls made elsewhere for clients that do not go there themselves
 
     \b
     Examples:

@@ -18,6 +18,13 @@ def uri(node, key):
     return f"PYRO:Account/{key}@{node.address}"
 
 
+def await_more(counted, more):
+    """So many more calls have been answered."""
+    enough = len(counted) + more
+    while len(counted) < enough:
+        threading.Event().wait(0.01)
+
+
 def test_an_object_is_where_it_was_called_first_and_any_node_answers_for_it(cluster):
     a, b = cluster("a"), cluster("b")
     with Proxy(uri(a, "alice")) as here, Proxy(uri(b, "alice")) as there:
@@ -199,9 +206,7 @@ def test_an_object_migrates_while_it_is_called_and_callers_see_time_only(cluster
             source, target = ((a, b), (b, a))[n % 2]
             source.node.migrate("Account", "alice", target.node.name, 10)
             assert where(a, "alice") == target.address
-            enough = len(counted) + 20
-            while len(counted) < enough:
-                threading.Event().wait(0.01)
+            await_more(counted, 20)
     finally:
         stopping.set()
         for thread in threads:
@@ -366,18 +371,12 @@ def test_the_entry_may_change_under_calls_and_then_vanish(cluster, monkeypatch):
         thread.start()
     try:
         for entry in (Entry(), Entry(single=b.address), Entry()):
-            enough = len(counted) + 30
-            while len(counted) < enough:
-                threading.Event().wait(0.01)
+            await_more(counted, 30)
             entry.set(a._store)
             renewed(a, b)
-        enough = len(counted) + 30
-        while len(counted) < enough:
-            threading.Event().wait(0.01)
+        await_more(counted, 30)
         disappear(b)
-        enough = len(counted) + 30
-        while len(counted) < enough:
-            threading.Event().wait(0.01)
+        await_more(counted, 30)
     finally:
         stopping.set()
         for thread in threads:
